@@ -1,0 +1,84 @@
+"""Conformal p-values: how unusual a score is among the scores of clean inputs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from detectors.errors import CalibrationError
+
+
+def table(scores: Tensor) -> Tensor:
+    """Return clean calibration scores [n] (or [F, n], a row per reading) sorted ascending, as `p_value` wants them.
+
+    Raises:
+        CalibrationError: no scores, or some are not finite.
+    """
+    if scores.shape[-1] == 0:
+        raise CalibrationError("no calibration scores: expected at least one clean input")
+    if not bool(torch.isfinite(scores).all()):
+        raise CalibrationError(
+            "a calibration score is NaN or infinite: the detector is broken on clean inputs"
+        )
+    return scores.sort(dim=-1).values.contiguous()
+
+
+def p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
+    """Conformal p-value against n clean scores: p = (1 + #{s_i >= s}) / (n + 1), ties counted.
+
+    Under exchangeability P(p <= alpha) <= alpha for a clean input (Vovk et al. 2005; science.md, section 6).
+
+    Args:
+        scores: [B], or [F, B] with one table row each.
+        sorted_scores: ascending, [n] or [F, n].
+
+    Returns:
+        float64, the shape of `scores`, in [1/(n+1), 1].
+    """
+    n = sorted_scores.shape[-1]
+    at_least = n - torch.searchsorted(sorted_scores, scores.contiguous(), right=False)
+    return (1 + at_least).double() / (n + 1)
+
+
+def two_sided_p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
+    """Two-sided conformal p-value: min(1, 2 min(p_upper, p_lower)), for readings that can be untypical either way.
+
+    Shapes as in `p_value`; range [2/(n+1), 1].
+    """
+    n = sorted_scores.shape[-1]
+    at_most = torch.searchsorted(sorted_scores, scores.contiguous(), right=True)
+    lower = (1 + at_most).double() / (n + 1)
+    return (2 * torch.minimum(p_value(scores, sorted_scores), lower)).clamp(max=1.0)
+
+
+def samples_needed(alpha: float) -> int:
+    """The fewest calibration samples whose smallest p-value, 1/(n+1), does not exceed `alpha`."""
+    return max(1, math.ceil(1 / alpha - 1e-9) - 1)
+
+
+def check_level(alpha: float, n: int, what: str) -> None:
+    """Refuse a false-positive target that n calibration samples cannot meet.
+
+    Raises:
+        CalibrationError: alpha is outside (0, 1), or below 1/(n+1).
+    """
+    if not 0 < alpha < 1:
+        raise CalibrationError(f"the false-positive target {what} = {alpha} must lie between 0 and 1")
+    if n < samples_needed(alpha):
+        raise CalibrationError(
+            f"the false-positive target {what} = {alpha:g} needs at least {samples_needed(alpha)} calibration samples, "
+            f"got {n}: enlarge the split or raise the target"
+        )
+
+
+def threshold(sorted_scores: Tensor, alpha: float) -> float:
+    """The score at and above which p <= alpha may hold: the k-th largest clean score, k = floor(alpha (n+1)).
+
+    A score is flagged when it is greater than this value (its p-value is then at most alpha).
+    """
+    n = sorted_scores.shape[-1]
+    check_level(alpha, n, "alpha")
+    k = math.floor(alpha * (n + 1) + 1e-9)
+    return float(sorted_scores[n - k])

@@ -1,0 +1,129 @@
+"""The contract of a detector: fitted on a stream of Captures, it reads a Capture and says how suspicious it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, final
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from detectors.errors import BundleError, NotFittedError
+from detectors.tap import Capture, CaptureStream
+
+
+class Options(BaseModel):
+    """Base of the detectors' options: immutable, and an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a detector read from one Capture.
+
+    Attributes:
+        score: [B], higher = more suspicious.
+        components: the named readings behind the score, {name: [B]}; fusion weighs them, on both sides.
+        evidence: what `explain` puts in words, {name: [B, ...]}.
+    """
+
+    score: Tensor
+    components: Mapping[str, Tensor]
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Detector(nn.Module, ABC):
+    """Base class of the detectors.
+
+    A subclass keeps its parameters in `options`, its learned state in buffers or parameters (so that `.to(device)`
+    works and the state is exactly the tensors in the bundle), and writes `fit`, `read` and `explain_one`.
+    """
+
+    kind: ClassVar[str]  # the name in configs, bundles and metrics
+
+    @property
+    @abstractmethod
+    def options(self) -> Options:
+        """The parameters this detector was built with."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """The layers it reads."""
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether it can score."""
+
+    @abstractmethod
+    def fit(self, stream: CaptureStream) -> Self:
+        """Learn from a re-iterable stream of Captures of clean inputs; return self."""
+
+    @abstractmethod
+    def read(self, capture: Capture) -> Reading:
+        """Score, components and evidence of each input, from one look at the activations.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+
+    @abstractmethod
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Put one input's evidence (tensors without the batch dimension) in a small JSON-ready dict for people."""
+
+    @final
+    def restore(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Take the state that `state_dict()` gave, whatever its shapes; return self, fitted.
+
+        Raises:
+            BundleError: names are missing or unknown: the state belongs to other options.
+        """
+        expected = set(self.state_dict())
+        missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+        if missing or extra:
+            raise BundleError(
+                f"the state of {self.kind} does not fit its options: missing {missing}, unexpected {extra}"
+            )
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.get_submodule(path)
+            is_parameter = leaf in dict(module.named_parameters(recurse=False))
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+        self.require_fitted()
+        self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        """Derive what scoring needs from the fitted state (kept in non-persistent buffers); called when it changes."""
+
+    @final
+    def score(self, capture: Capture) -> Tensor:
+        """Return the scores, [B], higher = more suspicious."""
+        return self.read(capture).score
+
+    @final
+    def components(self, capture: Capture) -> Mapping[str, Tensor]:
+        """Return the named readings behind the score, {name: [B]}."""
+        return self.read(capture).components
+
+    @final
+    def explain(self, capture: Capture) -> list[dict[str, Any]]:
+        """Return one small dict for people per input."""
+        return self.explain_reading(self.read(capture))
+
+    @final
+    def explain_reading(self, reading: Reading) -> list[dict[str, Any]]:
+        """Explain a reading already taken, one dict per input."""
+        return [
+            self.explain_one({name: tensor[i] for name, tensor in reading.evidence.items()})
+            for i in range(reading.score.shape[0])
+        ]
+
+    def require_fitted(self) -> None:
+        """Raise NotFittedError unless fitted."""
+        if not self.is_fitted:
+            raise NotFittedError(self)

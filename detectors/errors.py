@@ -1,0 +1,47 @@
+"""The errors that people see: each says what was wrong, what was expected and what to do, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AskanceError(Exception):
+    """Base of every error meant for a person; the command line prints its message alone and exits with 2."""
+
+
+class NotFittedError(AskanceError):
+    """A detector was asked for a score before it was fitted."""
+
+    def __init__(self, owner: object) -> None:
+        name = type(owner).__name__
+        super().__init__(f"{name} is not fitted: call {name}.fit(stream) or load it from a bundle first")
+
+
+class LayerError(AskanceError):
+    """A layer does not exist, never runs, runs more than once, or gives something that is not a tensor."""
+
+
+class DataError(AskanceError):
+    """A data set cannot be used as asked: one class only, labels out of range, too few samples."""
+
+
+class CalibrationError(AskanceError):
+    """Calibration scores cannot support what was asked of them."""
+
+
+class BundleError(AskanceError):
+    """A bundle is missing, incomplete, altered, or made for another version or classifier."""
+
+
+class ConfigError(AskanceError):
+    """A configuration is not valid."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `known` as a readable list, led by the nearest match to `name` when there is one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"{hint}known: {shown}"

@@ -1,0 +1,284 @@
+"""Introspection: an error estimator on a map of the hidden activations.
+
+Source: A. Pardo et al., "Coloring the black box: visualizing neural network behavior with a self-introspective
+model" (2019), sections 2.3-2.10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from detectors import infovae
+from detectors.detector import Detector, Options, Reading
+from detectors.errors import DataError
+from detectors.infovae import WIDTH, InfoVAE, dense
+from detectors.spool import spool
+from detectors.tap import Capture, CaptureStream
+
+ERROR_FLOOR = (
+    1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
+)
+SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
+VALIDATION_SHARE = 0.1
+
+
+class IntrospectionOptions(Options):
+    """Parameters of Introspection.
+
+    Attributes:
+        hidden_layers: the layers whose activations are concatenated to h.
+        latent_dimensions: z; 2 keeps the map drawable.
+        estimator_reads: "hidden", the encoder's last hidden layer before projection (200 numbers), or "latent", z
+            itself as in the paper. Both estimators are fitted; this one is the score.
+        discrepancy_weight: lambda, the weight of the MMD.
+        epochs: at most, of the autoencoder.
+        estimator_epochs: at most, of each estimator.
+        batch_size: of the autoencoder; the estimator's is 32 (paper, section 2.6).
+        peak_learning_rate: the top of the triangular cycle.
+        cycle_epochs: passes per cycle.
+        patience: cycles without improvement before stopping.
+        seed: of initial weights, prior draws, shuffling and the validation split.
+    """
+
+    hidden_layers: tuple[str, ...] = Field(min_length=1)
+    latent_dimensions: int = Field(default=2, ge=1)
+    estimator_reads: Literal["hidden", "latent"] = "hidden"
+    discrepancy_weight: float = Field(default=1.0, ge=0)
+    epochs: int = Field(default=16, ge=1)
+    estimator_epochs: int = Field(default=24, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    peak_learning_rate: float = Field(default=1e-3, gt=0)
+    cycle_epochs: int = Field(default=2, ge=1)
+    patience: int = Field(default=3, ge=1)
+    seed: int = 0
+
+
+def log_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """log10 e with e = 1/2 ||onehot(y) - softmax(o)||^2, clamped at 1e-6: [B, K], [B] -> [B]."""
+    difference = F.one_hot(labels, logits.shape[1]) - logits.softmax(dim=1)
+    return (0.5 * (difference**2).sum(dim=1)).clamp_min(ERROR_FLOOR).log10()
+
+
+class Introspection(Detector):
+    """Suspicion by estimated error: score = log10 of the error expected of activations like these.
+
+    Components: `estimated_error` (the score), `estimated_error:latent` or `:hidden` (the other estimator's), and
+    `reconstruction_error`, log10 of the mean squared residual of the standardised activations.
+    """
+
+    kind: ClassVar[str] = "introspection"
+    mean: Tensor
+    scale: Tensor
+    class_means: Tensor
+
+    def __init__(self, options: IntrospectionOptions) -> None:
+        super().__init__()
+        self._options = options
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("class_means", torch.empty(0))
+        self.autoencoder = InfoVAE(1, options.latent_dimensions)
+        self.latent_estimator = dense(options.latent_dimensions, 1)
+        self.hidden_estimator = dense(WIDTH, 1)
+
+    @property
+    def options(self) -> IntrospectionOptions:
+        """The parameters."""
+        return self._options
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of h."""
+        return self._options.hidden_layers
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the networks are trained."""
+        return self.mean.numel() > 0
+
+    def _concatenated(self, capture: Capture) -> Tensor:
+        return torch.cat([capture.flat(layer) for layer in self.layers], dim=1)
+
+    def standardised(self, capture: Capture) -> Tensor:
+        """h in units of the fit split's standard deviations, [B, D_h]."""
+        return (self._concatenated(capture) - self.mean) / self.scale
+
+    def fit(self, stream: CaptureStream, held_out: CaptureStream | None = None) -> Self:
+        """Train the autoencoder on `stream`, then the estimators; gradients never cross from one to the next.
+
+        Args:
+            stream: Captures with labels.
+            held_out: Captures with labels of inputs that the classifier was not trained on, for the estimators: its
+                errors on its own training set are far smaller than on unseen data. Without it `stream` serves.
+
+        Raises:
+            DataError: labels are missing, or there are too few inputs to validate on.
+        """
+        h, targets, classes = self._features(stream)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._options.seed)
+            self.autoencoder = InfoVAE(h.shape[1], self._options.latent_dimensions)
+            self.latent_estimator = dense(self._options.latent_dimensions, 1)
+            self.hidden_estimator = dense(WIDTH, 1)
+        generator = torch.Generator().manual_seed(self._options.seed)
+        self._standardise_by(h)
+        self._train_autoencoder(h, generator)
+        self.class_means = self._latent_class_means(h, classes)
+        if held_out is not None:
+            h, targets, _ = self._features(held_out)
+        self._train_estimators(h, targets, generator)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        return self.eval()
+
+    @torch.no_grad()
+    def _features(self, stream: CaptureStream) -> tuple[Tensor, Tensor, Tensor]:
+        def target(capture: Capture) -> Tensor:
+            if capture.labels is None:
+                raise DataError("the error estimator learns from labelled inputs: this stream has no labels")
+            return log_error(capture.logits, capture.labels)
+
+        h, targets, classes = spool(
+            stream,
+            self._concatenated,
+            target,
+            lambda capture: F.one_hot(capture.predicted, capture.logits.shape[1]).to(torch.uint8),
+        )
+        return h, targets, classes
+
+    def _standardise_by(self, h: Tensor) -> None:
+        count = h.shape[0]
+        self.mean = (sum(block.double().sum(dim=0) for block in h.split(4096)) / count).to(h.dtype)
+        squares = sum(((block - self.mean).double() ** 2).sum(dim=0) for block in h.split(4096))
+        deviation = (squares / count).sqrt().to(h.dtype)
+        if not bool((deviation > 0).any()):
+            raise DataError(f"layers {list(self.layers)} are the same for every input: nothing to learn from")
+        self.scale = deviation.clamp_min(SCALE_FLOOR * float(deviation.mean()))
+
+    def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        validation = round(VALIDATION_SHARE * count)
+        if validation < 2:
+            raise DataError(f"introspection needs at least 20 inputs to fit and validate on, got {count}")
+        order = torch.randperm(count, generator=generator)
+        return order[validation:].sort().values, order[:validation].sort().values
+
+    def _train_autoencoder(self, h: Tensor, generator: torch.Generator) -> None:
+        training, validation = self._split(h.shape[0], generator)
+        weight = self._options.discrepancy_weight
+        infovae.train(
+            self.autoencoder,
+            lambda rows: self.autoencoder.loss((h[rows] - self.mean) / self.scale, weight, generator),
+            training,
+            validation,
+            epochs=self._options.epochs,
+            batch_size=self._options.batch_size,
+            peak_learning_rate=self._options.peak_learning_rate,
+            cycle_epochs=self._options.cycle_epochs,
+            patience=self._options.patience,
+            generator=generator,
+        )
+
+    @torch.no_grad()
+    def _latent_class_means(self, h: Tensor, classes: Tensor) -> Tensor:
+        """E[z | predicted class], [K, z]; a class never predicted gets the origin, the prior's mean (Eq. 7)."""
+        sums = torch.zeros(classes.shape[1], self._options.latent_dimensions)
+        for block, one_hot in zip(h.split(4096), classes.split(4096), strict=True):
+            sums += one_hot.T.float() @ self._encode((block - self.mean) / self.scale)[1]
+        return sums / classes.sum(dim=0, dtype=torch.long).clamp_min(1).unsqueeze(1)
+
+    def _train_estimators(self, h: Tensor, targets: Tensor, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            blocks = [self._encode((block - self.mean) / self.scale) for block in h.split(4096)]
+        hidden, latent = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        training, validation = self._split(h.shape[0], generator)
+        for estimator, inputs in ((self.latent_estimator, latent), (self.hidden_estimator, hidden)):
+            self._train_estimator(estimator, inputs, targets, training, validation, generator)
+
+    def _train_estimator(
+        self,
+        estimator: torch.nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        training: Tensor,
+        validation: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        infovae.train(
+            estimator,
+            lambda rows: 0.5 * F.mse_loss(estimator(inputs[rows]).squeeze(1), targets[rows]),
+            training,
+            validation,
+            epochs=self._options.estimator_epochs,
+            batch_size=32,
+            peak_learning_rate=self._options.peak_learning_rate,
+            cycle_epochs=self._options.cycle_epochs,
+            patience=self._options.patience,
+            generator=generator,
+        )
+
+    def _encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.autoencoder.hidden(standardised)
+        return hidden, self.autoencoder.project(hidden)
+
+    def map_points(self, capture: Capture) -> Tensor:
+        """The activation map: z of each input, [B, z].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self.require_fitted()
+        return self._encode(self.standardised(capture))[1]
+
+    def estimate_at(self, points: Tensor) -> Tensor:
+        """Log10 estimated error at points of the latent space, [N, z] -> [N]: the map's background.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self.require_fitted()
+        estimate: Tensor = self.latent_estimator(points)
+        return estimate.squeeze(1)
+
+    def expected_activations(self) -> Tensor:
+        """E[h | class] = decoder(E[z | class]), standardised units, [K, D_h] (Eq. 9).
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self.require_fitted()
+        return self.autoencoder.decode(self.class_means)
+
+    def read(self, capture: Capture) -> Reading:
+        """Both error estimates and the reconstruction error."""
+        self.require_fitted()
+        h = self.standardised(capture)
+        hidden, z = self._encode(h)
+        by_hidden = self.hidden_estimator(hidden).squeeze(1)
+        by_latent = self.latent_estimator(z).squeeze(1)
+        residual = ((self.autoencoder.decode(z) - h) ** 2).mean(dim=1)
+        reconstruction = residual.clamp_min(torch.finfo(h.dtype).tiny).log10()
+        if self._options.estimator_reads == "hidden":
+            score, other, other_name = by_hidden, by_latent, "latent"
+        else:
+            score, other, other_name = by_latent, by_hidden, "hidden"
+        components = {
+            "estimated_error": score,
+            f"estimated_error:{other_name}": other,
+            "reconstruction_error": reconstruction,
+        }
+        return Reading(score, components, {"point": z, "error": score, "reconstruction": reconstruction})
+
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The point on the activation map, the estimated error and confidence -log10 e."""
+        return {
+            "map_point": [round(float(coordinate), 4) for coordinate in evidence["point"]],
+            "estimated_error": float(f"{10 ** float(evidence['error']):.3g}"),
+            "confidence": round(-float(evidence["error"]), 4),
+            "log10_reconstruction_error": round(float(evidence["reconstruction"]), 4),
+        }

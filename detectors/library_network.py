@@ -1,0 +1,287 @@
+"""Library network: novel activation patterns as reference points, and the consistency of what they predict (CPL).
+
+Source: J. H. Lee, "Library network, a possible path to explainable neural networks" (2019), Eqs. 1-3 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from detectors.detector import Detector, Options, Reading
+from detectors.errors import BundleError, DataError, LayerError
+from detectors.tap import Capture, CaptureStream
+
+KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
+
+
+class LibraryNetworkOptions(Options):
+    """Parameters of LibraryNetwork.
+
+    Attributes:
+        thresholds: novelty threshold theta_l of each layer, in order of depth; the higher, the larger the library.
+        neighbors: k of Eq. 3, how many of the most similar rows speak (3 in the paper for MNIST, 8 for ResNet44).
+        softmax: softmax P before correlating, as the author's code does and the paper does not.
+        sampled_neurons: if set, each library sees only this many randomly chosen neurons of its layer ("sparse
+            sampling", the paper's section 3.3): it bounds memory and look-up and hides the reference points.
+        seed: of the sampling; it travels only in the bundle.
+    """
+
+    thresholds: dict[str, float] = Field(min_length=2)
+    neighbors: int = Field(default=3, ge=1)
+    softmax: bool = False
+    sampled_neurons: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+
+def activation_pattern(activation: Tensor) -> Tensor:
+    """Hidden activation pattern u = a / ||a|| (Eq. 1), [B, D] -> [B, D]; a zero vector stays zero (novel to all)."""
+    norm = activation.norm(dim=1, keepdim=True)
+    return torch.where(norm > 0, activation / norm.clamp_min(torch.finfo(activation.dtype).tiny), 0.0)
+
+
+def novelty_kernel(similarity: Tensor) -> Tensor:
+    """g(h) = exp(-(1 - h) / 0.01), Eq. 2."""
+    return torch.exp(-(1 - similarity) / KERNEL_WIDTH)
+
+
+class Library(nn.Module):
+    """The library network of one layer.
+
+    Buffers: `rows` [M, D], the stored unit patterns; `connections` [M, K], the Hebbian sums W of Eq. 2;
+    `neurons` [D], the sampled neurons' positions in the flattened layer (empty: all of them).
+    """
+
+    rows: Tensor
+    connections: Tensor
+    neurons: Tensor
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self._storage = torch.empty(0)
+        self.register_buffer("rows", torch.empty(0, 0))
+        self.register_buffer("connections", torch.empty(0, 0))
+        self.register_buffer("neurons", torch.empty(0, dtype=torch.long))
+
+    def sample(self, size: int, count: int | None, generator: torch.Generator) -> None:
+        """Choose `count` of the layer's `size` neurons without replacement; None, or count >= size, keeps all."""
+        if count is not None and count < size:
+            self.neurons = torch.randperm(size, generator=generator)[:count].sort().values
+
+    def patterns(self, activation: Tensor) -> Tensor:
+        """Unit patterns [B, D] of a flattened layer [B, D_l]."""
+        return activation_pattern(activation[:, self.neurons] if self.neurons.numel() else activation)
+
+    def extend(self, patterns: Tensor) -> None:
+        """Walk `patterns` [B, D] in order and store those novel to all rows before them (strictly below theta).
+
+        The result is that of the one-by-one walk: one product against the rows so far settles most of the block;
+        the remaining candidates are settled in order through their Gram matrix.
+        """
+        stored = self.rows.shape[0]
+        if stored:
+            nearest = (patterns @ self.rows.T).amax(dim=1)
+            candidates = patterns[nearest < self.threshold]
+        else:
+            candidates = patterns
+        gram = candidates @ candidates.T
+        kept: list[int] = []
+        # The running maximum similarity of each candidate to the candidates kept before it.
+        nearest_kept = torch.full((candidates.shape[0],), -torch.inf, dtype=gram.dtype, device=gram.device)
+        for i in range(candidates.shape[0]):
+            if nearest_kept[i] < self.threshold:
+                kept.append(i)
+                nearest_kept = torch.maximum(nearest_kept, gram[i])
+        if kept:
+            self._append(candidates[kept])
+
+    def _append(self, rows: Tensor) -> None:
+        stored, total = self.rows.shape[0], self.rows.shape[0] + rows.shape[0]
+        if total > self._storage.shape[0]:  # grow geometrically: appending stays linear in all
+            grown = rows.new_empty(max(total, 2 * self._storage.shape[0]), rows.shape[1])
+            grown[:stored] = self.rows
+            self._storage = grown
+        self._storage[stored:total] = rows
+        self.rows = self._storage[:total]
+
+    def seal(self, classes: int) -> None:
+        """End construction: release spare storage and start the Hebbian sums at zero."""
+        self.rows = self.rows.clone()
+        self._storage = torch.empty(0)
+        self.connections = torch.zeros(
+            self.rows.shape[0], classes, dtype=torch.float64, device=self.rows.device
+        )
+
+    def connect(self, patterns: Tensor, predicted: Tensor) -> None:
+        """Add a block's share of the functional connections W[n, m] = sum_k g(h_n(k)) s_m(k) (Eq. 2).
+
+        s_m(k) is +1 if the network's predicted class is m, else -1. The sums run in float64, so that shards merge.
+        """
+        gate = novelty_kernel(patterns @ self.rows.T).double()
+        sign = 2.0 * F.one_hot(predicted, self.connections.shape[1]).double() - 1.0
+        self.connections += gate.T @ sign
+
+    def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+        """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3).
+
+        Returns:
+            P [B, K] in the patterns' dtype, and the greatest similarity [B].
+        """
+        top = (patterns @ self.rows.T).topk(min(neighbors, self.rows.shape[0]), dim=1)
+        answer = (self.connections[top.indices] * top.values.double().unsqueeze(-1)).sum(dim=1)
+        return answer.to(patterns.dtype), top.values[:, 0]
+
+
+class LibraryNetwork(Detector):
+    """Suspicion by disagreement between the layers' library networks: score = 1 - CPL, in [0, 2].
+
+    Components: `cpl:<a>~<b>`, the cosine of each pair of layers (Eq. 5), and `novelty:<layer>`, one minus the
+    greatest similarity to a stored pattern.
+    """
+
+    kind: ClassVar[str] = "library_network"
+
+    def __init__(self, options: LibraryNetworkOptions) -> None:
+        super().__init__()
+        self._options = options
+        self.libraries = nn.ModuleList(Library(threshold) for threshold in options.thresholds.values())
+
+    @property
+    def options(self) -> LibraryNetworkOptions:
+        """The parameters."""
+        return self._options
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers with a library, shallow to deep."""
+        return tuple(self._options.thresholds)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the libraries hold rows and connections."""
+        return all(library.connections.numel() > 0 for library in self._libraries().values())
+
+    def _libraries(self) -> dict[str, Library]:
+        return {
+            layer: library
+            for layer, library in zip(self.layers, self.libraries, strict=True)
+            if isinstance(library, Library)
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Library size (stored rows) of each layer."""
+        return {layer: library.rows.shape[0] for layer, library in self._libraries().items()}
+
+    def fit(self, stream: CaptureStream) -> Self:
+        """Build the libraries in data order, then their functional connections: two walks of the stream."""
+        return self.build(stream).connect(stream)
+
+    @torch.no_grad()
+    def build(self, stream: CaptureStream) -> Self:
+        """Store the novel patterns of every layer, in data order; labels play no part.
+
+        Raises:
+            DataError: the stream is empty.
+            LayerError: a layer is zero for every input.
+        """
+        generator = torch.Generator().manual_seed(self._options.seed)
+        libraries = self._libraries()
+        classes, fired = 0, dict.fromkeys(libraries, False)
+        for capture in stream:
+            for layer, library in libraries.items():
+                activation = capture.flat(layer)
+                if not classes:
+                    library.rows = activation.new_empty(0, 0)
+                    library.sample(activation.shape[1], self._options.sampled_neurons, generator)
+                patterns = library.patterns(activation)
+                if library.rows.numel() == 0:
+                    library.rows = patterns.new_empty(0, patterns.shape[1])
+                fired[layer] = fired[layer] or bool((patterns != 0).any())
+                library.extend(patterns)
+            classes = capture.logits.shape[1]
+        if not classes:
+            raise DataError("the data stream is empty: expected at least one input")
+        for layer, library in libraries.items():
+            if not fired[layer]:
+                raise LayerError(
+                    f"layer {layer!r} is zero for every input: it never fires; tap another layer"
+                )
+            library.seal(classes)
+        return self
+
+    @torch.no_grad()
+    def connect(self, stream: CaptureStream) -> Self:
+        """Add the stream's share of the functional connections; over shards, `merge` adds the shares up."""
+        for capture in stream:
+            for layer, library in self._libraries().items():
+                library.connect(library.patterns(capture.flat(layer)), capture.predicted)
+        return self
+
+    def merge(self, other: LibraryNetwork) -> Self:
+        """Add the functional connections that `other` summed over another shard against the same rows.
+
+        Raises:
+            BundleError: the two do not hold the same rows.
+        """
+        mine, theirs = self._libraries(), other._libraries()
+        if mine.keys() != theirs.keys() or any(
+            not torch.equal(mine[layer].rows, theirs[layer].rows) for layer in mine
+        ):
+            raise BundleError(
+                "these library networks hold different rows: build once, then connect on every shard"
+            )
+        for layer, library in mine.items():
+            library.connections = library.connections + theirs[layer].connections
+        return self
+
+    def answers(self, capture: Capture) -> tuple[Tensor, Tensor]:
+        """Every layer's prediction-node inputs P (Eq. 3), [B, L, K], and greatest similarity, [B, L].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self.require_fitted()
+        predictions, similarities = [], []
+        for layer, library in self._libraries().items():
+            answer, similarity = library.predict(
+                library.patterns(capture.flat(layer)), self._options.neighbors
+            )
+            predictions.append(answer.softmax(dim=1) if self._options.softmax else answer)
+            similarities.append(similarity)
+        return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
+
+    def read(self, capture: Capture) -> Reading:
+        """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
+        answers, similarity = self.answers(capture)
+        cosines = pair_cosines(answers)
+        pairs = combinations(self.layers, 2)
+        components = {f"cpl:{a}~{b}": cosines[:, i] for i, (a, b) in enumerate(pairs)}
+        components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
+        evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
+        return Reading(1 - cosines.mean(dim=1), components, evidence)
+
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The class each layer's library answers, and how similar the nearest stored pattern is."""
+        return {
+            "consistency": round(float(evidence["cpl"]), 4),
+            "layers": [
+                {"layer": layer, "answer": int(answer), "similarity": round(float(similarity), 4)}
+                for layer, answer, similarity in zip(
+                    self.layers, evidence["answer"], evidence["similarity"], strict=True
+                )
+            ],
+        }
+
+
+def pair_cosines(answers: Tensor) -> Tensor:
+    """Cosine between P of every pair of layers i < j, [B, L, K] -> [B, L(L-1)/2]; 0 where a P is zero."""
+    unit = activation_pattern(answers.flatten(0, 1)).unflatten(0, answers.shape[:2])
+    first, second = torch.triu_indices(answers.shape[1], answers.shape[1], offset=1, device=answers.device)
+    return (unit[:, first] * unit[:, second]).sum(dim=2)

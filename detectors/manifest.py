@@ -1,0 +1,72 @@
+"""The manifest of a bundle: what is in it, and the hashes that tie it together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from detectors.preprocessing import Preprocessing
+from detectors.screen import Levels
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassifierEntry(_Part):
+    """How to build the classifier: `factory` called with `arguments`, then the weights file loaded strictly."""
+
+    name: str
+    factory: str
+    arguments: dict[str, Any] = {}
+    layers: tuple[str, ...]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = Field(min_length=2)
+    file: str
+    sha256: str
+
+
+class DetectorEntry(_Part):
+    """One fitted detector: its kind, options and tensor file."""
+
+    kind: str
+    options: dict[str, Any]
+    file: str
+    sha256: str
+
+
+class CalibrationEntry(_Part):
+    """The conformal tables: how many clean scores, the targets, and the score above which each level flags."""
+
+    samples: int
+    fusion_samples: int
+    levels: Levels
+    thresholds: dict[str, dict[str, float]]
+    components: tuple[str, ...]
+    file: str
+    sha256: str
+
+
+class Manifest(_Part):
+    """Everything a bundle says of itself; `id` is the SHA-256 over all of it, hashes of the files included."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str = ""
+    created: str
+    classifier: ClassifierEntry
+    detectors: tuple[DetectorEntry, ...]
+    calibration: CalibrationEntry
+    evaluation: dict[str, Any]
+    files: dict[str, str]
+    provenance: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of everything but `id`."""
+        content = self.model_dump(mode="json", exclude={"id"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()

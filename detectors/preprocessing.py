@@ -1,0 +1,48 @@
+"""Preprocessing: what a classifier expects of an image, and the normalisation inside it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+
+class Preprocessing(BaseModel):
+    """What the classifier takes. Everything outside works in pixel space, [0, 1]; normalisation happens inside.
+
+    Attributes:
+        channels, height, width: the input's shape, [C, H, W].
+        mean, std: per channel, of pixel values in [0, 1].
+        resize: what happens to an encoded image of another size: "refuse" it, or scale it ("bilinear", antialiased)
+            to height x width. Tensors are never resized.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Literal[1, 3]
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Literal["refuse", "bilinear"] = "refuse"
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> Self:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(x - mean) / std per channel, [B, C, H, W] -> [B, C, H, W]."""
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
+        return (images - mean) / std

@@ -1,0 +1,330 @@
+"""Self-organizing map: how far an input's code lies from its best matching unit on a toroidal map of clean codes.
+
+Source: J. H. Lee and S. Vijayan, "Generalization ability and vulnerabilities to adversarial perturbations: two sides
+of the same coin"; batch training after Kohonen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detectors.conformal import p_value
+from detectors.detector import Detector, Options, Reading
+from detectors.errors import BundleError, LayerError
+from detectors.spool import spool
+from detectors.tap import Capture, CaptureStream
+
+EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
+REFERENCE_QUANTILES = 1000  # points kept of each layer's clean distances, to put layers on one scale
+
+
+class SelfOrganizingMapOptions(Options):
+    """Parameters of SelfOrganizingMap.
+
+    Attributes:
+        map_layers: the layers, one map each.
+        side: units along each side of the square torus.
+        epochs: passes of the batch algorithm; the neighbourhood radius shrinks geometrically over them.
+        radius_end: the last radius, in units of the grid; it starts at side / 2.
+        seed: of the initial units (codes drawn without replacement).
+    """
+
+    map_layers: tuple[str, ...] = Field(min_length=1)
+    side: int = Field(default=16, ge=2)
+    epochs: int = Field(default=20, ge=1)
+    radius_end: float = Field(default=0.5, gt=0)
+    seed: int = 0
+
+
+def vector_code(activation: Tensor) -> Tensor:
+    """Vector code of a layer: per channel its max, mean, standard deviation and centre of mass (row, column).
+
+    The mass is |a| plus a small epsilon; the centre is in units of the map's half-size, in [-1, 1]. A layer that is
+    not a feature map is its own code.
+
+    Args:
+        activation: [B, C, H, W] -> [B, 5C]; [B, ...] otherwise -> [B, D].
+    """
+    if activation.ndim != 4:
+        return activation.flatten(1)
+    _, _, height, width = activation.shape
+    mass = activation.abs() + EPSILON
+    total = mass.sum(dim=(2, 3))
+    row = torch.linspace(-1, 1, height, dtype=mass.dtype, device=mass.device)
+    column = torch.linspace(-1, 1, width, dtype=mass.dtype, device=mass.device)
+    parts = [
+        activation.amax(dim=(2, 3)),
+        activation.mean(dim=(2, 3)),
+        activation.std(dim=(2, 3), correction=0),
+        (mass.sum(dim=3) * row).sum(dim=2) / total,
+        (mass.sum(dim=2) * column).sum(dim=2) / total,
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Shortest step from grid positions `a` to `b` [..., 2] on a torus: the nearest copy on the 3 x 3 tiling."""
+    return torch.remainder(b - a + side / 2, side) - side / 2
+
+
+def torus_distance(a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Euclidean distance on the torus between grid positions [..., 2]."""
+    return torus_offset(a, b, side).norm(dim=-1)
+
+
+def grid_positions(side: int) -> Tensor:
+    """(row, column) of every unit, [side * side, 2]."""
+    axis = torch.arange(side, dtype=torch.float32)
+    return torch.cartesian_prod(axis, axis)
+
+
+def class_center(density: Tensor, side: int) -> Tensor:
+    """Centre of mass of a class's best matching units on the unfolded map, wrapped back, [2].
+
+    Args:
+        density: [side * side] hits of the class on each unit, not all zero.
+
+    The nearest copies are taken around the unit with the least mean squared torus distance to the hits, so the centre
+    does not depend on where the torus was cut.
+    """
+    positions = grid_positions(side).to(density.device)
+    offsets = torus_offset(positions[:, None], positions[None, :], side)
+    weight = density.to(positions.dtype) / density.sum()
+    anchor = int(((offsets**2).sum(dim=2) @ weight).argmin())
+    return torch.remainder(positions[anchor] + weight @ offsets[anchor], side)
+
+
+class TorusMap(nn.Module):
+    """The map of one layer: standardisation, units, ownership, and its clean distances as a yardstick.
+
+    Buffers: `mean`, `scale` [D]; `units` [U, D] in standardised space; `hits` [U, K], how often each predicted class
+    landed on each unit (sums: they merge); `yardstick` [Q], sorted clean BMU distances. Derived: `owned` [U, K].
+    """
+
+    mean: Tensor
+    scale: Tensor
+    units: Tensor
+    hits: Tensor
+    yardstick: Tensor
+    owned: Tensor
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        for name in ("mean", "scale", "units", "hits", "yardstick"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("owned", torch.empty(0), persistent=False)
+
+    def standardise(self, codes: Tensor) -> Tensor:
+        """Codes [B, D] in units of the fit split's standard deviations."""
+        return (codes - self.mean) / self.scale
+
+    def distances(self, standardised: Tensor) -> Tensor:
+        """Distance of standardised codes [B, D] to every unit, [B, U]."""
+        # Not the matrix-product shortcut of cdist: it loses the small distances to cancellation.
+        return torch.cdist(standardised, self.units, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def train_units(self, codes: Tensor, options: SelfOrganizingMapOptions, chunk: int = 2048) -> None:
+        """Batch SOM: w_u = sum_b n(u, bmu(b)) z_b / sum_b n(u, bmu(b)), a Gaussian neighbourhood n on the torus.
+
+        Args:
+            codes: [N, D], possibly on disk; revisited `epochs` times in chunks.
+            options: side, epochs, radius_end and seed.
+            chunk: rows at a time.
+        """
+        chunks = codes.split(chunk)
+        count, first = codes.shape[0], codes[0].double()
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for block in chunks:  # shifted by the first code, so that the variance does not cancel
+            shifted = block.double() - first
+            total += shifted.sum(dim=0)
+            squares += (shifted**2).sum(dim=0)
+        mean = total / count
+        deviation = (squares / count - mean**2).clamp_min(0).sqrt()
+        self.mean = (mean + first).to(codes.dtype)
+        # A number that never varies carries no distance; scale 1 keeps it from dividing by zero.
+        self.scale = torch.where(deviation > 1e-6 * (1 + self.mean.abs()), deviation, 1.0).to(codes.dtype)
+
+        generator = torch.Generator().manual_seed(options.seed)
+        units = self.side * self.side
+        start = torch.randperm(count, generator=generator)[:units]
+        if count < units:
+            start = torch.randint(count, (units,), generator=generator)
+        self.units = self.standardise(codes[start])
+        positions = grid_positions(self.side)
+        grid = torus_distance(positions[:, None], positions[None, :], self.side).to(codes.dtype)
+        for epoch in range(options.epochs):
+            progress = epoch / max(1, options.epochs - 1)
+            radius = (self.side / 2) ** (1 - progress) * options.radius_end**progress
+            neighbourhood = torch.exp(-(grid**2) / (2 * radius**2))
+            sums = torch.zeros_like(self.units)
+            hits = torch.zeros(units, dtype=codes.dtype)
+            for block in chunks:
+                z = self.standardise(block)
+                best = torch.cdist(z, self.units).argmin(dim=1)
+                sums.index_add_(0, best, z)
+                hits += torch.bincount(best, minlength=units)
+            weight = neighbourhood @ hits
+            moved = (neighbourhood @ sums) / weight.clamp_min(1e-12).unsqueeze(1)
+            # A unit out of everyone's reach stays where it is.
+            self.units = torch.where((weight > 1e-12).unsqueeze(1), moved, self.units)
+
+    def merge(self, other: TorusMap) -> None:
+        """Add the hits another shard counted on the same units."""
+        if not torch.equal(self.units, other.units):
+            raise BundleError("these maps hold different units: train once, then count hits on every shard")
+        self.hits = self.hits + other.hits
+
+    def settle_ownership(self) -> None:
+        """Say which units each class owns: those most of whose hits are its.
+
+        A class that owns none owns where it hit most; one that was never predicted owns every unit, so that its
+        class distance is 0, no evidence either way.
+        """
+        own = (self.hits == self.hits.amax(dim=1, keepdim=True)) & (self.hits > 0)
+        most = self.hits == self.hits.amax(dim=0, keepdim=True)
+        self.owned = torch.where(~own.any(dim=0), most, own)
+
+    def quality(self, standardised: Tensor) -> tuple[float, float]:
+        """Quantization error (mean BMU distance) and topographic error of standardised codes [B, D].
+
+        The topographic error is the share of codes whose two best units are not neighbours (eight of them, on the
+        torus).
+        """
+        distances, order = self.distances(standardised).topk(2, dim=1, largest=False)
+        positions = grid_positions(self.side).to(order.device)
+        step = torus_offset(positions[order[:, 0]], positions[order[:, 1]], self.side).abs().amax(dim=1)
+        return float(distances[:, 0].mean()), float((step > 1).double().mean())
+
+
+class SelfOrganizingMap(Detector):
+    """Suspicion by distance from the map of clean codes; layers are put on one scale by their clean distances.
+
+    Score: the sum over layers of -log p_l, p_l the rank of the BMU distance among the layer's clean distances.
+    Components: `bmu_distance:<layer>` and `class_distance:<layer>`, the distance to the nearest unit that the
+    predicted class owns (most of whose hits are its) minus the BMU distance.
+    """
+
+    kind: ClassVar[str] = "self_organizing_map"
+
+    def __init__(self, options: SelfOrganizingMapOptions) -> None:
+        super().__init__()
+        self._options = options
+        self.maps = nn.ModuleList(TorusMap(options.side) for _ in options.map_layers)
+
+    @property
+    def options(self) -> SelfOrganizingMapOptions:
+        """The parameters."""
+        return self._options
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers with a map."""
+        return self._options.map_layers
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether every map is trained."""
+        return all(layer_map.yardstick.numel() > 0 for layer_map in self.layer_maps().values())
+
+    def layer_maps(self) -> dict[str, TorusMap]:
+        """The map of each layer."""
+        return {
+            layer: layer_map
+            for layer, layer_map in zip(self.layers, self.maps, strict=True)
+            if isinstance(layer_map, TorusMap)
+        }
+
+    @torch.no_grad()
+    def fit(self, stream: CaptureStream) -> Self:
+        """Train one map per layer on the stream's vector codes, kept on disk between epochs: one walk.
+
+        Raises:
+            DataError: the stream is empty.
+            LayerError: a layer's code never varies.
+        """
+
+        def code_of(layer: str) -> Any:
+            return lambda capture: vector_code(capture.activations[layer])
+
+        *codes, classes = spool(
+            stream,
+            *(code_of(layer) for layer in self.layers),
+            lambda capture: torch.stack(
+                [capture.predicted, torch.full_like(capture.predicted, capture.logits.shape[1])], dim=1
+            ),
+        )
+        predicted, count = classes[:, 0], int(classes[0, 1])
+        for (layer, layer_map), layer_codes in zip(self.layer_maps().items(), codes, strict=True):
+            if bool((layer_codes == layer_codes[0]).all()):
+                raise LayerError(
+                    f"layer {layer!r} is the same for every input: it never fires; tap another layer"
+                )
+            layer_map.train_units(layer_codes, self._options)
+            distances, owners = [], torch.zeros(self._options.side**2, count, dtype=torch.long)
+            for block, labels in zip(layer_codes.split(2048), predicted.split(2048), strict=True):
+                nearest = layer_map.distances(layer_map.standardise(block)).min(dim=1)
+                distances.append(nearest.values)
+                owners.index_put_((nearest.indices, labels), torch.ones_like(labels), accumulate=True)
+            layer_map.hits = owners
+            grid = torch.linspace(0, 1, REFERENCE_QUANTILES, dtype=layer_codes.dtype)
+            ordered = torch.cat(distances).sort().values
+            layer_map.yardstick = ordered[(grid * (len(ordered) - 1)).round().long()].clone()
+        self.prepare()
+        return self
+
+    def merge(self, other: SelfOrganizingMap) -> Self:
+        """Add the hits that `other` counted over another shard on the same units."""
+        for mine, theirs in zip(self.layer_maps().values(), other.layer_maps().values(), strict=True):
+            mine.merge(theirs)
+        self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        """Settle which units each class owns."""
+        for layer_map in self.layer_maps().values():
+            layer_map.settle_ownership()
+
+    def read(self, capture: Capture) -> Reading:
+        """Distances to the best matching unit and to the predicted class's own units, per layer."""
+        self.require_fitted()
+        suspicion = []
+        components: dict[str, Tensor] = {}
+        evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
+        for layer, layer_map in self.layer_maps().items():
+            distances = layer_map.distances(layer_map.standardise(vector_code(capture.activations[layer])))
+            nearest = distances.min(dim=1)
+            rank = p_value(nearest.values, layer_map.yardstick)
+            suspicion.append(-rank.log().to(distances.dtype))
+            owned = layer_map.owned[:, capture.predicted].T
+            components[f"bmu_distance:{layer}"] = nearest.values
+            components[f"class_distance:{layer}"] = (
+                distances.masked_fill(~owned, torch.inf).min(dim=1).values - nearest.values
+            )
+            evidence["unit"].append(nearest.indices)
+            evidence["distance"].append(nearest.values)
+            evidence["p"].append(rank)
+        stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
+        return Reading(torch.stack(suspicion).sum(dim=0), components, stacked)
+
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""
+        side = self._options.side
+        return {
+            "layers": [
+                {
+                    "layer": layer,
+                    "unit": [int(unit) // side, int(unit) % side],
+                    "distance": round(float(distance), 4),
+                    "clean_share_farther": round(float(share), 4),
+                }
+                for layer, unit, distance, share in zip(
+                    self.layers, evidence["unit"], evidence["distance"], evidence["p"], strict=True
+                )
+            ]
+        }

@@ -1,0 +1,274 @@
+"""Semantic signature: whether each layer still speaks for the predicted class in the language of word vectors.
+
+Source: "Using word embeddings to explore the learned representations of convolutional neural networks" (2019),
+sections 3.3, 4 and 5.3; the signature itself is its proposed detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from detectors.detector import Detector, Options, Reading
+from detectors.errors import DataError
+from detectors.tap import Capture, CaptureStream
+
+
+class SemanticSignatureOptions(Options):
+    """Parameters of SemanticSignature.
+
+    Attributes:
+        semantic_layers: the layers of the signature, shallow to deep.
+        images_per_concept: how many correctly classified images average to a concept's reference activation.
+        shrinkage: weight of the diagonal in the regularised covariance of the margins, in [0, 1].
+    """
+
+    semantic_layers: tuple[str, ...] = Field(min_length=1)
+    images_per_concept: int = Field(default=100, ge=1)
+    shrinkage: float = Field(default=0.1, ge=0, le=1)
+
+
+def centred_unit(rows: Tensor) -> Tensor:
+    """Rows centred and scaled to unit length, [..., D]: dot products are then Pearson correlations (0 if constant)."""
+    return F.normalize(rows - rows.mean(dim=-1, keepdim=True), dim=-1)
+
+
+def correlations(rows: Tensor) -> Tensor:
+    """Pearson correlation of every pair of rows, [w, n] -> [w, w] (C_D and C_I)."""
+    unit = centred_unit(rows)
+    return unit @ unit.T
+
+
+def two_versus_two(image_correlations: Tensor, word_correlations: Tensor) -> Tensor:
+    """The 2 vs 2 test of every pair of concepts, bool [w(w-1)/2] in the order of `torch.combinations`.
+
+    Both columns of the pair are dropped; it passes if the matched correlations sum to more than the crossed ones
+    (paper, Eqs. 1 and 2). The mean is the layer's 2-vs-2 accuracy; chance is one half.
+
+    Args:
+        image_correlations: C_I, [w, w].
+        word_correlations: C_D, [w, w].
+
+    Raises:
+        DataError: fewer than four concepts (two columns must remain to correlate).
+    """
+    count = word_correlations.shape[0]
+    if count < 4:
+        raise DataError(f"the 2 vs 2 test needs at least 4 concepts, got {count}")
+    pairs = torch.combinations(torch.arange(count))
+    keep = _remaining(count, pairs)
+    image = [centred_unit(image_correlations[pairs[:, i, None], keep]) for i in (0, 1)]
+    word = [centred_unit(word_correlations[pairs[:, i, None], keep]) for i in (0, 1)]
+    matched = (image[0] * word[0]).sum(dim=1) + (image[1] * word[1]).sum(dim=1)
+    crossed = (image[0] * word[1]).sum(dim=1) + (image[1] * word[0]).sum(dim=1)
+    return matched > crossed
+
+
+def _remaining(count: int, pairs: Tensor) -> Tensor:
+    """For each pair [P, 2] the positions 0..count-1 without the pair's own, [P, count - 2]."""
+    everything = torch.arange(count).expand(len(pairs), count)
+    outside = (everything != pairs[:, :1]) & (everything != pairs[:, 1:])
+    return everything[outside].view(len(pairs), count - 2)
+
+
+class SemanticSignature(Detector):
+    """Suspicion by an untypical 1-vs-2 profile: score = the regularised Mahalanobis distance of the layer margins.
+
+    For an input of predicted class p and each other class q, the margin of a layer is corr(i, C_D[p]) - corr(i, C_D[q])
+    with i the correlations of its activation with the reference concepts, p and q left out; the 1 vs 2 test passes if
+    it is positive. The signature is the mean over q, per layer; what is typical is learned per predicted class.
+
+    Components: `margin:<layer>`, in [-2, 2].
+    """
+
+    kind: ClassVar[str] = "semantic_signature"
+    word_correlations: Tensor
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+    others: Tensor
+    contrast: Tensor
+    means: Tensor
+    precision: Tensor
+
+    def __init__(self, options: SemanticSignatureOptions, word_vectors: Tensor | None = None) -> None:
+        """Take the options and, to fit, the classes' word vectors D [K, n] in the order of the classes."""
+        super().__init__()
+        self._options = options
+        if word_vectors is not None and word_vectors.shape[0] < 5:
+            raise DataError(
+                f"the semantic signature needs at least 5 classes (3 concepts beside each pair), "
+                f"got {word_vectors.shape[0]}: leave it out of the config"
+            )
+        self.register_buffer(
+            "word_correlations",
+            torch.empty(0) if word_vectors is None else correlations(word_vectors.float()),
+        )
+        for i in range(len(options.semantic_layers)):
+            self.register_buffer(f"references_{i}", torch.empty(0))
+        self.register_buffer("counts", torch.empty(0))
+        self.register_buffer("sums", torch.empty(0))
+        self.register_buffer("products", torch.empty(0))
+        for name in ("others", "contrast", "means", "precision"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+
+    @property
+    def options(self) -> SemanticSignatureOptions:
+        """The parameters."""
+        return self._options
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the signature."""
+        return self._options.semantic_layers
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether references and typical signatures are learned."""
+        return self.counts.numel() > 0
+
+    def references(self, layer: str) -> Tensor:
+        """The reference activations I of a layer as centred unit rows, [K, D_l]."""
+        reference: Tensor = getattr(self, f"references_{self.layers.index(layer)}")
+        return reference
+
+    @torch.no_grad()
+    def fit(self, stream: CaptureStream) -> Self:
+        """Average the reference activations, then learn the typical signature of each class: two walks.
+
+        Raises:
+            DataError: no word vectors, or their number is not the number of classes, no labels, or a class without a
+                single correctly classified input.
+        """
+        return self._collect_references(stream).observe(stream)
+
+    def _collect_references(self, stream: CaptureStream) -> Self:
+        classes = self.word_correlations.shape[0]
+        if classes == 0:
+            raise DataError(
+                "the semantic signature is fitted with word vectors: pass word_vectors, one row per class"
+            )
+        sums: list[Tensor] = []
+        taken = torch.zeros(classes, dtype=torch.long)
+        for capture in stream:
+            if capture.labels is None:
+                raise DataError("reference activations come from labelled inputs: this stream has no labels")
+            if capture.logits.shape[1] != classes:
+                raise DataError(
+                    f"{classes} word vectors for {capture.logits.shape[1]} classes: expected one each"
+                )
+            if not sums:
+                sums = [
+                    capture.activations[layer][0].new_zeros(classes, capture.flat(layer).shape[1])
+                    for layer in self.layers
+                ]
+            correct = F.one_hot(capture.labels, classes) * (capture.predicted == capture.labels).unsqueeze(1)
+            # The first `images_per_concept` of each class, in data order.
+            use = correct * (
+                (correct.cumsum(dim=0) + taken.to(correct.device)) <= self._options.images_per_concept
+            )
+            taken += use.sum(dim=0).cpu()
+            for layer, total in zip(self.layers, sums, strict=True):
+                total += use.T.to(total.dtype) @ capture.flat(layer)
+            if bool((taken >= self._options.images_per_concept).all()):
+                break
+        if bool((taken == 0).any()):
+            missing = [int(i) for i in torch.nonzero(taken == 0).flatten()]
+            raise DataError(
+                f"no correctly classified input of class {missing}: every class needs at least one reference image"
+            )
+        for i, total in enumerate(sums):
+            setattr(self, f"references_{i}", centred_unit(total / taken.to(total).unsqueeze(1)))
+        layers = len(self.layers)
+        self.counts = torch.zeros(classes, dtype=torch.float64)
+        self.sums = torch.zeros(classes, layers, dtype=torch.float64)
+        self.products = torch.zeros(layers, layers, dtype=torch.float64)
+        self.prepare()
+        return self
+
+    @torch.no_grad()
+    def observe(self, stream: CaptureStream) -> Self:
+        """Add the stream's margins to the statistics of typical signatures, by predicted class; shards `merge`."""
+        for capture in stream:
+            margins = self.margins(capture)[0].double()
+            one_hot = F.one_hot(capture.predicted, self.counts.shape[0]).double()
+            self.counts += one_hot.sum(dim=0)
+            self.sums += one_hot.T @ margins
+            self.products += margins.T @ margins
+        self.prepare()
+        return self
+
+    def merge(self, other: SemanticSignature) -> Self:
+        """Add the statistics that `other` observed on another shard with the same references."""
+        if any(not torch.equal(self.references(layer), other.references(layer)) for layer in self.layers):
+            raise DataError(
+                "these signatures hold different references: collect once, then observe on every shard"
+            )
+        self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
+        self.products = self.products + other.products
+        self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        """Tabulate which concepts each pair of classes leaves, what separates them, and the typical signatures."""
+        classes = self.word_correlations.shape[0]
+        device = self.word_correlations.device
+        pairs = torch.cartesian_prod(torch.arange(classes), torch.arange(classes))
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]  # (p, q), q != p
+        keep = _remaining(classes, pairs).to(device)
+        own, rival = (self.word_correlations[pairs[:, i, None].to(device), keep] for i in (0, 1))
+        shape = (classes, classes - 1, classes - 2)
+        self.others = keep.view(shape)
+        self.contrast = (centred_unit(own) - centred_unit(rival)).view(shape)
+
+        count = self.counts.sum()
+        if not count:
+            return
+        # A class never predicted has no typical signature of its own: it is measured from the overall one.
+        own_means = self.sums / self.counts.clamp_min(1).unsqueeze(1)
+        self.means = torch.where((self.counts > 0).unsqueeze(1), own_means, self.sums.sum(dim=0) / count)
+        scatter = self.products - (self.means * self.counts.unsqueeze(1)).T @ self.means
+        covariance = scatter / (count - 1).clamp_min(1)
+        diagonal = torch.diag(covariance.diagonal().clamp_min(1e-8))
+        shrinkage = self._options.shrinkage
+        self.precision = torch.linalg.pinv(
+            (1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True
+        )
+
+    def margins(self, capture: Capture) -> tuple[Tensor, Tensor]:
+        """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
+        others, contrast = self.others[capture.predicted], self.contrast[capture.predicted]  # [B, K-1, K-2]
+        batch = torch.arange(len(capture), device=others.device)[:, None, None]
+        margins, passes = [], []
+        for layer in self.layers:
+            similarity = centred_unit(capture.flat(layer)) @ self.references(layer).T  # i, [B, K]
+            margin = (centred_unit(similarity[batch, others]) * contrast).sum(dim=2)
+            margins.append(margin.mean(dim=1))
+            passes.append((margin > 0).to(margin.dtype).mean(dim=1))
+        return torch.stack(margins, dim=1), torch.stack(passes, dim=1)
+
+    def read(self, capture: Capture) -> Reading:
+        """Mahalanobis distance of the margins from what is typical for the predicted class, shared covariance."""
+        self.require_fitted()
+        margins, passes = self.margins(capture)
+        deviation = margins.double() - self.means[capture.predicted]
+        distance = ((deviation @ self.precision) * deviation).sum(dim=1).clamp_min(0).sqrt().to(margins.dtype)
+        components = {f"margin:{layer}": margins[:, i] for i, layer in enumerate(self.layers)}
+        return Reading(distance, components, {"margins": margins, "passes": passes, "distance": distance})
+
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The profile over the layers: the share of 1-vs-2 tests won by the predicted class, and the mean margin."""
+        return {
+            "untypicality": round(float(evidence["distance"]), 4),
+            "layers": [
+                {"layer": layer, "one_versus_two": round(float(share), 4), "margin": round(float(margin), 4)}
+                for layer, share, margin in zip(
+                    self.layers, evidence["passes"], evidence["margins"], strict=True
+                )
+            ],
+        }

@@ -1,0 +1,47 @@
+"""Spool: the features of a whole stream, kept in an unnamed file on disk instead of in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detectors.errors import DataError
+from detectors.tap import Capture
+
+
+def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> list[Tensor]:
+    """Collect features of every Capture; training can then revisit them in any order at the price of a disk read.
+
+    Args:
+        stream: Captures, walked once.
+        features: each maps a Capture to a floating-point or integer tensor [B, ...] of fixed trailing shape.
+
+    Returns:
+        One tensor [N, ...] per feature, backed by a temporary file without a name (gone with the tensor).
+
+    Raises:
+        DataError: the stream is empty.
+    """
+    # The unnamed files close with the memory maps that hold them.
+    files = [tempfile.TemporaryFile() for _ in features]
+    shapes: list[tuple[int, ...]] = []
+    dtypes: list[np.dtype] = []  # type: ignore[type-arg]
+    count = 0
+    for capture in stream:
+        arrays = [feature(capture).detach().cpu().contiguous().numpy() for feature in features]
+        if not shapes:
+            shapes, dtypes = [a.shape[1:] for a in arrays], [a.dtype for a in arrays]
+        for file, array in zip(files, arrays, strict=True):
+            file.write(array.tobytes())
+        count += len(capture)
+    if count == 0:
+        raise DataError("the data stream is empty: expected at least one input")
+    tensors = []
+    for file, shape, dtype in zip(files, shapes, dtypes, strict=True):
+        file.flush()
+        tensors.append(torch.from_numpy(np.memmap(file, dtype=dtype, mode="r+", shape=(count, *shape))))
+    return tensors

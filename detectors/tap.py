@@ -1,0 +1,166 @@
+"""Tap: one forward pass of a classifier under hooks, giving a Capture of its hidden activations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from detectors.errors import LayerError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass showed.
+
+    Attributes:
+        logits: the classifier's outputs o(x), [B, K].
+        activations: each tapped layer's output a_l(x), {layer: [B, ...]}.
+        labels: the true classes [B] where they are known (offline only), else None.
+    """
+
+    logits: Tensor
+    activations: Mapping[str, Tensor]
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    @property
+    def predicted(self) -> Tensor:
+        """The predicted class c(x) = argmax o(x), int64 [B]."""
+        return self.logits.argmax(dim=1)
+
+    def flat(self, layer: str) -> Tensor:
+        """Return a_l(x) flattened to [B, D_l].
+
+        Raises:
+            LayerError: the layer was not tapped.
+        """
+        if layer not in self.activations:
+            raise LayerError(f"layer {layer!r} was not tapped: {did_you_mean(layer, self.activations)}")
+        return self.activations[layer].flatten(1)
+
+    def select(self, index: Tensor) -> Capture:
+        """Return the Capture of the inputs at `index` (integer positions or a boolean mask, [B])."""
+        return Capture(
+            self.logits[index],
+            {layer: a[index] for layer, a in self.activations.items()},
+            None if self.labels is None else self.labels[index],
+        )
+
+
+class CaptureStream(Protocol):
+    """A re-iterable of Captures in data order; each iteration starts anew, and need not fit in memory."""
+
+    def __iter__(self) -> Iterator[Capture]: ...
+
+
+class Tap:
+    """Runs a classifier once under forward hooks and returns what it saw.
+
+    Captures belong to the call that made them: hooks write to thread-local storage, so any number of threads
+    may share one Tap. The module is left as it was found: only hooks are added, and `close` removes them.
+    Gradient mode is the caller's: under `torch.no_grad()` nothing is recorded, otherwise captures are differentiable.
+
+    Args:
+        module: the classifier, in eval mode.
+        layers: names of submodules as `module.named_modules()` spells them.
+        preprocess: applied to the images before the module (normalisation), so that callers stay in pixel space.
+
+    Raises:
+        LayerError: a name is not a submodule.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[str],
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        modules = dict(module.named_modules())
+        for layer in layers:
+            if not layer or layer not in modules:
+                known = [name for name in modules if name]
+                raise LayerError(f"the classifier has no layer {layer!r}: {did_you_mean(layer, known)}")
+        self.module = module
+        self.layers = tuple(dict.fromkeys(layers))
+        self._preprocess = preprocess
+        self._local = threading.local()
+        self._handles = [modules[layer].register_forward_hook(self._hook(layer)) for layer in self.layers]
+
+    def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen: dict[str, Tensor] | None = getattr(self._local, "seen", None)
+            if seen is None:  # somebody else's forward pass of the same module
+                return
+            if not isinstance(output, Tensor):
+                raise LayerError(
+                    f"layer {layer!r} returns {type(output).__name__}, not a tensor: tap one of its submodules"
+                )
+            if layer in seen:
+                raise LayerError(
+                    f"layer {layer!r} runs more than once in a forward pass, so its activation is ambiguous: "
+                    "tap a layer that runs once"
+                )
+            # A copy, because a later in-place operation (ReLU(inplace=True), `x += y`) would overwrite it.
+            seen[layer] = output.clone()
+
+        return hook
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Capture:
+        """Classify `images` [B, C, H, W] and return the Capture.
+
+        Raises:
+            LayerError: a tapped layer did not run or did not give one [B, ...] tensor, the logits are not [B, K],
+                the module is in training mode, or the Tap is closed.
+        """
+        if not self._handles and self.layers:
+            raise LayerError("this Tap is closed: open a new one")
+        if self.module.training:
+            raise LayerError("the classifier is in training mode: call .eval() on it first")
+        seen: dict[str, Tensor] = {}
+        self._local.seen = seen
+        try:
+            logits = self.module(images if self._preprocess is None else self._preprocess(images))
+        finally:
+            self._local.seen = None
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise LayerError(
+                f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}"
+            )
+        for layer in self.layers:
+            if layer not in seen:
+                raise LayerError(f"layer {layer!r} never ran in the forward pass: tap a layer that does")
+            if seen[layer].ndim < 2 or seen[layer].shape[0] != images.shape[0]:
+                raise LayerError(
+                    f"layer {layer!r} gives {list(seen[layer].shape)} for a batch of {images.shape[0]}: "
+                    "expected [B, ...], one activation for each input"
+                )
+        return Capture(logits, {layer: seen[layer] for layer in self.layers}, labels)
+
+    def close(self) -> None:
+        """Remove the hooks; the module is as before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_finite(capture: Capture) -> None:
+    """Raise LayerError when the logits hold NaN or infinity: no score of such an input means anything."""
+    if not bool(torch.isfinite(capture.logits).all()):
+        raise LayerError("the classifier's logits hold NaN or infinity for this input")
