@@ -28,6 +28,7 @@ from detectors.manifest import (
     CalibrationEntry,
     ClassifierEntry,
     DetectorEntry,
+    FileEntry,
     Manifest,
 )
 from detectors.registry import unfitted
@@ -137,9 +138,7 @@ def publish(
 def refuse_existing(path: Path) -> None:
     """Raise BundleError when `path` exists: a published bundle is never changed."""
     if path.exists():
-        raise BundleError(
-            f"{path} exists and a bundle is never changed: choose another path, or remove it first"
-        )
+        raise BundleError(f"{path} exists and a bundle is never changed: choose another path, or remove it first")
 
 
 def _write(path: Path, files: Mapping[str, bytes]) -> None:
@@ -184,18 +183,17 @@ class Bundle:
                 files[name] = (path / name).read_bytes()
             except OSError as error:
                 raise BundleError(
-                    f"{path}: {name} cannot be read ({error.strerror}): the bundle is incomplete, copy or calibrate it again"
+                    f"{path}: {name} cannot be read ({error.strerror}): the bundle is incomplete, copy it again"
                 ) from None
             if sha256(files[name]) != expected:
                 raise BundleError(
                     f"{path}: {name} has been altered or truncated (its SHA-256 is not the manifest's): "
                     "copy the bundle or calibrate it again"
                 )
-        for entry in (manifest.classifier, manifest.calibration, *manifest.detectors):
+        entries: list[FileEntry] = [manifest.classifier, manifest.calibration, *manifest.detectors]
+        for entry in entries:
             if manifest.files.get(entry.file) != entry.sha256:
-                raise BundleError(
-                    f"{path}: {entry.file} does not belong to this manifest (its SHA-256 differs)"
-                )
+                raise BundleError(f"{path}: {entry.file} does not belong to this manifest (its SHA-256 differs)")
         return cls(path, manifest, files)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -225,9 +223,7 @@ class Bundle:
             try:
                 detector = unfitted(entry.kind, entry.options)
             except ValidationError as error:
-                raise BundleError(
-                    f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}"
-                ) from None
+                raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
             detectors[entry.kind] = detector.restore(self.tensors(entry.file)).eval()
         return detectors
 

@@ -19,9 +19,7 @@ def table(scores: Tensor) -> Tensor:
     if scores.shape[-1] == 0:
         raise CalibrationError("no calibration scores: expected at least one clean input")
     if not bool(torch.isfinite(scores).all()):
-        raise CalibrationError(
-            "a calibration score is NaN or infinite: the detector is broken on clean inputs"
-        )
+        raise CalibrationError("a calibration score is NaN or infinite: the detector is broken on clean inputs")
     return scores.sort(dim=-1).values.contiguous()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ DEPTH = 3
 def dense(inputs: int, outputs: int) -> nn.Sequential:
     """The papers' network: three hidden layers of 200 ELU units and a linear end."""
     sizes = [inputs] + [WIDTH] * DEPTH
-    hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ELU())]
+    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ELU())]
     return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
 
 
@@ -114,7 +115,7 @@ def train(
     for epoch in range(1, epochs + 1):
         for rows in training[torch.randperm(len(training), generator=generator)].split(batch_size):
             optimizer.zero_grad()
-            loss(rows).backward()  # type: ignore[no-untyped-call]
+            loss(rows).backward()
             optimizer.step()
             schedule.step()
         if epoch % cycle_epochs and epoch != epochs:

@@ -21,9 +21,7 @@ from detectors.infovae import WIDTH, InfoVAE, dense
 from detectors.spool import spool
 from detectors.tap import Capture, CaptureStream
 
-ERROR_FLOOR = (
-    1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
-)
+ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
 VALIDATION_SHARE = 0.1
 
@@ -153,10 +151,10 @@ class Introspection(Detector):
         return h, targets, classes
 
     def _standardise_by(self, h: Tensor) -> None:
-        count = h.shape[0]
-        self.mean = (sum(block.double().sum(dim=0) for block in h.split(4096)) / count).to(h.dtype)
-        squares = sum(((block - self.mean).double() ** 2).sum(dim=0) for block in h.split(4096))
-        deviation = (squares / count).sqrt().to(h.dtype)
+        blocks, start = h.split(4096), torch.zeros(h.shape[1], dtype=torch.float64)
+        mean = sum((block.double().sum(dim=0) for block in blocks), start) / h.shape[0]
+        variance = sum((((block - mean) ** 2).sum(dim=0) for block in blocks), start) / h.shape[0]
+        self.mean, deviation = mean.to(h.dtype), variance.sqrt().to(h.dtype)
         if not bool((deviation > 0).any()):
             raise DataError(f"layers {list(self.layers)} are the same for every input: nothing to learn from")
         self.scale = deviation.clamp_min(SCALE_FLOOR * float(deviation.mean()))

@@ -115,9 +115,7 @@ class Library(nn.Module):
         """End construction: release spare storage and start the Hebbian sums at zero."""
         self.rows = self.rows.clone()
         self._storage = torch.empty(0)
-        self.connections = torch.zeros(
-            self.rows.shape[0], classes, dtype=torch.float64, device=self.rows.device
-        )
+        self.connections = torch.zeros(self.rows.shape[0], classes, dtype=torch.float64, device=self.rows.device)
 
     def connect(self, patterns: Tensor, predicted: Tensor) -> None:
         """Add a block's share of the functional connections W[n, m] = sum_k g(h_n(k)) s_m(k) (Eq. 2).
@@ -210,9 +208,7 @@ class LibraryNetwork(Detector):
             raise DataError("the data stream is empty: expected at least one input")
         for layer, library in libraries.items():
             if not fired[layer]:
-                raise LayerError(
-                    f"layer {layer!r} is zero for every input: it never fires; tap another layer"
-                )
+                raise LayerError(f"layer {layer!r} is zero for every input: it never fires; tap another layer")
             library.seal(classes)
         return self
 
@@ -231,12 +227,8 @@ class LibraryNetwork(Detector):
             BundleError: the two do not hold the same rows.
         """
         mine, theirs = self._libraries(), other._libraries()
-        if mine.keys() != theirs.keys() or any(
-            not torch.equal(mine[layer].rows, theirs[layer].rows) for layer in mine
-        ):
-            raise BundleError(
-                "these library networks hold different rows: build once, then connect on every shard"
-            )
+        if mine.keys() != theirs.keys() or any(not torch.equal(mine[layer].rows, theirs[layer].rows) for layer in mine):
+            raise BundleError("these library networks hold different rows: build once, then connect on every shard")
         for layer, library in mine.items():
             library.connections = library.connections + theirs[layer].connections
         return self
@@ -250,9 +242,7 @@ class LibraryNetwork(Detector):
         self.require_fitted()
         predictions, similarities = [], []
         for layer, library in self._libraries().items():
-            answer, similarity = library.predict(
-                library.patterns(capture.flat(layer)), self._options.neighbors
-            )
+            answer, similarity = library.predict(library.patterns(capture.flat(layer)), self._options.neighbors)
             predictions.append(answer.softmax(dim=1) if self._options.softmax else answer)
             similarities.append(similarity)
         return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
@@ -282,6 +272,6 @@ class LibraryNetwork(Detector):
 
 def pair_cosines(answers: Tensor) -> Tensor:
     """Cosine between P of every pair of layers i < j, [B, L, K] -> [B, L(L-1)/2]; 0 where a P is zero."""
-    unit = activation_pattern(answers.flatten(0, 1)).unflatten(0, answers.shape[:2])
+    unit = activation_pattern(answers.flatten(0, 1)).view_as(answers)
     first, second = torch.triu_indices(answers.shape[1], answers.shape[1], offset=1, device=answers.device)
-    return (unit[:, first] * unit[:, second]).sum(dim=2)
+    return torch.sum(unit[:, first] * unit[:, second], dim=2)

@@ -18,7 +18,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ClassifierEntry(_Part):
+class FileEntry(_Part):
+    """A file of the bundle and its SHA-256."""
+
+    file: str
+    sha256: str
+
+
+class ClassifierEntry(FileEntry):
     """How to build the classifier: `factory` called with `arguments`, then the weights file loaded strictly."""
 
     name: str
@@ -27,20 +34,16 @@ class ClassifierEntry(_Part):
     layers: tuple[str, ...]
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = Field(min_length=2)
-    file: str
-    sha256: str
 
 
-class DetectorEntry(_Part):
+class DetectorEntry(FileEntry):
     """One fitted detector: its kind, options and tensor file."""
 
     kind: str
     options: dict[str, Any]
-    file: str
-    sha256: str
 
 
-class CalibrationEntry(_Part):
+class CalibrationEntry(FileEntry):
     """The conformal tables: how many clean scores, the targets, and the score above which each level flags."""
 
     samples: int
@@ -48,8 +51,6 @@ class CalibrationEntry(_Part):
     levels: Levels
     thresholds: dict[str, dict[str, float]]
     components: tuple[str, ...]
-    file: str
-    sha256: str
 
 
 class Manifest(_Part):

@@ -126,9 +126,7 @@ class Calibration:
     fused_table: Tensor
 
 
-def read_all(
-    detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None
-) -> dict[str, Reading]:
+def read_all(detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None) -> dict[str, Reading]:
     """Every detector's Reading of a Capture, {name: Reading}; `observe` gets each one's seconds."""
     readings = {}
     for name, detector in detectors.items():
@@ -204,9 +202,7 @@ class Screen:
         results: list[Screening | ScreenError] = []
         for i, ok in enumerate(finite.tolist()):
             if not ok:
-                results.append(
-                    ScreenError("the classifier or a detector gave NaN or infinity for this image")
-                )
+                results.append(ScreenError("the classifier or a detector gave NaN or infinity for this image"))
                 continue
             words = {
                 name: DetectorVerdict(

@@ -74,7 +74,8 @@ def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:
 
 def torus_distance(a: Tensor, b: Tensor, side: int) -> Tensor:
     """Euclidean distance on the torus between grid positions [..., 2]."""
-    return torus_offset(a, b, side).norm(dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(torus_offset(a, b, side), dim=-1)
+    return distance
 
 
 def grid_positions(side: int) -> Tensor:
@@ -262,9 +263,7 @@ class SelfOrganizingMap(Detector):
         predicted, count = classes[:, 0], int(classes[0, 1])
         for (layer, layer_map), layer_codes in zip(self.layer_maps().items(), codes, strict=True):
             if bool((layer_codes == layer_codes[0]).all()):
-                raise LayerError(
-                    f"layer {layer!r} is the same for every input: it never fires; tap another layer"
-                )
+                raise LayerError(f"layer {layer!r} is the same for every input: it never fires; tap another layer")
             layer_map.train_units(layer_codes, self._options)
             distances, owners = [], torch.zeros(self._options.side**2, count, dtype=torch.long)
             for block, labels in zip(layer_codes.split(2048), predicted.split(2048), strict=True):

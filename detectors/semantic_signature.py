@@ -150,18 +150,14 @@ class SemanticSignature(Detector):
     def _collect_references(self, stream: CaptureStream) -> Self:
         classes = self.word_correlations.shape[0]
         if classes == 0:
-            raise DataError(
-                "the semantic signature is fitted with word vectors: pass word_vectors, one row per class"
-            )
+            raise DataError("the semantic signature is fitted with word vectors: pass word_vectors, one row per class")
         sums: list[Tensor] = []
         taken = torch.zeros(classes, dtype=torch.long)
         for capture in stream:
             if capture.labels is None:
                 raise DataError("reference activations come from labelled inputs: this stream has no labels")
             if capture.logits.shape[1] != classes:
-                raise DataError(
-                    f"{classes} word vectors for {capture.logits.shape[1]} classes: expected one each"
-                )
+                raise DataError(f"{classes} word vectors for {capture.logits.shape[1]} classes: expected one each")
             if not sums:
                 sums = [
                     capture.activations[layer][0].new_zeros(classes, capture.flat(layer).shape[1])
@@ -169,12 +165,10 @@ class SemanticSignature(Detector):
                 ]
             correct = F.one_hot(capture.labels, classes) * (capture.predicted == capture.labels).unsqueeze(1)
             # The first `images_per_concept` of each class, in data order.
-            use = correct * (
-                (correct.cumsum(dim=0) + taken.to(correct.device)) <= self._options.images_per_concept
-            )
+            use = correct * ((correct.cumsum(dim=0) + taken.to(correct.device)) <= self._options.images_per_concept)
             taken += use.sum(dim=0).cpu()
             for layer, total in zip(self.layers, sums, strict=True):
-                total += use.T.to(total.dtype) @ capture.flat(layer)
+                total.addmm_(use.T.to(total.dtype), capture.flat(layer))
             if bool((taken >= self._options.images_per_concept).all()):
                 break
         if bool((taken == 0).any()):
@@ -206,9 +200,7 @@ class SemanticSignature(Detector):
     def merge(self, other: SemanticSignature) -> Self:
         """Add the statistics that `other` observed on another shard with the same references."""
         if any(not torch.equal(self.references(layer), other.references(layer)) for layer in self.layers):
-            raise DataError(
-                "these signatures hold different references: collect once, then observe on every shard"
-            )
+            raise DataError("these signatures hold different references: collect once, then observe on every shard")
         self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
         self.products = self.products + other.products
         self.prepare()
@@ -236,9 +228,7 @@ class SemanticSignature(Detector):
         covariance = scatter / (count - 1).clamp_min(1)
         diagonal = torch.diag(covariance.diagonal().clamp_min(1e-8))
         shrinkage = self._options.shrinkage
-        self.precision = torch.linalg.pinv(
-            (1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True
-        )
+        self.precision = torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True)
 
     def margins(self, capture: Capture) -> tuple[Tensor, Tensor]:
         """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
@@ -267,8 +257,6 @@ class SemanticSignature(Detector):
             "untypicality": round(float(evidence["distance"]), 4),
             "layers": [
                 {"layer": layer, "one_versus_two": round(float(share), 4), "margin": round(float(margin), 4)}
-                for layer, share, margin in zip(
-                    self.layers, evidence["passes"], evidence["margins"], strict=True
-                )
+                for layer, share, margin in zip(self.layers, evidence["passes"], evidence["margins"], strict=True)
             ],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> 
     Raises:
         DataError: the stream is empty.
     """
-    # The unnamed files close with the memory maps that hold them.
-    files = [tempfile.TemporaryFile() for _ in features]
+    # Unnamed files, which close with the memory maps that hold them.
+    files = [tempfile.TemporaryFile() for _ in features]  # noqa: SIM115
     shapes: list[tuple[int, ...]] = []
-    dtypes: list[np.dtype] = []  # type: ignore[type-arg]
+    dtypes: list[np.dtype[Any]] = []
     count = 0
     for capture in stream:
         arrays = [feature(capture).detach().cpu().contiguous().numpy() for feature in features]

@@ -132,9 +132,7 @@ class Tap:
             self._local.seen = None
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise LayerError(
-                f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}"
-            )
+            raise LayerError(f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}")
         for layer in self.layers:
             if layer not in seen:
                 raise LayerError(f"layer {layer!r} never ran in the forward pass: tap a layer that does")
