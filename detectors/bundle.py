@@ -122,6 +122,7 @@ def publish(
                 for name, t in tables.items()
             },
             components=calibration.fusion.names,
+            two_sided=tuple(sorted(calibration.fusion.two_sided)),
             file="calibration.safetensors",
             sha256=sha256(files["calibration.safetensors"]),
         ),
@@ -207,6 +208,10 @@ class Bundle:
         except (KeyError, SafetensorError) as error:
             raise BundleError(f"{self.path}: {name} is not a safetensors file ({error})") from None
 
+    def size(self, name: str) -> int:
+        """Bytes of one file."""
+        return len(self._files[name])
+
     def evaluation(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         evaluation: dict[str, Any] = json.loads(self._files["evaluation.json"])
@@ -238,7 +243,9 @@ class Bundle:
             return Calibration(
                 levels=self.manifest.calibration.levels,
                 tables={entry.kind: tensors[f"scores/{entry.kind}"] for entry in self.manifest.detectors},
-                fusion=Fusion(self.manifest.calibration.components, tensors["components"]),
+                fusion=Fusion(
+                    self.manifest.calibration.components, self.manifest.calibration.two_sided, tensors["components"]
+                ),
                 fused_table=tensors[f"scores/{FUSED}"],
             )
         except KeyError as error:

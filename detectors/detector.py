@@ -26,12 +26,14 @@ class Reading:
 
     Attributes:
         score: [B], higher = more suspicious.
-        components: the named readings behind the score, {name: [B]}; fusion weighs them, on both sides.
+        components: the named readings behind the score, {name: [B]}, which fusion weighs.
+        two_sided: the components that can be untypical either way; the others point like the score.
         evidence: what `explain` puts in words, {name: [B, ...]}.
     """
 
     score: Tensor
     components: Mapping[str, Tensor]
+    two_sided: frozenset[str] = frozenset()
     evidence: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -1,13 +1,13 @@
-"""Fusion: one score of all detectors' components, untrained: the sum of the logarithms of two-sided p-values."""
+"""Fusion: one score of all detectors' components, untrained: the harmonic mean of their p-values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from detectors.conformal import table, two_sided_p_value
+from detectors.conformal import harmonic_suspicion, p_value, table, two_sided_p_value
 from detectors.detector import Reading
 from detectors.errors import CalibrationError
 
@@ -21,28 +21,40 @@ def all_components(readings: Mapping[str, Reading]) -> dict[str, Tensor]:
     }
 
 
+def all_two_sided(readings: Mapping[str, Reading]) -> frozenset[str]:
+    """The names among `all_components` that can be untypical either way."""
+    return frozenset(f"{detector}/{name}" for detector, reading in readings.items() for name in reading.two_sided)
+
+
 class Fusion(nn.Module):
-    """Fused score = -sum over components of log p, p two-sided against the clean calibration split.
+    """Fused score = -log of the harmonic mean of the components' p-values against the clean calibration split.
 
-    A reading can be untypical on either side (a strong PGD makes a classifier more confident than any clean image
-    does), hence two-sided; Fisher's sum needs no attack to train on, hence every attack is unseen. The components
-    depend on one another, so the sum has no known distribution: its own conformal calibration on its own split is
-    what turns it into a p-value (science.md, section 6).
+    p is one-sided where a component's paper fixes the suspicious side, else two-sided (`harmonic_suspicion` says why
+    this mean). It needs no attack to train on, hence every attack is unseen. Its own conformal calibration on its own
+    split turns it into a p-value, whatever the dependence between components.
 
-    Buffer: `tables` [F, n], the components' sorted clean values, rows in the order of `names`.
+    Args:
+        names: of the F components, in order.
+        two_sided: those of them that can be untypical either way.
+        tables: their sorted clean values, [F, n] (a buffer).
     """
 
     tables: Tensor
+    either_way: Tensor
 
-    def __init__(self, names: tuple[str, ...], tables: Tensor) -> None:
+    def __init__(self, names: tuple[str, ...], two_sided: Collection[str], tables: Tensor) -> None:
         super().__init__()
         self.names = names
+        self.two_sided = frozenset(two_sided)
         self.register_buffer("tables", tables)
+        self.register_buffer(
+            "either_way", torch.tensor([name in two_sided for name in names])[:, None], persistent=False
+        )
 
     @classmethod
-    def fit(cls, components: Mapping[str, Tensor]) -> Fusion:
+    def fit(cls, components: Mapping[str, Tensor], two_sided: Collection[str]) -> Fusion:
         """Tabulate the clean components {name: [n]} of the calibration split."""
-        return cls(tuple(components), table(torch.stack(list(components.values())).float()))
+        return cls(tuple(components), two_sided, table(torch.stack(list(components.values())).float()))
 
     def score(self, components: Mapping[str, Tensor]) -> Tensor:
         """Fused scores of {name: [B]}, [B], higher = more suspicious.
@@ -53,4 +65,5 @@ class Fusion(nn.Module):
         if tuple(components) != self.names:
             raise CalibrationError(f"fusion was calibrated on {list(self.names)}, got {list(components)}")
         values = torch.stack([components[name] for name in self.names]).float()
-        return -two_sided_p_value(values, self.tables).log().sum(dim=0)
+        upper, either = p_value(values, self.tables), two_sided_p_value(values, self.tables)
+        return harmonic_suspicion(torch.where(self.either_way, either, upper))

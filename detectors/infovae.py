@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -81,10 +81,10 @@ def train(
     training: Tensor,
     validation: Tensor,
     *,
-    epochs: int,
+    cycles: int,
+    cycle_steps: int,
     batch_size: int,
     peak_learning_rate: float,
-    cycle_epochs: int,
     patience: int,
     generator: torch.Generator,
 ) -> float:
@@ -95,31 +95,32 @@ def train(
         loss: maps row indices [b] into the caller's features to the batch's scalar loss.
         training: row indices to learn from, int64 [n].
         validation: row indices that decide when to stop, int64 [m].
-        epochs: at most this many passes over `training`.
+        cycles: at most this many triangles; the validation loss is read at the end of each (paper, section 2.6).
+        cycle_steps: gradient steps per triangle.
         batch_size: rows per step.
         peak_learning_rate: the top of each triangle; its foot is a hundredth of it.
-        cycle_epochs: passes per triangle; the validation loss is read at the end of each (paper, section 2.6).
         patience: cycles without improvement before stopping.
         generator: of the shuffling.
 
     Returns:
         The best validation loss.
     """
-    optimizer = torch.optim.Adam(module.parameters(), lr=peak_learning_rate)
-    steps = max(1, math.ceil(len(training) / batch_size))
-    half = max(1, steps * cycle_epochs // 2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=peak_learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CyclicLR(
-        optimizer, peak_learning_rate / 100, peak_learning_rate, step_size_up=half, cycle_momentum=False
+        optimizer,
+        peak_learning_rate / 100,
+        peak_learning_rate,
+        step_size_up=max(1, cycle_steps // 2),
+        cycle_momentum=False,
     )
     best, best_state, stale = math.inf, copy.deepcopy(module.state_dict()), 0
-    for epoch in range(1, epochs + 1):
-        for rows in training[torch.randperm(len(training), generator=generator)].split(batch_size):
+    batches = _shuffled_batches(training, batch_size, generator)
+    for _ in range(cycles):
+        for rows in islice(batches, cycle_steps):
             optimizer.zero_grad()
             loss(rows).backward()
             optimizer.step()
             schedule.step()
-        if epoch % cycle_epochs and epoch != epochs:
-            continue
         with torch.no_grad():
             losses = [float(loss(rows)) * len(rows) for rows in validation.split(4 * batch_size)]
         current = sum(losses) / len(validation)
@@ -131,3 +132,9 @@ def train(
                 break
     module.load_state_dict(best_state)
     return best
+
+
+def _shuffled_batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of `rows` without end, each pass over them in a new order."""
+    while True:
+        yield from rows[torch.randperm(len(rows), generator=generator)].split(batch_size)

@@ -24,6 +24,8 @@ from detectors.tap import Capture, CaptureStream
 ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
 VALIDATION_SHARE = 0.1
+BATCH_SIZE = 128  # of the autoencoder (paper, section 2.6)
+ESTIMATOR_BATCH_SIZE = 32
 
 
 class IntrospectionOptions(Options):
@@ -35,12 +37,10 @@ class IntrospectionOptions(Options):
         estimator_reads: "hidden", the encoder's last hidden layer before projection (200 numbers), or "latent", z
             itself as in the paper. Both estimators are fitted; this one is the score.
         discrepancy_weight: lambda, the weight of the MMD.
-        epochs: at most, of the autoencoder.
-        estimator_epochs: at most, of each estimator.
-        batch_size: of the autoencoder; the estimator's is 32 (paper, section 2.6).
-        peak_learning_rate: the top of the triangular cycle.
-        cycle_epochs: passes per cycle.
-        patience: cycles without improvement before stopping.
+        cycles: triangular learning-rate cycles, at most, of the autoencoder and of each estimator.
+        cycle_steps: gradient steps per cycle.
+        peak_learning_rate: the top of the cycle.
+        patience: cycles without improvement before stopping (5 in the paper).
         seed: of initial weights, prior draws, shuffling and the validation split.
     """
 
@@ -48,12 +48,10 @@ class IntrospectionOptions(Options):
     latent_dimensions: int = Field(default=2, ge=1)
     estimator_reads: Literal["hidden", "latent"] = "hidden"
     discrepancy_weight: float = Field(default=1.0, ge=0)
-    epochs: int = Field(default=16, ge=1)
-    estimator_epochs: int = Field(default=24, ge=1)
-    batch_size: int = Field(default=128, ge=2)
+    cycles: int = Field(default=16, ge=1)
+    cycle_steps: int = Field(default=500, ge=2)
     peak_learning_rate: float = Field(default=1e-3, gt=0)
-    cycle_epochs: int = Field(default=2, ge=1)
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=5, ge=1)
     seed: int = 0
 
 
@@ -174,12 +172,9 @@ class Introspection(Detector):
             lambda rows: self.autoencoder.loss((h[rows] - self.mean) / self.scale, weight, generator),
             training,
             validation,
-            epochs=self._options.epochs,
-            batch_size=self._options.batch_size,
-            peak_learning_rate=self._options.peak_learning_rate,
-            cycle_epochs=self._options.cycle_epochs,
-            patience=self._options.patience,
+            batch_size=BATCH_SIZE,
             generator=generator,
+            **self._schedule(),
         )
 
     @torch.no_grad()
@@ -212,13 +207,13 @@ class Introspection(Detector):
             lambda rows: 0.5 * F.mse_loss(estimator(inputs[rows]).squeeze(1), targets[rows]),
             training,
             validation,
-            epochs=self._options.estimator_epochs,
-            batch_size=32,
-            peak_learning_rate=self._options.peak_learning_rate,
-            cycle_epochs=self._options.cycle_epochs,
-            patience=self._options.patience,
+            batch_size=ESTIMATOR_BATCH_SIZE,
             generator=generator,
+            **self._schedule(),
         )
+
+    def _schedule(self) -> dict[str, Any]:
+        return self._options.model_dump(include={"cycles", "cycle_steps", "peak_learning_rate", "patience"})
 
     def _encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.autoencoder.hidden(standardised)
@@ -270,7 +265,9 @@ class Introspection(Detector):
             f"estimated_error:{other_name}": other,
             "reconstruction_error": reconstruction,
         }
-        return Reading(score, components, {"point": z, "error": score, "reconstruction": reconstruction})
+        evidence = {"point": z, "error": score, "reconstruction": reconstruction}
+        # An attack can leave a classifier more confident than any clean image does: a low estimate is news, too.
+        return Reading(score, components, frozenset(components) - {"reconstruction_error"}, evidence)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The point on the activation map, the estimated error and confidence -log10 e."""

@@ -140,8 +140,8 @@ class Library(nn.Module):
 class LibraryNetwork(Detector):
     """Suspicion by disagreement between the layers' library networks: score = 1 - CPL, in [0, 2].
 
-    Components: `cpl:<a>~<b>`, the cosine of each pair of layers (Eq. 5), and `novelty:<layer>`, one minus the
-    greatest similarity to a stored pattern.
+    Components: `discord:<a>~<b>`, one minus the cosine of each pair of layers (Eq. 5): which layers disagree; and
+    `novelty:<layer>`, one minus the greatest similarity to a stored pattern.
     """
 
     kind: ClassVar[str] = "library_network"
@@ -252,10 +252,10 @@ class LibraryNetwork(Detector):
         answers, similarity = self.answers(capture)
         cosines = pair_cosines(answers)
         pairs = combinations(self.layers, 2)
-        components = {f"cpl:{a}~{b}": cosines[:, i] for i, (a, b) in enumerate(pairs)}
+        components = {f"discord:{a}~{b}": 1 - cosines[:, i] for i, (a, b) in enumerate(pairs)}
         components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
-        return Reading(1 - cosines.mean(dim=1), components, evidence)
+        return Reading(1 - cosines.mean(dim=1), components, evidence=evidence)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The class each layer's library answers, and how similar the nearest stored pattern is."""

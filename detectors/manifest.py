@@ -51,6 +51,7 @@ class CalibrationEntry(FileEntry):
     levels: Levels
     thresholds: dict[str, dict[str, float]]
     components: tuple[str, ...]
+    two_sided: tuple[str, ...]
 
 
 class Manifest(_Part):

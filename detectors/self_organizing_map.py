@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detectors.conformal import p_value
+from detectors.conformal import harmonic_suspicion, p_value
 from detectors.detector import Detector, Options, Reading
 from detectors.errors import BundleError, LayerError
 from detectors.spool import spool
@@ -206,7 +206,7 @@ class TorusMap(nn.Module):
 class SelfOrganizingMap(Detector):
     """Suspicion by distance from the map of clean codes; layers are put on one scale by their clean distances.
 
-    Score: the sum over layers of -log p_l, p_l the rank of the BMU distance among the layer's clean distances.
+    Score: -log of the harmonic mean over layers of p_l, the rank of the BMU distance among the layer's clean ones.
     Components: `bmu_distance:<layer>` and `class_distance:<layer>`, the distance to the nearest unit that the
     predicted class owns (most of whose hits are its) minus the BMU distance.
     """
@@ -292,14 +292,12 @@ class SelfOrganizingMap(Detector):
     def read(self, capture: Capture) -> Reading:
         """Distances to the best matching unit and to the predicted class's own units, per layer."""
         self.require_fitted()
-        suspicion = []
         components: dict[str, Tensor] = {}
         evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
         for layer, layer_map in self.layer_maps().items():
             distances = layer_map.distances(layer_map.standardise(vector_code(capture.activations[layer])))
             nearest = distances.min(dim=1)
             rank = p_value(nearest.values, layer_map.yardstick)
-            suspicion.append(-rank.log().to(distances.dtype))
             owned = layer_map.owned[:, capture.predicted].T
             components[f"bmu_distance:{layer}"] = nearest.values
             components[f"class_distance:{layer}"] = (
@@ -309,7 +307,8 @@ class SelfOrganizingMap(Detector):
             evidence["distance"].append(nearest.values)
             evidence["p"].append(rank)
         stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
-        return Reading(torch.stack(suspicion).sum(dim=0), components, stacked)
+        suspicion = harmonic_suspicion(stacked["p"].T).to(stacked["distance"].dtype)
+        return Reading(suspicion, components, evidence=stacked)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""

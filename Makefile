@@ -1,0 +1,50 @@
+# `make demo` and `make test` do everything on a fresh machine: each makes .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# Real data sets for tests and experiments, where they are at hand.
+export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
+
+.PHONY: demo test lint bench figures protos lock clean
+
+demo: $(STAMP)
+	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+figures: $(STAMP)
+	$(BIN)/python docs/figures.py
+
+protos: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
+		proto/askance/v1/screening.proto
+
+# The environment, by a stamp that changes with what is to be installed.
+$(STAMP):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "askance needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[calibration,dev,bench]'
+	rm -f $(VENV)/.askance-*
+	touch $@
+
+# New versions of everything, within pyproject.toml's bounds.
+lock:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[calibration,dev,bench]'
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,125 @@
+"""The commands. Each imports what it needs when it runs, so that `askance --help` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
+
+
+@app.command()
+def demo(json: JsonOption = None) -> None:
+    """The main job on scikit-learn's digits: train, calibrate, serve, attack, and print the verdicts."""
+    from askance.demo import run_demo
+    from askance.output import print_demo, write_json
+
+    figures = run_demo()
+    print_demo(figures)
+    write_json(json, figures)
+
+
+@app.command()
+def train(config: ConfigArgument) -> None:
+    """Train one of the example classifiers and write its weights where CONFIG says."""
+    from askance.output import console
+    from calibration.config import load_config
+    from calibration.training import train as train_classifier
+
+    result = train_classifier(load_config(config))
+    console.print(
+        f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
+        f"on {result['test_images']} unseen ones; weights in {result['weights']}"
+    )
+
+
+@app.command()
+def calibrate(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Where the bundle goes; must not exist.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted calibration.")] = False,
+) -> None:
+    """Fit the detectors, calibrate, attack, evaluate, and write the bundle."""
+    from askance.output import console, print_diagnostics, print_evaluation
+    from calibration.config import load_config
+    from calibration.pipeline import calibrate as calibrate_bundle
+
+    bundle = calibrate_bundle(load_config(config), out, resume=resume)
+    evaluation = bundle.evaluation()
+    print_diagnostics(evaluation["diagnostics"])
+    print_evaluation(evaluation)
+    console.print(f"bundle {bundle.manifest.id[:12]} in {out}: askance serve {out}")
+
+
+@app.command()
+def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = None) -> None:
+    """The tables again, for a published BUNDLE on the data and attacks of CONFIG."""
+    from askance.output import print_evaluation, write_json
+    from calibration.config import load_config
+    from calibration.pipeline import evaluate_bundle
+    from detectors.bundle import Bundle
+
+    evaluation = evaluate_bundle(Bundle.open(bundle), load_config(config))
+    print_evaluation(evaluation)
+    write_json(json, evaluation)
+
+
+@app.command()
+def serve(
+    bundle: BundleArgument,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Server settings, TOML.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [default: 8500].")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
+) -> None:
+    """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
+    from service.config import ServerConfig
+    from service.server import serve as serve_bundle
+
+    settings = ServerConfig.load(config, host=host, port=port, metrics_port=metrics_port)
+    serve_bundle(bundle, settings, lambda serving: print(serving, flush=True))  # noqa: T201
+
+
+@app.command()
+def screen(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files.")],
+    target: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.")] = "127.0.0.1:8500",
+    explain: Annotated[bool, typer.Option("--explain", help="Also print what each detector saw.")] = False,
+    json: JsonOption = None,
+) -> int:
+    """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
+    from askance.output import print_verdicts, verdict_rows, write_json
+    from service.client import Client
+
+    with Client(target) as client:
+        rows = verdict_rows(images, client.screen_many(images, explain=explain))
+    print_verdicts(rows, explain=explain)
+    write_json(json, {"images": rows})
+    return 2 if any("error" in row for row in rows) else 0
+
+
+@app.command()
+def inspect(
+    bundle: BundleArgument,
+    json: JsonOption = None,
+) -> None:
+    """What is in BUNDLE, and whether it is intact and can be served."""
+    from askance.output import print_bundle, write_json
+    from classifiers import build_classifier
+    from detectors.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.screen(build_classifier).close()
+    print_bundle(opened)
+    write_json(json, opened.manifest.model_dump(mode="json"))

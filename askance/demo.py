@@ -1,0 +1,137 @@
+"""The demo: the main job end to end on scikit-learn's digits, through a real server."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.attacks import PixelClassifier, attack
+from calibration.config import load_config
+from calibration.evaluation import BASELINE
+from calibration.metrics import detection
+from calibration.pipeline import calibrate, load_subject
+from calibration.progress import say, track
+from calibration.training import train
+from detectors.screen import FUSED, Verdict
+from service.client import Client, ServiceError
+from service.launch import launched
+from service.pb.askance.v1 import screening_pb2 as pb
+
+SERVE = ("-m", "askance", "serve")
+
+
+def run_demo() -> dict[str, Any]:
+    """Train, calibrate, serve on free ports, and screen clean and attacked images over gRPC.
+
+    Returns:
+        JSON-ready: the figures of `calibration.evaluation.evaluate`, every score read off the wire, and
+        `latency_ms.p50|p99`, `verdicts.<images>.<verdict>`.
+    """
+    with as_file(files("askance.configs")) as configs, tempfile.TemporaryDirectory(prefix="askance-") as folder:
+        config = load_config(configs / "digits.toml")
+        weights = Path(folder) / "classifier.safetensors"
+        config = config.model_copy(update={"classifier": config.classifier.model_copy(update={"weights": weights})})
+        say("training a small classifier on handwritten digits")
+        train(config)
+        say("fitting and calibrating the detectors")
+        bundle = calibrate(config, Path(folder) / "bundle")
+        subject = load_subject(config)
+        images = subject.splits["evaluate"]
+        say("serving, and screening over gRPC")
+        with (
+            launched([*SERVE, str(bundle.path), "--port", "0", "--metrics-port", "0"]) as serving,
+            Client(serving.target) as client,
+        ):
+            clean, seconds = _one_by_one(client, images.pixels())
+            predicted = torch.tensor([answer.prediction.index for answer in clean])
+            chosen = torch.nonzero(predicted == images.y).flatten()[: config.evaluation.attacked_images]
+            predict = PixelClassifier(subject.classifier, config.classifier.preprocessing)
+            attacked = {}
+            for one in config.evaluation.attacks:
+                pixels = attack(predict, images[chosen], one)
+                attacked[one.name] = _streamed(client, pixels)
+
+    evaluation = bundle.evaluation()
+    figures: dict[str, Any] = {
+        "bundle_id": bundle.manifest.id,
+        "classifier": evaluation["classifier"],
+        "target_flag_rate": dict(config.levels.items()),
+        "detector_clean_flag_rate": _flag_rates(clean),
+        "attacks": {},
+        "auroc": {},
+        "tpr_at_fpr_0.05": {},
+        "verdicts": {"clean": _verdicts(clean)},
+        "latency_ms": {
+            "p50": 1000 * float(np.percentile(seconds, 50)),
+            "p99": 1000 * float(np.percentile(seconds, 99)),
+        },
+    }
+    figures["clean_flag_rate"] = figures["detector_clean_flag_rate"][FUSED]
+    clean_scores = _scores(clean)
+    for name, answers in attacked.items():
+        succeeded = [
+            answer
+            for answer, label in zip(answers, images.y[chosen].tolist(), strict=True)
+            if answer.prediction.index != label
+        ]
+        figures["attacks"][name] = {"attempted": len(answers), "successful": len(succeeded)}
+        figures["verdicts"][f"{name} (successful)"] = _verdicts(succeeded)
+        for figure in ("auroc", "tpr_at_fpr_0.05"):
+            found = {d: detection(clean_scores[d], scores) for d, scores in _scores(succeeded).items()}
+            figures[figure][name] = {d: row[figure] for d, row in found.items() if row is not None}
+    return figures
+
+
+def _one_by_one(client: Client, pixels: Tensor) -> tuple[list[pb.ScreenResponse], list[float]]:
+    """Screen images one at a time; the answers and each one's seconds."""
+    answers, seconds = [], []
+    for image in track(list(pixels.numpy()), "screening clean images"):
+        start = time.perf_counter()
+        answers.append(client.screen(image))
+        seconds.append(time.perf_counter() - start)
+    return answers, seconds
+
+
+def _streamed(client: Client, pixels: Tensor) -> list[pb.ScreenResponse]:
+    """Screen images over one stream."""
+    answers = []
+    for answer in client.screen_many(list(pixels.numpy())):
+        if isinstance(answer, ServiceError):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+def _scores(answers: list[pb.ScreenResponse]) -> dict[str, Tensor]:
+    rows = [
+        {d.name: d.score for d in answer.detectors} | {FUSED: answer.score, BASELINE: 1 - answer.prediction.probability}
+        for answer in answers
+    ]
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]} if rows else {}
+
+
+def _flag_rates(answers: list[pb.ScreenResponse]) -> dict[str, dict[str, float]]:
+    rates = {
+        d.name: {
+            level: sum(level in answer.detectors[i].flags for answer in answers) / len(answers)
+            for level in ("suspect", "adversarial")
+        }
+        for i, d in enumerate(answers[0].detectors)
+    }
+    adversarial = sum(answer.verdict == pb.ADVERSARIAL for answer in answers)
+    suspect = sum(answer.verdict == pb.SUSPECT for answer in answers)
+    rates[FUSED] = {"suspect": (suspect + adversarial) / len(answers), "adversarial": adversarial / len(answers)}
+    return rates
+
+
+def _verdicts(answers: list[pb.ScreenResponse]) -> dict[str, int]:
+    counts = Counter(pb.Verdict.Name(answer.verdict) for answer in answers)
+    return {verdict.value: counts[verdict.value] for verdict in Verdict}

@@ -1,0 +1,181 @@
+"""Output: tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from detectors.bundle import Bundle
+from detectors.errors import ConfigError
+from detectors.screen import Verdict
+from service.client import ServiceError
+from service.pb.askance.v1 import screening_pb2 as pb
+
+# Piped output is for other programs: never wrapped to a terminal's width.
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+_COLOURS = {Verdict.CLEAN: "green", Verdict.SUSPECT: "yellow", Verdict.ADVERSARIAL: "red"}
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path`, if there is one.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """The detection tables of an evaluation, and the flag rates beside their targets."""
+    classifier = evaluation["classifier"]
+    console.print(f"\nclassifier: accuracy {classifier['accuracy']:.2%} on {classifier['images']} evaluation images")
+    for figure, title in (
+        ("auroc", "AUROC on successful attacks"),
+        ("tpr_at_fpr_0.05", "true-positive rate at 5% false positives"),
+        ("tpr_at_fpr_0.01", "true-positive rate at 1% false positives"),
+    ):
+        if figure in evaluation:
+            console.print(_by_attack(evaluation, figure, title))
+    console.print(_flag_rates(evaluation))
+
+
+def _by_attack(evaluation: Mapping[str, Any], figure: str, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("attack")
+    table.add_column("successful", justify="right")
+    detectors = list(evaluation["detector_clean_flag_rate"])
+    others = [name for name in next(iter(evaluation[figure].values())) if name not in detectors]
+    for name in (*detectors, *others):
+        table.add_column(name, justify="right")
+    for attack, row in evaluation["attacks"].items():
+        figures = evaluation[figure].get(attack, {})
+        cells = (f"{figures[name]:.3f}" if name in figures else "-" for name in (*detectors, *others))
+        table.add_row(attack, f"{row['successful']} of {row['attempted']}", *cells)
+    return table
+
+
+def _flag_rates(evaluation: Mapping[str, Any]) -> Table:
+    table = Table(title="share of clean images flagged", title_justify="left")
+    table.add_column("level")
+    table.add_column("target", justify="right")
+    for detector in evaluation["detector_clean_flag_rate"]:
+        table.add_column(detector, justify="right")
+    for level, target in evaluation["target_flag_rate"].items():
+        rates = (rates[level] for rates in evaluation["detector_clean_flag_rate"].values())
+        table.add_row(level, f"{target:.1%}", *(f"{rate:.1%}" for rate in rates))
+    return table
+
+
+def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:
+    """Each detector's own readings, a table per detector."""
+    for detector, content in diagnostics.items():
+        scalars = {name: value for name, value in content.items() if not isinstance(value, Mapping)}
+        for name, value in scalars.items():
+            console.print(f"{detector}: {name.replace('_', ' ')} {value:.4g}")
+        if "layers" in content:
+            rows: Mapping[str, Mapping[str, float]] = content["layers"]
+            table = Table(title=detector, title_justify="left")
+            table.add_column("layer")
+            for name in next(iter(rows.values())):
+                table.add_column(name.replace("_", " "), justify="right")
+            for layer, values in rows.items():
+                table.add_row(layer, *(f"{value:.4g}" for value in values.values()))
+            console.print(table)
+
+
+def print_demo(figures: Mapping[str, Any]) -> None:
+    """The demo's table, and its latency."""
+    print_evaluation(figures)
+    table = Table(title="verdicts over gRPC", title_justify="left")
+    table.add_column("images")
+    for verdict in Verdict:
+        table.add_column(verdict.value, justify="right")
+    for name, counts in figures["verdicts"].items():
+        total = sum(counts.values())
+        table.add_row(name, *(f"{counts[verdict]} ({counts[verdict] / total:.0%})" for verdict in Verdict))
+    console.print(table)
+    latency = figures["latency_ms"]
+    console.print(f"latency of one request: p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms")
+
+
+def verdict_rows(images: Sequence[Path], answers: Iterable[pb.ScreenResponse | ServiceError]) -> list[dict[str, Any]]:
+    """One JSON-ready row per image: the answer, or the error it met."""
+    rows: list[dict[str, Any]] = []
+    for image, answer in zip(images, answers, strict=True):
+        if isinstance(answer, ServiceError):
+            rows.append({"image": str(image), "error": str(answer), "code": answer.code.name})
+            continue
+        rows.append({"image": str(image)} | MessageToDict(answer, preserving_proto_field_name=True))
+    return rows
+
+
+def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
+    """A line per image, then each detector's explanation if asked for."""
+    table = Table()
+    for column in ("image", "prediction", "probability", "verdict", "p-value", "flagged by"):
+        table.add_column(column, justify="right" if column in ("probability", "p-value") else "left")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["image"], "-", "-", "[bold]not screened[/bold]", "-", row["error"])
+            continue
+        flagged = ", ".join(d["name"] for d in row["detectors"] if d.get("flags"))
+        colour = _COLOURS[Verdict(row["verdict"])]
+        table.add_row(
+            row["image"],
+            row["prediction"].get("name", ""),
+            f"{row['prediction'].get('probability', 0.0):.4f}",
+            f"[{colour}]{row['verdict']}[/{colour}]",
+            f"{row['p_value']:.4g}",
+            flagged or "-",
+        )
+    console.print(table)
+    if explain:
+        for row in rows:
+            for detector in row.get("detectors", ()):
+                explanation = json.dumps(detector.get("explanation", {}))
+                console.print(f"{row['image']} {detector['name']}: {explanation}", soft_wrap=True, markup=False)
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """What a verified bundle says of itself."""
+    manifest = bundle.manifest
+    entry = manifest.classifier
+    channels, height, width = entry.preprocessing.shape
+    lines = {
+        "bundle": f"{manifest.id} (intact: {len(manifest.files)} files verified)",
+        "created": manifest.created,
+        "classifier": f"{entry.name} ({entry.factory}), weights {entry.sha256[:12]}",
+        "input": f"{channels} x {height} x {width}, other sizes: {entry.preprocessing.resize}",
+        "classes": ", ".join(entry.class_names),
+        "layers": ", ".join(entry.layers),
+        "calibration": f"{manifest.calibration.samples} clean images, fused score {manifest.calibration.fusion_samples}",
+        "levels": ", ".join(f"{name} {alpha:.1%}" for name, alpha in manifest.calibration.levels.items()),
+    }
+    for name, line in lines.items():
+        console.print(f"{name:12}{line}", soft_wrap=True, markup=False)
+    table = Table(title="detectors", title_justify="left")
+    for column in ("detector", "flags above (suspect)", "flags above (adversarial)", "tensors"):
+        table.add_column(column, justify="left" if column == "detector" else "right")
+    files = {detector.kind: detector.file for detector in manifest.detectors}
+    for name, thresholds in manifest.calibration.thresholds.items():
+        size = f"{bundle.size(files[name]) / 1e6:.2f} MB" if name in files else "-"
+        table.add_row(name, f"{thresholds['suspect']:.4g}", f"{thresholds['adversarial']:.4g}", size)
+    console.print(table)
+    if "auroc" in manifest.evaluation:
+        attacks = manifest.evaluation["auroc"]
+        console.print(
+            "fused AUROC: " + ", ".join(f"{attack} {row['fused']:.3f}" for attack, row in attacks.items()),
+            soft_wrap=True,
+        )

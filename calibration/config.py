@@ -1,0 +1,237 @@
+"""The calibration config: one TOML file, validated; an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detectors import (
+    IntrospectionOptions,
+    Levels,
+    LibraryNetworkOptions,
+    SelfOrganizingMapOptions,
+    SemanticSignatureOptions,
+)
+from detectors.errors import ConfigError, did_you_mean
+from detectors.preprocessing import Preprocessing
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassifierConfig(_Section):
+    """The classifier: how to build it, where its weights are, what it takes and what its classes are called.
+
+    Attributes:
+        factory: an example classifier ("lenet"), "torchvision:resnet18", or an import path "package.module:function".
+        arguments: keyword arguments of the factory.
+        weights: .safetensors, or .pt / .pth holding a state dict; `askance train` writes it.
+        preprocessing: input shape and normalisation.
+        class_names: in the order of the logits; default: the data set's.
+    """
+
+    factory: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: Path
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+
+
+class TrainingConfig(_Section):
+    """How `askance train` trains an example classifier: stochastic gradient descent at a constant rate, seeded."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.5, ge=0, lt=1)
+    seed: int = 0
+
+
+class DataConfig(_Section):
+    """Where images come from.
+
+    Attributes:
+        source: "sklearn:digits", "torchvision:MNIST", "npz:PATH" or "folder:PATH"; the pool named `train`.
+        test_source: a second source, the pool named `test`; torchvision sets bring their own.
+        seed: each pool is shuffled once by it, so that splits are exchangeable (MNIST's first 5,000 test images, say,
+            come from other writers than its last).
+    """
+
+    source: str
+    test_source: str | None = None
+    seed: int = 0
+
+
+class SplitsConfig(_Section):
+    """Which images do what: slices of the shuffled pools, "train[:50000]" or "test".
+
+    Attributes:
+        train: the classifier learns from these.
+        fit: the detectors learn from these (they may be the classifier's own).
+        held_out: labelled images that the classifier never saw, for the error estimator; may be part of `fit`.
+        calibrate, fuse, evaluate: disjoint from one another and from all above.
+    """
+
+    train: str
+    fit: str
+    held_out: str | None = None
+    calibrate: str
+    fuse: str
+    evaluate: str
+
+
+class SemanticSignatureConfig(SemanticSignatureOptions):
+    """The detector's options, and where the classes' word vectors come from.
+
+    Attributes:
+        word_vectors: a word2vec file, text or (.bin) binary.
+        words: {class name: word} where the vectors know the class by another word.
+    """
+
+    word_vectors: Path
+    words: dict[str, str] = Field(default_factory=dict)
+
+    def options(self) -> SemanticSignatureOptions:
+        """The detector's own options."""
+        return SemanticSignatureOptions.model_validate(self.model_dump(exclude={"word_vectors", "words"}))
+
+
+class DetectorsConfig(_Section):
+    """The detectors to fit; one left out is not in the bundle."""
+
+    library_network: LibraryNetworkOptions | None = None
+    introspection: IntrospectionOptions | None = None
+    self_organizing_map: SelfOrganizingMapOptions | None = None
+    semantic_signature: SemanticSignatureConfig | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError(f"at least one detector is needed: {', '.join(type(self).model_fields)}")
+        return self
+
+
+class AttackConfig(_Section):
+    """One attack of the evaluation, in pixel space [0, 1], L-infinity.
+
+    Attributes:
+        name: of its row in the tables.
+        kind: "fgsm" (one step) or "pgd".
+        epsilon: the budget.
+        steps, step_size: of PGD.
+        random_start: of PGD, uniform in the budget.
+        seed: of the random start.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$")
+    kind: Literal["fgsm", "pgd"]
+    epsilon: float = Field(gt=0, le=1)
+    steps: int = Field(default=40, ge=1)
+    step_size: float = Field(default=0.01, gt=0)
+    random_start: bool = True
+    seed: int = 0
+
+
+class EvaluationConfig(_Section):
+    """The evaluation: its attacks, and how many correctly classified images of the split each one starts from."""
+
+    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    attacked_images: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise ValueError("two attacks share a name")
+        return self
+
+
+class Config(_Section):
+    """A whole calibration."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    classifier: ClassifierConfig
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig
+    splits: SplitsConfig
+    detectors: DetectorsConfig
+    levels: Levels = Levels()
+    evaluation: EvaluationConfig
+    batch_size: int = Field(default=500, ge=1)
+
+
+def data_root() -> Path | None:
+    """The folder named by ASKANCE_DATA, or None."""
+    value = os.environ.get("ASKANCE_DATA")
+    return Path(value) if value else None
+
+
+def find(path: Path, beside: Path) -> Path:
+    """Where a path of a config leads: absolute, else beside the config if it is there, else under ASKANCE_DATA."""
+    root = data_root()
+    if path.is_absolute() or (beside / path).exists() or root is None or not (root / path).exists():
+        return beside / path
+    return root / path
+
+
+def load_config(path: Path) -> Config:
+    """Read and validate a config; relative paths in it are resolved beside it, then under ASKANCE_DATA.
+
+    Raises:
+        ConfigError: it cannot be read, is not TOML, or does not validate; the message names the key.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Config)}") from None
+    return _resolved(config, path.parent)
+
+
+def _resolved(config: Config, beside: Path) -> Config:
+    classifier = config.classifier.model_copy(update={"weights": find(config.classifier.weights, beside)})
+    detectors, semantic = config.detectors, config.detectors.semantic_signature
+    if semantic is not None:
+        semantic = semantic.model_copy(update={"word_vectors": find(semantic.word_vectors, beside)})
+        detectors = detectors.model_copy(update={"semantic_signature": semantic})
+    return config.model_copy(update={"classifier": classifier, "detectors": detectors})
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing wrong, in one line: the key, what is wrong with it, and the nearest known key if misspelt."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: {did_you_mean(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + ("" if isinstance(first["input"], dict) else f", got {first['input']!r}")
+
+
+def _known_keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
+    for part in where:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        candidates = [] if field is None else _models_in(field.annotation)
+        if not candidates:
+            return []
+        model = candidates[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -1,0 +1,68 @@
+"""Stages: pieces of long work whose results are kept on disk, so that a killed calibration goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from calibration.progress import say
+from calibration.training import write_atomically
+from detectors.bundle import contiguous
+from detectors.errors import CalibrationError
+
+
+class Stages:
+    """The finished stages of one calibration, in a folder beside the bundle to be.
+
+    Args:
+        folder: where results are kept.
+        identity: everything the results depend on, JSON-ready; a folder made for another identity is refused.
+        resume: continue with what is there; without it a folder that holds work is refused, never overwritten.
+
+    Raises:
+        CalibrationError: the folder holds work and `resume` is off, or the work of another calibration.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = folder
+        canonical = json.dumps(identity, sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        marker = folder / "identity"
+        if marker.exists():
+            if not resume:
+                raise CalibrationError(
+                    f"{folder} holds unfinished work: add --resume to continue it, or remove it to start over"
+                )
+            if marker.read_text() != digest:
+                raise CalibrationError(
+                    f"{folder} was begun with another config, data or weights: remove it to start over"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(marker, digest.encode())
+
+    def run(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the stage's tensors: those kept from before, or those `make` gives now, kept before returning."""
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            try:
+                kept = load_safetensors(path.read_bytes())
+                say(f"{name}: kept from before")
+                return kept
+            except SafetensorError:
+                say(f"{name}: the kept result is damaged, made anew")
+        tensors = contiguous(make())
+        write_atomically(path, save_safetensors(tensors))
+        return tensors
+
+    def remove(self) -> None:
+        """Delete the folder: the bundle is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""A plain, seeded training loop for the example classifiers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from calibration.config import Config, TrainingConfig
+from calibration.data import Images, load_splits
+from calibration.progress import say, track
+from classifiers import build_classifier
+from detectors.errors import ConfigError
+from detectors.preprocessing import Preprocessing
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or absent, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(staging).chmod(0o644)
+        Path(staging).replace(path)
+    except BaseException:
+        Path(staging).unlink(missing_ok=True)
+        raise
+
+
+def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images, batch_size: int = 500) -> float:
+    """Share of `images` classified right, in [0, 1]."""
+    correct = 0
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = images[slice(start, start + batch_size)]
+            predicted = classifier(preprocessing.normalize(batch.pixels())).argmax(dim=1)
+            correct += int((predicted == batch.y).sum())
+    return correct / len(images)
+
+
+def fit_classifier(
+    classifier: nn.Module, preprocessing: Preprocessing, images: Images, config: TrainingConfig
+) -> nn.Module:
+    """Train in place: SGD with momentum at a constant rate, cross-entropy, batches shuffled by the seed.
+
+    Returns:
+        The classifier, in eval mode.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=config.learning_rate, momentum=config.momentum)
+    classifier.train()
+    for epoch in range(1, config.epochs + 1):
+        order = torch.randperm(len(images), generator=generator)
+        total = torch.zeros(())
+        for rows in track(order.split(config.batch_size), f"epoch {epoch}/{config.epochs}"):
+            batch = images[rows]
+            optimizer.zero_grad()
+            loss = F.cross_entropy(classifier(preprocessing.normalize(batch.pixels())), batch.y)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(batch)
+        say(f"epoch {epoch}/{config.epochs}: training loss {float(total) / len(images):.4f}")
+    return classifier.eval()
+
+
+def train(config: Config, splits: dict[str, Images] | None = None) -> dict[str, float | int | str]:
+    """Train the config's classifier on its `train` split and write the weights to `classifier.weights`.
+
+    Args:
+        config: of the calibration.
+        splits: already loaded; else they are loaded.
+
+    Returns:
+        {"train_images", "test_images" (all that calibrate, fuse and evaluate), "accuracy" on them, "weights"}.
+
+    Raises:
+        ConfigError: the weights are not a .safetensors path.
+        DataError: the data cannot be used.
+    """
+    path = config.classifier.weights
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"askance train writes safetensors: set classifier.weights to a .safetensors path, not {path}"
+        )
+    splits = load_splits(config.data, config.splits) if splits is None else splits
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
+        fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
+    state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
+    write_atomically(path, save_safetensors(state))
+    parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
+    unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
+    return {
+        "train_images": len(splits["train"]),
+        "test_images": len(unseen),
+        "accuracy": accuracy(classifier, config.classifier.preprocessing, unseen),
+        "weights": str(path),
+    }

@@ -1,0 +1,194 @@
+"""Loading: a classifier by name or import path, and weights by file, without ever running a pickle."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from classifiers.allconv import AllConv
+from classifiers.digits import DigitsCNN
+from classifiers.lenet import LeNet
+from classifiers.resnet import resnet20, resnet32, resnet44, resnet56
+from classifiers.torchvision_compat import import_torchvision
+from detectors.errors import ConfigError, did_you_mean
+
+Factory = Callable[..., nn.Module]
+
+EXAMPLES: Mapping[str, Factory] = {
+    "digits_cnn": DigitsCNN,
+    "lenet": LeNet,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "allconv": AllConv,
+}
+"""The example classifiers by the names that configs use."""
+
+TORCHVISION = "torchvision"
+SHOWN = 3  # names of missing or unexpected weights that an error spells out
+
+
+def build_classifier(
+    factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Build a classifier and load its weights.
+
+    Args:
+        factory: an example's name ("lenet"), a torchvision model ("torchvision:resnet18", never with weights from a
+            hub), or an import path to a callable ("my_package.models:build").
+        arguments: keyword arguments of the factory.
+        weights: the state dict, loaded strictly; BatchNorm's batch counters may be absent. None leaves the initial
+            weights.
+
+    Returns:
+        The classifier in eval mode.
+
+    Raises:
+        ConfigError: the factory cannot be found, fails or does not make an `nn.Module`, or the weights are not its.
+    """
+    make = _find(factory)
+    try:
+        classifier = make(**arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {_one_line(error)}") from error
+    if not isinstance(classifier, nn.Module):
+        raise ConfigError(f"classifier {factory!r} gives {type(classifier).__name__}, expected a torch.nn.Module")
+    if weights is not None:
+        _load_strictly(factory, classifier, weights)
+    return classifier.eval()
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a file; no pickled code is ever run.
+
+    Args:
+        path: `.safetensors`, or `.pt` / `.pth` with a state dict or {"state_dict": a state dict}.
+
+    Returns:
+        {name: tensor}, on the CPU.
+
+    Raises:
+        ConfigError: there is no such file, it is corrupt, of another kind, or holds more than tensors.
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ConfigError(f"weights {path}: expected a .safetensors, .pt or .pth file")
+    if not path.is_file():
+        raise ConfigError(f"weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ConfigError(f"weights {path}: not a safetensors file, or a damaged one ({_one_line(error)})") from error
+    except OSError as error:
+        raise ConfigError(f"weights {path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # what a hostile or damaged pickle raises is not documented
+        raise ConfigError(
+            f"weights {path}: damaged, or more than plain tensors, which is never unpickled: "
+            "save model.state_dict() instead"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(f"weights {path}: expected a state dict, got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ConfigError(
+                f"weights {path}: expected a state dict, but {name!r} holds {type(value).__name__}, not a tensor"
+            )
+    return dict(content)
+
+
+def _find(factory: str) -> Factory:
+    source, colon, name = factory.partition(":")
+    if not colon:
+        if factory not in EXAMPLES:
+            raise ConfigError(
+                f"unknown classifier {factory!r}: {did_you_mean(factory, EXAMPLES)}, "
+                'or "torchvision:NAME", or an import path "package.module:callable"'
+            )
+        return EXAMPLES[factory]
+    return _torchvision_model(name) if source == TORCHVISION else _imported(factory, source, name)
+
+
+def _torchvision_model(name: str) -> Factory:
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(f"unknown torchvision model {name!r}: {did_you_mean(name, known)}")
+
+    def make(**arguments: Any) -> nn.Module:
+        downloads = sorted({"weights", "weights_backbone", "pretrained"} & set(arguments))
+        if downloads:
+            raise ConfigError(
+                f"classifier 'torchvision:{name}' does not take {downloads[0]!r}: weights come from a file, "
+                "never from a hub"
+            )
+        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        return model
+
+    return make
+
+
+def _imported(factory: str, module_name: str, attributes: str) -> Factory:
+    if not module_name or not attributes:
+        raise ConfigError(f'classifier {factory!r} is not an import path: expected "package.module:callable"')
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"classifier {factory!r}: cannot import {module_name!r} ({_one_line(error)}); is its folder on PYTHONPATH?"
+        ) from error
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise ConfigError(
+                f"classifier {factory!r}: {module_name!r} has no {attributes!r}: {did_you_mean(attribute, public)}"
+            )
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise ConfigError(f"classifier {factory!r} is {type(found).__name__}, not callable")
+    make: Factory = found
+    return make
+
+
+def _load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = classifier.state_dict()
+    for name, tensor in weights.items():
+        if name in own and own[name].shape != tensor.shape:
+            raise ConfigError(
+                f"the weights do not fit classifier {factory!r}: {name} is {list(tensor.shape)}, "
+                f"expected {list(own[name].shape)}"
+            )
+    try:
+        # A plain dict carries no version, so that BatchNorm fills in the batch counters that some files lack.
+        keys = classifier.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"the weights do not fit classifier {factory!r}: {_one_line(error)}") from error
+    if keys.missing_keys or keys.unexpected_keys:
+        parts = [
+            f"{kind} {_some(names)}"
+            for kind, names in (("missing", keys.missing_keys), ("unexpected", keys.unexpected_keys))
+            if names
+        ]
+        raise ConfigError(f"the weights do not fit classifier {factory!r}: {'; '.join(parts)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

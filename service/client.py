@@ -1,0 +1,175 @@
+"""Client: screens images on a server from plain Python, with errors for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.errors import AskanceError, DataError
+from service.pb.askance.v1 import screening_pb2 as pb
+from service.pb.askance.v1 import screening_pb2_grpc
+
+ImageLike = bytes | Path | NDArray[Any]
+"""A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""
+
+_CONNECTION = ("failed to connect", "dns resolution failed", "name resolution", "endpoint", "connection refused")
+_MAX_RESPONSE = 64 * 1024 * 1024  # bytes; gRPC's own limit is 4 MiB
+
+
+class ServiceError(AskanceError):
+    """A server answered with an error, or none answered.
+
+    Attributes:
+        code: the gRPC status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Client:
+    """A connection to a server; a context manager.
+
+    Args:
+        target: HOST:PORT.
+        timeout: seconds that a call may take; for a stream, the whole of it. None waits for ever.
+    """
+
+    def __init__(self, target: str = "127.0.0.1:8500", timeout: float | None = 30.0) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(
+            target,
+            options=[
+                ("grpc.enable_http_proxy", 0),  # a proxy for the web is no way to a server named by HOST:PORT
+                ("grpc.max_receive_message_length", _MAX_RESPONSE),
+            ],
+        )
+        self._stub = screening_pb2_grpc.ScreeningStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def screen(self, image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenResponse:
+        """Screen one image.
+
+        Raises:
+            ServiceError: nothing answers at the target, or the server refuses; one line says why.
+            DataError: the image cannot be sent: no such file, or an array of another type or dimension.
+        """
+        request = request_of(image, explain=explain, request_id=request_id)
+        try:
+            response: pb.ScreenResponse = self._stub.Screen(request, timeout=self.timeout)
+            return response
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def screen_many(
+        self, images: Iterable[ImageLike], *, explain: bool = False
+    ) -> Iterator[pb.ScreenResponse | ServiceError]:
+        """Screen images over one stream; yields, in their order, an answer or the error of each.
+
+        Raises:
+            ServiceError: the stream as a whole failed.
+            DataError: an image cannot be sent.
+        """
+        unsendable: list[Exception] = []
+
+        def requests() -> Iterator[pb.ScreenRequest]:
+            try:
+                for i, image in enumerate(images):
+                    yield request_of(image, explain=explain, request_id=str(i))
+            except Exception as error:  # on gRPC's thread, where nobody would see it
+                unsendable.append(error)
+
+        call = self._stub.ScreenStream(requests(), timeout=self.timeout)
+        try:
+            for response in call:
+                if response.WhichOneof("outcome") == "error":
+                    code = next(c for c in grpc.StatusCode if c.value[0] == response.error.code)
+                    yield ServiceError(code, response.error.message)
+                else:
+                    yield response.response
+        except grpc.RpcError as error:
+            self._fail(error)
+        finally:
+            call.cancel()
+        if unsendable:
+            raise unsendable[0]
+
+    def describe(self) -> pb.DescribeResponse:
+        """Ask what is served.
+
+        Raises:
+            ServiceError: nothing answers at the target, or the server does not serve.
+        """
+        try:
+            response: pb.DescribeResponse = self._stub.Describe(pb.DescribeRequest(), timeout=self.timeout)
+            return response
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fail(self, error: grpc.RpcError) -> NoReturn:
+        code, details = error.code(), error.details() or ""
+        first = details.splitlines()[0] if details else code.name
+        if code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _CONNECTION):
+            message = f"nothing answers at {self.target}: is `askance serve` running there?"
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            message = f"{self.target} did not answer within {self.timeout:g} seconds"
+        elif code is grpc.StatusCode.UNIMPLEMENTED:
+            message = f"what answers at {self.target} is not an askance server ({first})"
+        else:
+            message = first
+        raise ServiceError(code, message) from None
+
+
+def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:
+    """The request for one image.
+
+    Raises:
+        DataError: no such file, or an array of another type or dimension.
+    """
+    request = pb.ScreenRequest(request_id=request_id, explain=explain)
+    if isinstance(image, Path):
+        try:
+            request.encoded = image.read_bytes()
+        except OSError as error:
+            raise DataError(f"{image} cannot be read: {error.strerror}") from None
+    elif isinstance(image, bytes):
+        request.encoded = image
+    else:
+        request.tensor.CopyFrom(tensor_of(image))
+    return request
+
+
+def tensor_of(pixels: NDArray[Any]) -> pb.Tensor:
+    """Pixels [C, H, W], uint8 or floats in [0, 1], as the wire has them.
+
+    Raises:
+        DataError: another type or dimension.
+    """
+    if pixels.ndim != 3:
+        raise DataError(f"pixels: expected [channels, height, width], got shape {list(pixels.shape)}")
+    if pixels.dtype == np.uint8:
+        dtype, data = pb.Tensor.UINT8, pixels
+    elif np.issubdtype(pixels.dtype, np.floating):
+        dtype, data = pb.Tensor.FP32, pixels.astype("<f4")
+    else:
+        raise DataError(f"pixels: expected uint8 or floating-point values, got {pixels.dtype}")
+    return pb.Tensor(shape=pixels.shape, dtype=dtype, data=data.tobytes())

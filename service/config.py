@@ -1,0 +1,79 @@
+"""Config: what an operator may set, read from a TOML file; a misspelt key is an error that names it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detectors.errors import ConfigError, did_you_mean
+
+PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
+MEBIBYTE = 1024 * 1024
+
+
+class ServerConfig(BaseModel):
+    """The server's settings.
+
+    Attributes:
+        host: the address to listen on; "0.0.0.0" or "::" for all.
+        port: of gRPC; 0 takes a free one.
+        metrics_port: of HTTP, for /metrics and /healthz; 0 takes a free one.
+        max_batch: the most images that share one call of the classifier.
+        queue_size: the most requests accepted and not yet with the classifier; one more is refused.
+        stream_window: the most requests of one stream in flight; the server reads no further ahead.
+        max_image_pixels: the largest encoded image, width x height; judged by its header, before it is decoded.
+        max_message_bytes: the largest request.
+        decode_threads: how many images are decoded at a time.
+        inference_threads: torch's threads inside one call of the classifier; 0 takes one less than the CPUs, so
+            that the event loop keeps one: threads that outnumber them cost most of the throughput.
+        drain_seconds: how long a stopping server waits for the requests it has accepted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8500, ge=0, le=65535)
+    metrics_port: int = Field(default=9500, ge=0, le=65535)
+    max_batch: int = Field(default=32, ge=1, le=4096)
+    queue_size: int = Field(default=256, ge=1)
+    stream_window: int = Field(default=64, ge=1)
+    max_image_pixels: int = Field(default=16_000_000, ge=1, le=PILLOW_LIMIT)
+    max_message_bytes: int = Field(default=16 * MEBIBYTE, ge=1024, le=2**31 - 1)
+    decode_threads: int = Field(default=2, ge=1, le=64)
+    inference_threads: int = Field(default=0, ge=0, le=1024)
+    drain_seconds: float = Field(default=20.0, ge=0)
+
+    @classmethod
+    def load(cls, path: Path | None = None, **overrides: Any) -> Self:
+        """Read `path` (None: the defaults), then apply the overrides that are not None.
+
+        Raises:
+            ConfigError: the file cannot be read or is not TOML, or a setting is unknown or out of range.
+        """
+        content = {} if path is None else _read(path)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(content | given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            source = f"{path}: " if path is not None and name not in given else ""
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"{source}unknown setting {name!r}: {did_you_mean(name, cls.model_fields)}") from None
+            raise ConfigError(f"{source}{name}: {_lower(first['msg'])}, got {first['input']!r}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

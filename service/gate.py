@@ -1,0 +1,152 @@
+"""Gate: what every call passes: refused unless serving, timed and counted, its errors turned into gRPC statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import grpc
+
+from service.status import StatusError, unavailable
+from service.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Any  # grpc.RpcMethodHandler, which is generic to type checkers only
+
+
+class State(StrEnum):
+    """What the server is doing."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Guards the calls of some services; others (health, reflection) pass untouched.
+
+    A servicer behind it raises StatusError for people's errors and never touches codes. Unary calls are counted here;
+    a streaming servicer counts its items itself.
+
+    Args:
+        services: full names of the services guarded.
+        telemetry: counts the calls.
+    """
+
+    def __init__(self, services: Collection[str], telemetry: Telemetry) -> None:
+        self.state = State.LOADING
+        self.drained = asyncio.Event()
+        """Set once draining and no call is left."""
+        self.closing = asyncio.Event()
+        """Set once draining: streams end."""
+        self._services = frozenset(services)
+        self._telemetry = telemetry
+        self.calls = 0
+        """Guarded calls under way."""
+        self._handlers: dict[str, Handler] = {}
+
+    def open(self) -> None:
+        """Let calls through, unless draining has begun."""
+        if self.state is State.LOADING:
+            self.state = State.SERVING
+
+    def close(self) -> None:
+        """Refuse calls from now on; `drained` is set once those under way are over."""
+        self.state = State.DRAINING
+        self.closing.set()
+        if self.calls == 0:
+            self.drained.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of a guarded method; count a method that does not exist."""
+        path = handler_call_details.method
+        guarded = self._handlers.get(path)
+        if guarded is not None:
+            return guarded
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            self._telemetry.unknown_method()
+            return handler
+        service, _, method = path.lstrip("/").partition("/")
+        if service not in self._services:
+            return handler
+        return self._handlers.setdefault(path, self._guarded(method, handler))
+
+    def _guarded(self, method: str, handler: Handler) -> Handler:
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                with self._entered(), self._telemetry.request(method, deadline_of(context)):
+                    self._check()
+                    return await behaviour(request, context)
+            except Exception as error:
+                await _abort(context, error)
+
+        return call
+
+    def _streaming(self, behaviour: Any) -> Any:
+        async def call(requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                with self._entered():
+                    self._check()
+                    # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
+                    async with aclosing(behaviour(requests, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+            except Exception as error:
+                await _abort(context, error)
+
+        return call
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            if self.calls == 0 and self.state is State.DRAINING:
+                self.drained.set()
+
+    def _check(self) -> None:
+        if self.state is not State.SERVING:
+            raise unavailable(self.state.value)
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """End the call with the error's status; one that is not ours is a bug, logged here and INTERNAL there."""
+    if isinstance(error, StatusError):
+        await context.abort(error.code, str(error))
+    logger.error("a call failed", exc_info=error)
+    await context.abort(
+        grpc.StatusCode.INTERNAL, f"the server failed on this call: {type(error).__name__}, see its log"
+    )
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on `time.monotonic`'s clock, None if it has none."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

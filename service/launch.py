@@ -1,0 +1,91 @@
+"""Launch: a server in a process of its own, known by the line it prints when it serves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from detectors.errors import AskanceError
+
+_LINE = re.compile(
+    r"askance: serving bundle (?P<bundle>\w+) on (?P<host>\S+):(?P<port>\d+), "
+    r"metrics on http://\S+:(?P<metrics_port>\d+)/metrics"
+)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a server says when it serves; `str()` is the line, `parse` reads it.
+
+    Attributes:
+        bundle_id: SHA-256 of the bundle (its first 12 digits, when parsed).
+        host: the address it listens on.
+        port: of gRPC.
+        metrics_port: of HTTP.
+    """
+
+    bundle_id: str
+    host: str
+    port: int
+    metrics_port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (
+            f"askance: serving bundle {self.bundle_id[:12]} on {host}:{self.port}, "
+            f"metrics on http://{host}:{self.metrics_port}/metrics"
+        )
+
+    @property
+    def target(self) -> str:
+        """HOST:PORT for a client on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, line: str) -> Serving | None:
+        """Read the line; None if it is another."""
+        match = _LINE.match(line)
+        if match is None:
+            return None
+        host = match["host"].removeprefix("[").removesuffix("]")
+        return cls(match["bundle"], host, int(match["port"]), int(match["metrics_port"]))
+
+
+@contextmanager
+def launched(arguments: Sequence[str], stop_seconds: float = 30.0) -> Iterator[Serving]:
+    """Run `python ARGUMENTS`, a server, until the block ends; then SIGTERM, and wait for it to drain.
+
+    The process prints the line of Serving when it serves; its standard error is ours.
+
+    Args:
+        arguments: such as ["-m", "askance", "serve", BUNDLE, "--port", "0", "--metrics-port", "0"].
+        stop_seconds: after which a server that does not stop is killed.
+
+    Raises:
+        AskanceError: it ended before it served, or did not stop with exit code 0.
+    """
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            serving = next((said for line in process.stdout if (said := Serving.parse(line))), None)
+            if serving is None:
+                raise AskanceError(f"the server ended before it served (exit code {process.wait()})")
+            yield serving
+        finally:
+            code = _stop(process, stop_seconds)
+        if code != 0:
+            raise AskanceError(f"the server stopped with exit code {code}")
+
+
+def _stop(process: subprocess.Popen[str], seconds: float) -> int:
+    process.terminate()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -1,0 +1,187 @@
+import datetime
+
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    CLEAN: _ClassVar[Verdict]
+    SUSPECT: _ClassVar[Verdict]
+    ADVERSARIAL: _ClassVar[Verdict]
+VERDICT_UNSPECIFIED: Verdict
+CLEAN: Verdict
+SUSPECT: Verdict
+ADVERSARIAL: Verdict
+
+class ScreenRequest(_message.Message):
+    __slots__ = ("request_id", "encoded", "tensor", "explain")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    encoded: bytes
+    tensor: Tensor
+    explain: bool
+    def __init__(self, request_id: _Optional[str] = ..., encoded: _Optional[bytes] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., explain: _Optional[bool] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("shape", "dtype", "data")
+    class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DATA_TYPE_UNSPECIFIED: _ClassVar[Tensor.DataType]
+        FP32: _ClassVar[Tensor.DataType]
+        UINT8: _ClassVar[Tensor.DataType]
+    DATA_TYPE_UNSPECIFIED: Tensor.DataType
+    FP32: Tensor.DataType
+    UINT8: Tensor.DataType
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: Tensor.DataType
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[Tensor.DataType, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ScreenResponse(_message.Message):
+    __slots__ = ("request_id", "bundle_id", "prediction", "probabilities", "verdict", "p_value", "score", "detectors")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    DETECTORS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    bundle_id: str
+    prediction: Prediction
+    probabilities: _containers.RepeatedScalarFieldContainer[float]
+    verdict: Verdict
+    p_value: float
+    score: float
+    detectors: _containers.RepeatedCompositeFieldContainer[DetectorVerdict]
+    def __init__(self, request_id: _Optional[str] = ..., bundle_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., probabilities: _Optional[_Iterable[float]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., p_value: _Optional[float] = ..., score: _Optional[float] = ..., detectors: _Optional[_Iterable[_Union[DetectorVerdict, _Mapping]]] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("index", "name", "probability")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    name: str
+    probability: float
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class DetectorVerdict(_message.Message):
+    __slots__ = ("name", "score", "p_value", "flags", "explanation")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    score: float
+    p_value: float
+    flags: _containers.RepeatedScalarFieldContainer[str]
+    explanation: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., score: _Optional[float] = ..., p_value: _Optional[float] = ..., flags: _Optional[_Iterable[str]] = ..., explanation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ScreenStreamResponse(_message.Message):
+    __slots__ = ("request_id", "response", "error")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    response: ScreenResponse
+    error: ItemError
+    def __init__(self, request_id: _Optional[str] = ..., response: _Optional[_Union[ScreenResponse, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+
+class ItemError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeResponse(_message.Message):
+    __slots__ = ("bundle_id", "created", "classifier", "class_names", "input", "layers", "detectors", "levels", "calibration_samples", "fusion_samples", "max_message_bytes", "max_image_pixels")
+    BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIER_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DETECTORS_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FUSION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    bundle_id: str
+    created: _timestamp_pb2.Timestamp
+    classifier: str
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    input: Input
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    detectors: _containers.RepeatedCompositeFieldContainer[DetectorDescription]
+    levels: _containers.RepeatedCompositeFieldContainer[Level]
+    calibration_samples: int
+    fusion_samples: int
+    max_message_bytes: int
+    max_image_pixels: int
+    def __init__(self, bundle_id: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., classifier: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[str]] = ..., detectors: _Optional[_Iterable[_Union[DetectorDescription, _Mapping]]] = ..., levels: _Optional[_Iterable[_Union[Level, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., fusion_samples: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("channels", "height", "width", "mean", "std", "resize")
+    class Resize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        RESIZE_UNSPECIFIED: _ClassVar[Input.Resize]
+        REFUSE: _ClassVar[Input.Resize]
+        BILINEAR: _ClassVar[Input.Resize]
+    RESIZE_UNSPECIFIED: Input.Resize
+    REFUSE: Input.Resize
+    BILINEAR: Input.Resize
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    channels: int
+    height: int
+    width: int
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    resize: Input.Resize
+    def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize: _Optional[_Union[Input.Resize, str]] = ...) -> None: ...
+
+class DetectorDescription(_message.Message):
+    __slots__ = ("name", "layers")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Level(_message.Message):
+    __slots__ = ("name", "false_positive_rate")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    false_positive_rate: float
+    def __init__(self, name: _Optional[str] = ..., false_positive_rate: _Optional[float] = ...) -> None: ...

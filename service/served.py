@@ -1,0 +1,76 @@
+"""Served: a bundle ready to answer: its screen, and what the answers and Describe say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from detectors.bundle import BuildClassifier, Bundle
+from detectors.errors import AskanceError, BundleError
+from detectors.screen import Screen
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served.
+
+    Attributes:
+        bundle_id: SHA-256 over the bundle's content.
+        created: when it was calibrated.
+        classifier: the classifier's name.
+        screen: the classifier, its detectors and their calibration.
+    """
+
+    bundle_id: str
+    created: datetime
+    classifier: str
+    screen: Screen
+
+    @classmethod
+    def open(cls, path: Path, build: BuildClassifier | None = None) -> Served:
+        """Open and verify the bundle at `path`.
+
+        Args:
+            path: the bundle's directory.
+            build: makes the classifier; None stands for `classifiers.build_classifier`.
+
+        Raises:
+            BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
+        """
+        if build is None:
+            from classifiers import build_classifier
+
+            build = build_classifier
+        bundle = Bundle.open(path)
+        manifest = bundle.manifest
+        return cls(
+            manifest.id, datetime.fromisoformat(manifest.created), manifest.classifier.name, bundle.screen(build)
+        )
+
+    @property
+    def calibration_samples(self) -> int:
+        """Clean images behind each detector's p-values (the fewest)."""
+        return min(table.shape[-1] for table in self.screen.calibration.tables.values())
+
+    @property
+    def fusion_samples(self) -> int:
+        """Clean images behind the fused p-value."""
+        return self.screen.calibration.fused_table.shape[-1]
+
+    def warm_up(self) -> None:
+        """Screen one black image: what cannot work fails now, and the first client does not wait.
+
+        Raises:
+            BundleError: the classifier or a detector fails on it.
+        """
+        try:
+            self.screen(torch.zeros(1, *self.screen.preprocessing.shape))
+        except AskanceError as error:
+            raise BundleError(f"bundle {self.bundle_id[:12]} cannot screen an image: {error}") from None
+        except Exception as error:
+            raise BundleError(
+                f"bundle {self.bundle_id[:12]} cannot screen an image: {type(error).__name__}: {error}"
+            ) from error

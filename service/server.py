@@ -1,0 +1,242 @@
+"""Server: assembly and life of the service: listen, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import prometheus_client
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from PIL import Image
+
+from detectors.errors import AskanceError, ConfigError
+from service.batcher import Batcher
+from service.config import ServerConfig
+from service.exposition import Exposition, cannot_listen
+from service.gate import Gate
+from service.launch import Serving
+from service.pb.askance.v1 import screening_pb2_grpc
+from service.screening import SERVICE, ScreeningServicer
+from service.served import Served
+from service.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+HEALTH_NAMES = ("", SERVICE)
+LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
+ENVELOPE = 1024  # bytes of a request beside its tensor
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@dataclass(frozen=True)
+class BoundPorts:
+    """Where a server listens.
+
+    Attributes:
+        port: of gRPC.
+        metrics_port: of HTTP.
+    """
+
+    port: int
+    metrics_port: int
+
+
+class Server:
+    """The service on one event loop: `listen`, then `deploy`, then `stop`.
+
+    Used as `async with Server(config) as server`, it listens on entry and stops on exit.
+
+    Args:
+        config: the settings.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.telemetry = Telemetry(config.max_batch)
+        self.gate = Gate({SERVICE}, self.telemetry)
+        self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
+        self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
+        self._servicer = ScreeningServicer(config, self.gate, self.telemetry, self._decoders)
+        self._health = HealthServicer()
+        self._batcher: Batcher | None = None
+        self._exposition: Exposition | None = None
+        self._grpc: grpc.aio.Server | None = None
+
+    async def listen(self) -> BoundPorts:
+        """Bind both ports and answer, NOT_SERVING and UNAVAILABLE until a bundle is deployed.
+
+        Raises:
+            AskanceError: a port is in use, or the host is not this machine's; the message names the port.
+        """
+        config = self.config
+        self._exposition = Exposition(
+            config.host, config.metrics_port, self.telemetry.registry, lambda: self.gate.state.value
+        )
+        self._grpc = grpc.aio.server(
+            interceptors=[self.gate],
+            options=[
+                ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+            ],
+        )
+        screening_pb2_grpc.add_ScreeningServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
+        for name in HEALTH_NAMES:
+            await self._health.set(name, _NOT_SERVING)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        port = _bind(self._grpc, config.host, config.port)
+        await self._grpc.start()
+        return BoundPorts(port, self._exposition.port)
+
+    async def deploy(self, load: Callable[[], Served]) -> Served:
+        """Load what is to be served on another thread, warm it up, and serve it.
+
+        Raises:
+            AskanceError: it cannot be loaded, cannot screen an image, or does not fit the limits.
+        """
+        loop = asyncio.get_running_loop()
+        served = await loop.run_in_executor(self._inference, load)
+        self._check_limits(served)
+        await loop.run_in_executor(self._inference, served.warm_up)
+        batcher = Batcher(served.screen, self._inference, self.config.max_batch, self.config.queue_size, self.telemetry)
+        batcher.start()
+        self._batcher = batcher
+        self.telemetry.watch_queue(lambda: batcher.held)
+        self.telemetry.deployed(served)
+        self._servicer.deploy(served, batcher)
+        self.gate.open()
+        for name in HEALTH_NAMES:
+            await self._health.set(name, _SERVING)
+        return served
+
+    def _check_limits(self, served: Served) -> None:
+        needed = 4 * math.prod(served.screen.preprocessing.shape) + ENVELOPE
+        if needed > self.config.max_message_bytes:
+            raise ConfigError(
+                f"max_message_bytes: a tensor for this bundle's classifier takes {needed} bytes, "
+                f"got {self.config.max_message_bytes}"
+            )
+
+    async def stop(self) -> None:
+        """Drain and stop: NOT_SERVING, new calls UNAVAILABLE, accepted ones answered for up to `drain_seconds`."""
+        self.gate.close()
+        await self._health.enter_graceful_shutdown()
+        try:
+            await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
+        except TimeoutError:
+            logger.warning("%g seconds were not enough to answer all calls", self.config.drain_seconds)
+        if self._batcher is not None:
+            await self._batcher.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(LAST_WORDS)
+        if self._exposition is not None:
+            self._exposition.close()
+        for executor in (self._inference, self._decoders):
+            executor.shutdown(cancel_futures=True)
+
+    def hurry(self) -> None:
+        """Let a `stop` under way wait no longer."""
+        self.gate.drained.set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.ports = await self.listen()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
+    """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
+
+    A second signal ends the draining.
+
+    Args:
+        bundle_path: the bundle's directory.
+        config: the settings.
+        ready: called once, when the server serves; its argument prints as the line that `service.launch` waits for.
+
+    Raises:
+        AskanceError: the bundle is refused, or a port is in use.
+    """
+    run(lambda: Served.open(bundle_path), config, ready)
+
+
+def run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
+    """Serve what `load` gives; otherwise `serve`."""
+    # This process is the server's own, hence the settings that hold for all of it.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(config.inference_threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_run(load, config, ready))
+
+
+async def _run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Serving], None] | None) -> None:
+    stopping = asyncio.Event()
+    async with Server(config) as server:
+
+        def on_signal() -> None:
+            if stopping.is_set():
+                server.hurry()
+            stopping.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        served = await server.deploy(load)
+        if ready is not None and not stopping.is_set():
+            ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
+        await stopping.wait()
+        logger.info("draining")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop of uvloop where there is one (not on Windows); None stands for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Bind gRPC's port; tried with a plain socket first, because gRPC logs lines of its own and hides the cause."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    cause: OSError | None = None
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            cause = error
+    try:
+        if cause is None:
+            return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError:  # taken since
+        pass
+    raise AskanceError(cannot_listen("port", host, port, cause))

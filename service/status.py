@@ -1,0 +1,53 @@
+"""Status: an error that knows its gRPC status code, so that code below the servicers need not know about calls."""
+
+from __future__ import annotations
+
+import grpc
+
+from detectors.errors import AskanceError
+
+
+class StatusError(AskanceError):
+    """A request that is answered with an error.
+
+    Attributes:
+        code: the gRPC status.
+        reason: why it never reached the classifier, one of `telemetry.REASONS`, or None if it did.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+def invalid(field: str, expected: str, got: str) -> StatusError:
+    """INVALID_ARGUMENT in one line: the field of the request, what it should hold, and what came."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: expected {expected}, got {got}", "invalid")
+
+
+def queue_full(size: int) -> StatusError:
+    """RESOURCE_EXHAUSTED: as many requests as the server keeps are waiting already."""
+    return StatusError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the queue is full ({size} requests are waiting): try again later or elsewhere",
+        "queue_full",
+    )
+
+
+def unavailable(state: str) -> StatusError:
+    """UNAVAILABLE: the server is in `state`, such as "draining"."""
+    return StatusError(grpc.StatusCode.UNAVAILABLE, f"the server is {state}: try again or another server", state)
+
+
+def expired() -> StatusError:
+    """DEADLINE_EXCEEDED: the deadline passed before the classifier saw the image."""
+    return StatusError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while the request was waiting", "expired"
+    )
+
+
+def failed(error: Exception) -> StatusError:
+    """INTERNAL: the classifier or a detector failed on this image; people's errors in full, others by type only."""
+    detail = str(error) if isinstance(error, AskanceError) else f"{type(error).__name__}, see the server's log"
+    return StatusError(grpc.StatusCode.INTERNAL, f"this image could not be screened: {detail}")

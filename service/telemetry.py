@@ -1,0 +1,210 @@
+"""Telemetry: the server's Prometheus metrics. Every label is bounded: nothing a client sends becomes one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from detectors.screen import FUSED, Screening, Verdict
+from service.served import Served
+from service.status import StatusError
+
+OTHER = "other"  # the method label of whatever is not ours
+METHODS = ("Screen", "ScreenStream", "Describe", OTHER)
+CODES = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+)
+REASONS = ("invalid", "queue_full", "expired", "cancelled", "loading", "draining")
+RELOADS = ("success", "failure")
+
+# Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
+P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+GIVING_UP = 0.02  # seconds: a client sees its deadline pass that much earlier than the server may
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Telemetry:
+    """The metrics of one server, in a registry of their own.
+
+    Args:
+        max_batch: the largest batch, which bounds the buckets of batch sizes.
+    """
+
+    def __init__(self, max_batch: int) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "askance_requests",
+            "Requests answered, by method and gRPC status; each item of a ScreenStream is one.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "askance_request_seconds",
+            "Time from a request's arrival to its answer.",
+            ["method"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "askance_rejected", "Requests that never reached the classifier, by reason.", ["reason"], registry=registry
+        )
+        self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=registry)
+        self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=registry)
+        self._flags = Counter(
+            "askance_detector_flags",
+            "Images flagged, by detector (fused: all of them together) and level.",
+            ["detector", "level"],
+            registry=registry,
+        )
+        self._p_value = Histogram(
+            "askance_p_value",
+            "Conformal p-values, by detector; uniform on clean traffic, so its shape shows drift.",
+            ["detector"],
+            buckets=P_VALUE_BUCKETS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "askance_stage_seconds",
+            "Time in each stage: decode, queue and respond per image, classify and each detector per batch.",
+            ["stage"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self._batch_size = Histogram(
+            "askance_batch_size",
+            "Images that shared one call of the classifier.",
+            buckets=[size for size in BATCH_BUCKETS if size < max_batch] + [max_batch],
+            registry=registry,
+        )
+        self._queue_depth = Gauge(
+            "askance_queue_depth", "Requests accepted and not yet with the classifier.", registry=registry
+        )
+        self._bundle_info = Gauge(
+            "askance_bundle_info", "The bundle being served; always 1.", ["id", "classifier"], registry=registry
+        )
+        self._calibrated = Gauge(
+            "askance_bundle_calibrated_timestamp_seconds",
+            "When the bundle being served was calibrated, in Unix time.",
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "askance_bundle_reloads",
+            "Attempts to replace the bundle being served, by result.",
+            ["result"],
+            registry=registry,
+        )
+        self._expected = Gauge(
+            "askance_expected_false_positive_rate",
+            "The share of clean images that each level may flag.",
+            ["level"],
+            registry=registry,
+        )
+        for method in METHODS[:-1]:
+            self._request_seconds.labels(method)
+            for code in CODES:
+                self._requests.labels(method, code.name)
+        self._requests.labels(OTHER, grpc.StatusCode.UNIMPLEMENTED.name)
+        for reason in REASONS:
+            self._rejected.labels(reason)
+        for result in RELOADS:
+            self._reloads.labels(result)
+        for verdict in Verdict:
+            self._verdicts.labels(verdict.value)
+        for stage in ("decode", "queue", "classify", "respond"):
+            self._stage_seconds.labels(stage)
+
+    def deployed(self, served: Served) -> None:
+        """Show the bundle that is now served, and start its series at zero."""
+        screen, levels = served.screen, dict(served.screen.calibration.levels.items())
+        for label in screen.class_names:
+            self._predictions.labels(label)
+        for detector in (*screen.detectors, FUSED):
+            self._p_value.labels(detector)
+            for level in levels:
+                self._flags.labels(detector, level)
+        for detector in screen.detectors:
+            self._stage_seconds.labels(detector)
+        for level, target in levels.items():
+            self._expected.labels(level).set(target)
+        self._bundle_info.clear()
+        self._bundle_info.labels(served.bundle_id, served.classifier).set(1)
+        self._calibrated.set(served.created.timestamp())
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Read the queue's depth from `depth` whenever the metrics are scraped."""
+        self._queue_depth.set_function(depth)
+
+    @contextmanager
+    def request(self, method: str, deadline: float | None = None) -> Iterator[None]:
+        """Count and time one request: its code is that of the StatusError that leaves the block, or OK.
+
+        Args:
+            method: one of METHODS.
+            deadline: the request's, on `time.monotonic`'s clock.
+        """
+        start = time.perf_counter()
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except StatusError as error:
+            code = error.code
+            if error.reason is not None:
+                self._rejected.labels(error.reason).inc()
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if _is_past(deadline) else grpc.StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = grpc.StatusCode.INTERNAL
+            raise
+        finally:
+            self._requests.labels(method, code.name).inc()
+            self._request_seconds.labels(method).observe(time.perf_counter() - start)
+
+    def unknown_method(self) -> None:
+        """Count a call of a method that does not exist."""
+        self._requests.labels(OTHER, grpc.StatusCode.UNIMPLEMENTED.name).inc()
+
+    def dropped(self, deadline: float | None) -> None:
+        """Count a request that its client gave up before the classifier saw it."""
+        self._rejected.labels("expired" if _is_past(deadline) else "cancelled").inc()
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Observe one stage; `detectors.screen.Observe` in shape, safe to call from any thread."""
+        self._stage_seconds.labels(name).observe(seconds)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Observe the block as one stage."""
+        start = time.perf_counter()
+        yield
+        self.stage(name, time.perf_counter() - start)
+
+    def batch(self, size: int) -> None:
+        """Observe the size of a batch."""
+        self._batch_size.observe(size)
+
+    def screened(self, screening: Screening) -> None:
+        """Count one answer."""
+        self._verdicts.labels(screening.verdict.value).inc()
+        self._predictions.labels(screening.label).inc()
+        for word in (*screening.detectors, screening.fused):
+            self._p_value.labels(word.name).observe(word.p_value)
+            for level in word.flags:
+                self._flags.labels(word.name, level).inc()
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and deadline - time.monotonic() < GIVING_UP

@@ -1,0 +1,28 @@
+"""Fixtures: the real data's folder, and a small classifier of scikit-learn's digits with its fitted detectors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from toy import Trained, fit_everything, train_digits
+
+# Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    root = Path(os.environ.get("ASKANCE_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}: set ASKANCE_DATA to its folder")
+    return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    return fit_everything(train_digits())

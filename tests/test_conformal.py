@@ -1,0 +1,124 @@
+"""Conformal p-values by hand, with ties, and the guarantee they give."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectors.conformal import check_level, p_value, samples_needed, table, threshold, two_sided_p_value
+from detectors.errors import CalibrationError
+
+scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
+
+
+def test_p_value_by_hand_with_ties() -> None:
+    clean = table(torch.tensor([3.0, 1.0, 2.0, 2.0]))
+    assert clean.tolist() == [1.0, 2.0, 2.0, 3.0]
+    asked = torch.tensor([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5])
+    expected = [5 / 5, 5 / 5, 4 / 5, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
+    assert p_value(asked, clean).tolist() == pytest.approx(expected, abs=1e-15)
+    assert p_value(asked, clean).dtype == torch.float64
+
+
+def test_two_sided_by_hand() -> None:
+    clean = table(torch.tensor([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
+    asked = torch.tensor([0.0, 1.0, 2.0, 4.5, 8.0, 9.0])
+    # (1 + #at least, 1 + #at most): (10, 1) (10, 2) (9, 4) (5, 6) (2, 10) (1, 10), over 10, doubled, at most 1.
+    assert two_sided_p_value(asked, clean).tolist() == pytest.approx([0.2, 0.4, 0.8, 1.0, 0.4, 0.2], abs=1e-15)
+
+
+def test_each_reading_has_its_own_row() -> None:
+    clean = table(torch.tensor([[3.0, 1.0, 2.0], [30.0, 10.0, 20.0]]))
+    assert clean.tolist() == [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
+    asked = torch.tensor([[2.5, 0.0], [2.5, 40.0]])
+    assert p_value(asked, clean).tolist() == [[0.5, 1.0], [1.0, 0.25]]
+    assert two_sided_p_value(asked, clean).tolist() == [[1.0, 0.5], [0.5, 0.5]]
+
+
+@given(scores, scores)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_p_value_is_its_definition(clean: list[float], asked: list[float]) -> None:
+    n = len(clean)
+    p = p_value(torch.tensor(asked), table(torch.tensor(clean)))
+    assert p.tolist() == [(1 + sum(s_i >= s for s_i in clean)) / (n + 1) for s in asked]
+    both = two_sided_p_value(torch.tensor(asked), table(torch.tensor(clean)))
+    for value, s in zip(both.tolist(), asked, strict=True):
+        upper, lower = 1 + sum(s_i >= s for s_i in clean), 1 + sum(s_i <= s for s_i in clean)
+        assert value == pytest.approx(min(1.0, 2 * min(upper, lower) / (n + 1)), abs=1e-15)
+
+
+@given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=40))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_p_values_are_super_uniform(exchangeable: list[float]) -> None:
+    """Leave each of n + 1 scores out in turn: at most a share alpha of them has p <= alpha, ties or not."""
+    ps, both = [], []
+    for i, s in enumerate(exchangeable):
+        rest = table(torch.tensor(exchangeable[:i] + exchangeable[i + 1 :]))
+        ps.append(float(p_value(torch.tensor([s]), rest)))
+        both.append(float(two_sided_p_value(torch.tensor([s]), rest)))
+    count = len(exchangeable)
+    for k in range(1, count + 1):
+        assert sum(p <= k / count + 1e-12 for p in ps) <= k
+        assert sum(p <= k / count + 1e-12 for p in both) <= k
+
+
+@given(st.lists(st.integers(0, 30).map(float), min_size=1, max_size=250), st.integers(1, 99), st.integers(-1, 31))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_threshold_flags_exactly_the_p_values_at_most_alpha(clean: list[float], percent: int, s: int) -> None:
+    alpha, sorted_scores = percent / 100, table(torch.tensor(clean))
+    needed = samples_needed(alpha)
+    if len(clean) < needed:
+        with pytest.raises(CalibrationError, match=f"needs at least {needed} calibration samples, got {len(clean)}"):
+            threshold(sorted_scores, alpha)
+        return
+    limit = threshold(sorted_scores, alpha)
+    for asked in (float(s), limit, limit + 0.5, limit - 0.5):
+        assert (asked > limit) == (float(p_value(torch.tensor([asked]), sorted_scores)) <= alpha)
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_samples_needed_is_the_fewest(percent: int) -> None:
+    alpha = Fraction(percent, 100)
+    n = samples_needed(percent / 100)
+    assert Fraction(1, n + 1) <= alpha
+    assert n == 1 or Fraction(1, n) > alpha
+    assert n == max(1, math.ceil(1 / alpha) - 1)
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.05, 19), (0.01, 99), (0.001, 999), (0.5, 1), (0.3, 3), (1e-4, 9999)])
+def test_samples_needed_by_hand(alpha: float, n: int) -> None:
+    assert samples_needed(alpha) == n
+    check_level(alpha, n, "suspect")
+    if n > 1:
+        text = f"false-positive target suspect = {alpha:g} needs at least {n} calibration samples, got {n - 1}"
+        with pytest.raises(CalibrationError, match=text):
+            check_level(alpha, n - 1, "suspect")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_levels_outside_the_unit_interval_are_refused(alpha: float) -> None:
+    with pytest.raises(CalibrationError, match=rf"adversarial = {alpha} must lie between 0 and 1"):
+        check_level(alpha, 1000, "adversarial")
+
+
+def test_broken_tables_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="no calibration scores: expected at least one clean input"):
+        table(torch.empty(0))
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(CalibrationError, match="a calibration score is NaN or infinite"):
+            table(torch.tensor([0.0, bad]))
+    with pytest.raises(CalibrationError, match="NaN or infinite"):
+        table(torch.tensor([[0.0, 1.0], [0.0, math.nan]]))
+
+
+def test_asking_does_not_change_the_table() -> None:
+    raw = torch.tensor([2.0, 1.0])
+    clean = table(raw)
+    p_value(torch.tensor([5.0, -5.0, 1.5]), clean)
+    assert raw.tolist() == [2.0, 1.0]
+    assert clean.tolist() == [1.0, 2.0]

@@ -1,0 +1,250 @@
+"""Images: what decodes to what, and the line that each unfit input gets."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from service_support import GREY, RGB, encoded, noise
+
+from detectors.preprocessing import Preprocessing
+from service.images import decode, from_tensor, image_of, resize
+from service.pb.askance.v1 import screening_pb2 as pb
+from service.status import StatusError
+
+LIMIT = 10_000
+BILINEAR = RGB.model_copy(update={"resize": "bilinear"})
+GREY_PIXELS = noise(1)[0]
+RGB_PIXELS = noise(2, RGB).transpose(1, 2, 0)
+
+
+def png_header(width: int, height: int, depth: int = 8) -> bytes:
+    """A PNG that claims a size and ends after a few bytes of data."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_grey_png_is_exact() -> None:
+    image = decode(encoded(Image.fromarray(GREY_PIXELS)), GREY, LIMIT)
+    assert image.dtype == torch.float32
+    assert torch.equal(image, torch.from_numpy(GREY_PIXELS)[None].float() / 255)
+
+
+def test_an_rgb_png_is_exact_and_channels_come_first() -> None:
+    image = decode(encoded(Image.fromarray(RGB_PIXELS)), RGB, LIMIT)
+    assert torch.equal(image, torch.from_numpy(RGB_PIXELS).permute(2, 0, 1).float() / 255)
+
+
+def test_grey_is_replicated_for_an_rgb_classifier() -> None:
+    image = decode(encoded(Image.fromarray(GREY_PIXELS)), RGB, LIMIT)
+    assert image.shape == RGB.shape
+    assert torch.equal(image, (torch.from_numpy(GREY_PIXELS).float() / 255).expand(3, 8, 8))
+
+
+def test_a_palette_is_expanded() -> None:
+    image = Image.fromarray(RGB_PIXELS).quantize(16)
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    assert torch.equal(decode(encoded(image), RGB, LIMIT), expected)
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = GREY_PIXELS > 127
+    assert torch.equal(decode(encoded(Image.fromarray(bits)), GREY, LIMIT)[0], torch.from_numpy(bits).float())
+
+
+def test_a_jpeg_decodes_as_pillow_does() -> None:
+    content = encoded(Image.fromarray(np.full((8, 8, 3), 77, np.uint8)), "JPEG")
+    assert torch.equal(decode(content, RGB, LIMIT), torch.full(RGB.shape, 77 / 255))
+
+
+def test_another_size_is_resized_only_if_the_bundle_says_so() -> None:
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 12, 3), np.uint8))
+    image = decode(encoded(large), BILINEAR, LIMIT)
+    assert image.shape == RGB.shape
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1
+    reference = np.asarray(large.resize((8, 8), Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1) / 255
+    assert float((image - torch.from_numpy(reference)).abs().max()) < 1.5 / 255  # Pillow rounds to bytes on the way
+
+
+def test_resizing_averages_what_it_drops() -> None:
+    stripes = torch.zeros(1, 32, 32)
+    stripes[:, :, ::2] = 1
+    assert torch.allclose(resize(stripes, 8, 8)[:, :, 1:-1], torch.tensor(0.5), atol=0.02)
+
+
+def test_tensors_are_exact() -> None:
+    pixels = noise(3)
+    as_bytes = pb.Tensor(shape=pixels.shape, dtype=pb.Tensor.UINT8, data=pixels.tobytes())
+    assert torch.equal(from_tensor(as_bytes, GREY), torch.from_numpy(pixels).float() / 255)
+    floats = (pixels / 255).astype("<f4")
+    as_floats = pb.Tensor(shape=pixels.shape, dtype=pb.Tensor.FP32, data=floats.tobytes())
+    assert torch.equal(from_tensor(as_floats, GREY), torch.from_numpy(floats))
+
+
+RGBA = np.zeros((8, 8, 4), np.uint8)
+SIXTEEN = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+WHOLE_PNG = encoded(Image.fromarray(RGB_PIXELS))
+WHOLE_JPEG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
+ANIMATED = encoded(
+    Image.fromarray(GREY_PIXELS), save_all=True, append_images=[Image.fromarray(255 - GREY_PIXELS)], duration=10
+)
+TRANSPARENT = Image.fromarray(RGB_PIXELS).quantize(4)
+TRANSPARENT.info["transparency"] = 0
+
+BAD_IMAGES: dict[str, tuple[bytes, Preprocessing, str]] = {
+    "empty": (b"", RGB, "encoded: expected a PNG or JPEG image, got 0 bytes"),
+    "not an image": (b"hello, world", RGB, "encoded: expected a PNG or JPEG image, got 12 bytes that are neither"),
+    "a GIF": (encoded(Image.fromarray(GREY_PIXELS), "GIF"), RGB, "bytes that are neither"),
+    "truncated PNG": (WHOLE_PNG[: len(WHOLE_PNG) // 2], RGB, "encoded: expected an intact image, got one that cannot"),
+    "truncated JPEG": (
+        WHOLE_JPEG[:-900],
+        BILINEAR,
+        "expected an intact image, got one that cannot be decoded (image f",
+    ),
+    "colour for grey": (
+        WHOLE_PNG,
+        GREY,
+        "encoded: expected a greyscale image (the classifier has 1 channel), got colour (RGB)",
+    ),
+    "palette for grey": (encoded(Image.fromarray(RGB_PIXELS).quantize(4)), GREY, "got colour (P)"),
+    "alpha": (
+        encoded(Image.fromarray(RGBA)),
+        RGB,
+        "encoded: expected an image without alpha (flatten it first), got RGBA with alpha",
+    ),
+    "grey and alpha": (encoded(Image.fromarray(GREY_PIXELS).convert("LA")), GREY, "got LA with alpha"),
+    "transparent palette": (encoded(TRANSPARENT, transparency=0), RGB, "got P with alpha"),
+    "16 bits grey": (encoded(SIXTEEN), GREY, "encoded: expected 8 bits per channel, got a PNG of 16 bits"),
+    "CMYK": (
+        encoded(Image.fromarray(RGB_PIXELS).convert("CMYK"), "JPEG"),
+        RGB,
+        "encoded: expected a greyscale or RGB image, got CMYK",
+    ),
+    "animated": (ANIMATED, GREY, "encoded: expected a still image, got an animated PNG"),
+    "another size": (
+        encoded(Image.fromarray(np.zeros((8, 9, 3), np.uint8))),
+        RGB,
+        "encoded: expected an image of 8x8 pixels (width x height; this bundle does not resize), got 9x8",
+    ),
+    "100 megapixels": (
+        png_header(10_000, 10_000),
+        BILINEAR,
+        "encoded: expected an image of at most 10000 pixels, got 10000x10000",
+    ),
+    "a bomb to Pillow": (
+        png_header(60_000, 60_000),
+        BILINEAR,
+        "expected an image of at most 10000 pixels, got many more",
+    ),
+    "no pixels": (png_header(0, 8), RGB, "encoded: expected"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_an_unfit_image_is_refused_in_one_line(case: str) -> None:
+    content, preprocessing, text = BAD_IMAGES[case]
+    with pytest.raises(StatusError) as caught:
+        decode(content, preprocessing, LIMIT)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_16_bit_colour_is_refused_though_pillow_would_cut_it() -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = zlib.compress((b"\0" + b"\x12\x34" * 24) * 8)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with pytest.raises(StatusError, match="expected 8 bits per channel, got a PNG of 16 bits"):
+        decode(content, RGB, LIMIT)
+
+
+def test_pillows_own_warning_as_an_error_is_a_refusal_too() -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(StatusError, match="expected an image of at most 10000 pixels, got many more"):
+            decode(png_header(10_000, 10_000), RGB, LIMIT)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut=st.integers(0, len(WHOLE_PNG)), at=st.integers(0, len(WHOLE_PNG) - 1), byte=st.integers(0, 255))
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_png_decodes_or_is_refused(cut: int, at: int, byte: int) -> None:
+    damaged = bytearray(WHOLE_PNG)
+    damaged[at] = byte
+    try:
+        image = decode(bytes(damaged[:cut]), RGB, LIMIT)
+    except StatusError as error:
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        assert image.shape == RGB.shape
+
+
+def tensor(**fields: Any) -> pb.Tensor:
+    """A valid tensor but for the fields given."""
+    valid: dict[str, Any] = {"shape": GREY.shape, "dtype": pb.Tensor.FP32, "data": np.zeros(64, "<f4").tobytes()}
+    return pb.Tensor(**(valid | fields))
+
+
+def with_value(value: float) -> pb.Tensor:
+    values = np.zeros(GREY.shape, "<f4")
+    values[0, 3, 4] = value
+    return tensor(data=values.tobytes())
+
+
+BAD_TENSORS: dict[str, tuple[pb.Tensor, str]] = {
+    "batch": (
+        tensor(shape=[1, 1, 8, 8]),
+        "tensor.shape: expected [1, 8, 8] (channels, height, width), got [1, 1, 8, 8]",
+    ),
+    "channels": (tensor(shape=[3, 8, 8]), "got [3, 8, 8]"),
+    "no shape": (tensor(shape=[]), "got []"),
+    "negative": (tensor(shape=[-1, 8, 8]), "got [-1, 8, 8]"),
+    "many": (tensor(shape=[1] * 1000), "got 1000 dimensions"),
+    "no dtype": (tensor(dtype=0), "tensor.dtype: expected FP32 or UINT8, got DATA_TYPE_UNSPECIFIED"),
+    "unknown dtype": (tensor(dtype=77), "tensor.dtype: expected FP32 or UINT8, got 77"),
+    "short": (tensor(data=b"123"), "tensor.data: expected 256 bytes (1x8x8 FP32), got 3"),
+    "dtype and bytes disagree": (tensor(dtype=pb.Tensor.UINT8), "expected 64 bytes (1x8x8 UINT8), got 256"),
+    "empty": (tensor(data=b""), "expected 256 bytes (1x8x8 FP32), got 0"),
+    "NaN": (with_value(math.nan), "tensor.data: expected finite values in [0, 1], got nan at [0, 3, 4]"),
+    "infinity": (with_value(math.inf), "expected finite values in [0, 1], got inf at [0, 3, 4]"),
+    "above": (
+        with_value(255),
+        "expected finite values in [0, 1], got 255 at [0, 3, 4] (divide pixels 0..255 by 255, or send UINT8)",
+    ),
+    "below": (with_value(-0.5), "expected finite values in [0, 1], got -0.5 at [0, 3, 4]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_an_unfit_tensor_is_refused_in_one_line(case: str) -> None:
+    bad, text = BAD_TENSORS[case]
+    with pytest.raises(StatusError) as caught:
+        from_tensor(bad, GREY)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in str(caught.value)
+
+
+def test_a_request_without_an_image_is_refused() -> None:
+    with pytest.raises(StatusError, match="image: expected encoded or tensor, got neither"):
+        image_of(pb.ScreenRequest(), GREY, LIMIT)

@@ -1,0 +1,41 @@
+"""The committed stubs are what the .proto gives, and the .proto compiles alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROTO = "proto/askance/v1/screening.proto"
+
+
+def protoc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], cwd=ROOT, check=True)
+
+
+def test_the_committed_stubs_are_fresh(tmp_path: Path) -> None:
+    protoc(
+        "-Iservice/pb=proto",
+        f"--python_out={tmp_path}",
+        f"--pyi_out={tmp_path}",
+        f"--grpc_python_out={tmp_path}",
+        PROTO,
+    )
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.py*"))
+    assert [path.name for path in made] == ["screening_pb2.py", "screening_pb2.pyi", "screening_pb2_grpc.py"]
+    for path in made:
+        assert (ROOT / path).read_text() == (tmp_path / path).read_text(), f"{path} is stale: run `make protos`"
+
+
+def test_the_proto_compiles_stand_alone(tmp_path: Path) -> None:
+    protoc("-I", "proto", f"--python_out={tmp_path}", PROTO)
+    assert (tmp_path / "askance/v1/screening_pb2.py").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "proto").rglob("*.proto")), ids=lambda path: path.name)
+def test_no_proto_imports_another_of_ours(path: Path) -> None:
+    imports = [line for line in path.read_text().splitlines() if line.startswith("import")]
+    assert all('"google/protobuf/' in line for line in imports)

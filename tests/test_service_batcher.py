@@ -1,0 +1,117 @@
+"""The micro-batcher alone: who shares a call, who is dropped, and what a failure touches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+import torch
+from service_support import Valve, marked, until
+from torch import Tensor
+
+from detectors import ScreenError, Screening
+from detectors.screen import Observe
+from service.batcher import Batcher, ScreenCall
+from service.status import StatusError
+from service.telemetry import Telemetry
+
+
+@asynccontextmanager
+async def batching(screen: ScreenCall, max_batch: int = 4, queue_size: int = 100) -> AsyncIterator[Batcher]:
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher(screen, executor, max_batch, queue_size, Telemetry(max_batch))
+        batcher.start()
+        yield batcher
+        await batcher.stop()
+
+
+async def screened(batcher: Batcher, value: float, deadline: float | None = None) -> Screening:
+    with batcher.place() as place:
+        return await place.screen(torch.from_numpy(marked(value)), deadline=deadline)
+
+
+def test_what_waits_shares_a_call_up_to_the_limit_in_order() -> None:
+    async def main() -> None:
+        valve = Valve()
+        async with batching(valve) as batcher:
+            valve.shut()
+            calls = [asyncio.ensure_future(screened(batcher, 0.01))]
+            await until(valve.entered.is_set)
+            calls += [asyncio.ensure_future(screened(batcher, i / 20)) for i in range(1, 7)]
+            await until(lambda: batcher.held == 6)
+            valve.opened.set()
+            await asyncio.gather(*calls)
+            assert valve.batches == [[0.01], [0.05, 0.1, 0.15, 0.2], [0.25, 0.3]]
+            assert batcher.held == 0
+
+    asyncio.run(main())
+
+
+def test_a_passed_deadline_is_dropped_before_the_classifier() -> None:
+    async def main() -> None:
+        valve = Valve()
+        async with batching(valve) as batcher:
+            with pytest.raises(StatusError, match="the deadline passed while the request was waiting") as caught:
+                await screened(batcher, 0.2, deadline=time.monotonic() - 1)
+            assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            await screened(batcher, 0.3, deadline=time.monotonic() + 3600)
+            assert valve.batches == [[0.3]]
+
+    asyncio.run(main())
+
+
+def test_a_place_is_free_again_after_every_ending() -> None:
+    async def main() -> None:
+        valve = Valve()
+        async with batching(valve, queue_size=1) as batcher:
+            await screened(batcher, 0.1)
+            with pytest.raises(StatusError):
+                await screened(batcher, Valve.POISON)
+            with pytest.raises(ZeroDivisionError), batcher.place():
+                raise ZeroDivisionError
+            with batcher.place(), pytest.raises(StatusError, match=r"the queue is full \(1 requests are waiting\)"):
+                batcher.place()
+            await screened(batcher, 0.2)
+            assert batcher.held == 0
+
+    asyncio.run(main())
+
+
+def test_a_screen_that_loses_results_fails_its_images_and_nothing_hangs() -> None:
+    def lossy(images: Tensor, explain: Sequence[bool], observe: Observe) -> list[Screening | ScreenError]:
+        return []
+
+    async def main() -> None:
+        async with batching(lossy) as batcher:
+            outcomes = await asyncio.gather(*(screened(batcher, i / 10) for i in range(3)), return_exceptions=True)
+            assert [str(outcome) for outcome in outcomes] == [
+                "this image could not be screened: RuntimeError, see the server's log"
+            ] * 3
+
+    asyncio.run(main())
+
+
+def test_stopping_answers_the_call_under_way_and_refuses_the_rest() -> None:
+    async def main() -> None:
+        valve = Valve()
+        async with batching(valve, max_batch=1) as batcher:
+            valve.shut()
+            first = asyncio.ensure_future(screened(batcher, 0.1))
+            await until(valve.entered.is_set)
+            second = asyncio.ensure_future(screened(batcher, 0.2))
+            await until(lambda: batcher.held == 1)
+            stopping = asyncio.ensure_future(batcher.stop())
+            await asyncio.sleep(0)
+            valve.opened.set()
+            await stopping
+            assert (await first).index in range(4)
+            with pytest.raises(StatusError, match="the server is draining: try again or another server"):
+                await second
+            assert valve.batches == [[0.1]]
+
+    asyncio.run(main())

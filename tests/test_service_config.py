@@ -1,0 +1,52 @@
+"""The server's settings: defaults, overrides, and the line that each mistake gets."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from detectors import AskanceError
+from detectors.errors import ConfigError
+from service.config import ServerConfig
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "server.toml"
+
+
+def test_the_shipped_file_holds_every_default() -> None:
+    assert ServerConfig.load(SHIPPED) == ServerConfig()
+    assert set(tomllib.loads(SHIPPED.read_text())) == set(ServerConfig.model_fields)
+
+
+def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("port = 1\nmax_batch = 8\n")
+    config = ServerConfig.load(path, port=2, metrics_port=None)
+    assert (config.port, config.max_batch, config.metrics_port) == (2, 8, 9500)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("max_bacth = 3", r"server.toml: unknown setting 'max_bacth': did you mean 'max_batch'\? known: host, port, "),
+        ("port = 70000", r"server.toml: port: input should be less than or equal to 65535, got 70000"),
+        ("max_batch = 'x'", r"server.toml: max_batch: input should be a valid integer.*, got 'x'"),
+        ("[tls]\ncert = 1", r"server.toml: unknown setting 'tls': known: host"),
+        ("port = ", r"server.toml is not TOML: Invalid value \(at"),
+    ],
+)
+def test_a_mistake_gets_one_line(tmp_path: Path, content: str, text: str) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=text) as caught:
+        ServerConfig.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_bad_override_get_one_line(tmp_path: Path) -> None:
+    with pytest.raises(AskanceError, match=re.escape(f"{tmp_path / 'x.toml'} cannot be read: No such file")):
+        ServerConfig.load(tmp_path / "x.toml")
+    with pytest.raises(ConfigError, match=r"^port: input should be greater than or equal to 0, got -1$"):
+        ServerConfig.load(SHIPPED, port=-1)
