@@ -20,26 +20,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run `askance` and return its exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
     from askance.cli import app
-    from detectors.errors import AskanceError
 
     try:
         outcome = get_command(app).main(args=arguments, prog_name="askance", standalone_mode=False)
     except TyperException as error:
         return _fail(f"{error.format_message()} (askance --help shows what there is)")
-    except AskanceError as error:
-        return _fail(str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
-            raise
-        return _fail(
-            f"this command needs {error.name}: install askance with its extra, pip install 'askance[calibration]'"
-        )
     except (Abort, KeyboardInterrupt):
         print("askance: interrupted", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # `askance ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
+            raise
+        return _fail(f"this command needs {error.name}: install the extra, pip install 'askance[calibration]'")
+    except Exception as error:
+        from detectors.errors import AskanceError  # imports torch: not before it is needed
+
+        if not isinstance(error, AskanceError):
+            raise
+        return _fail(str(error))
     return outcome if isinstance(outcome, int) else 0
 
 

@@ -151,7 +151,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
 def print_bundle(bundle: Bundle) -> None:
     """What a verified bundle says of itself."""
     manifest = bundle.manifest
-    entry = manifest.classifier
+    entry, calibration = manifest.classifier, manifest.calibration
     channels, height, width = entry.preprocessing.shape
     lines = {
         "bundle": f"{manifest.id} (intact: {len(manifest.files)} files verified)",
@@ -160,8 +160,8 @@ def print_bundle(bundle: Bundle) -> None:
         "input": f"{channels} x {height} x {width}, other sizes: {entry.preprocessing.resize}",
         "classes": ", ".join(entry.class_names),
         "layers": ", ".join(entry.layers),
-        "calibration": f"{manifest.calibration.samples} clean images, fused score {manifest.calibration.fusion_samples}",
-        "levels": ", ".join(f"{name} {alpha:.1%}" for name, alpha in manifest.calibration.levels.items()),
+        "calibration": f"{calibration.samples} clean images, fused score {calibration.fusion_samples}",
+        "levels": ", ".join(f"{name} {alpha:.1%}" for name, alpha in calibration.levels.items()),
     }
     for name, line in lines.items():
         console.print(f"{name:12}{line}", soft_wrap=True, markup=False)
@@ -169,7 +169,7 @@ def print_bundle(bundle: Bundle) -> None:
     for column in ("detector", "flags above (suspect)", "flags above (adversarial)", "tensors"):
         table.add_column(column, justify="left" if column == "detector" else "right")
     files = {detector.kind: detector.file for detector in manifest.detectors}
-    for name, thresholds in manifest.calibration.thresholds.items():
+    for name, thresholds in calibration.thresholds.items():
         size = f"{bundle.size(files[name]) / 1e6:.2f} MB" if name in files else "-"
         table.add_row(name, f"{thresholds['suspect']:.4g}", f"{thresholds['adversarial']:.4g}", size)
     console.print(table)

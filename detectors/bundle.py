@@ -226,10 +226,12 @@ class Bundle:
         detectors = {}
         for entry in self.manifest.detectors:
             try:
-                detector = unfitted(entry.kind, entry.options)
+                detector = unfitted(entry.kind, entry.options).restore(self.tensors(entry.file))
             except ValidationError as error:
                 raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
-            detectors[entry.kind] = detector.restore(self.tensors(entry.file)).eval()
+            except AskanceError as error:
+                raise BundleError(f"{self.path}: {error}") from None
+            detectors[entry.kind] = detector.eval()
         return detectors
 
     def calibration(self) -> Calibration:

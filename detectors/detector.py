@@ -93,8 +93,9 @@ class Detector(nn.Module, ABC):
         for name, tensor in tensors.items():
             path, _, leaf = name.rpartition(".")
             module = self.get_submodule(path)
+            own = tensor.clone()  # state may be summed in place: never into somebody else's tensors
             is_parameter = leaf in dict(module.named_parameters(recurse=False))
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+            setattr(module, leaf, nn.Parameter(own, requires_grad=False) if is_parameter else own)
         self.require_fitted()
         self.prepare()
         return self

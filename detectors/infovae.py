@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detectors.errors import DataError
 
 WIDTH = 200  # units of every hidden layer (Table 2)
 DEPTH = 3
@@ -69,10 +70,11 @@ class InfoVAE(nn.Module):
         return decoded
 
     def loss(self, h: Tensor, discrepancy_weight: float, generator: torch.Generator) -> Tensor:
-        """1/2 ||h_hat - h||^2 (mean over the batch and over D_h) + weight * MMD(z, N(0, I)), a scalar."""
+        """1/2 ||h_hat - h||^2 (mean over the batch) + weight * MMD(z, N(0, I)), a scalar."""
         z = self.project(self.hidden(h))
         prior = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-        return 0.5 * F.mse_loss(self.decode(z), h) + discrepancy_weight * maximum_mean_discrepancy(z, prior)
+        reconstruction = 0.5 * ((self.decode(z) - h) ** 2).sum(dim=1).mean()
+        return reconstruction + discrepancy_weight * maximum_mean_discrepancy(z, prior)
 
 
 def train(
@@ -104,6 +106,9 @@ def train(
 
     Returns:
         The best validation loss.
+
+    Raises:
+        DataError: it never was finite.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=peak_learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CyclicLR(
@@ -130,6 +135,10 @@ def train(
             stale += 1
             if stale >= patience:
                 break
+    if math.isinf(best):
+        raise DataError(
+            "training diverged (the loss is not finite): lower peak_learning_rate, or check the activations"
+        )
     module.load_state_dict(best_state)
     return best
 

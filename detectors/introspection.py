@@ -24,6 +24,7 @@ from detectors.tap import Capture, CaptureStream
 ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
 VALIDATION_SHARE = 0.1
+FEWEST = 20  # inputs to fit on
 BATCH_SIZE = 128  # of the autoencoder (paper, section 2.6)
 ESTIMATOR_BATCH_SIZE = 32
 
@@ -36,7 +37,7 @@ class IntrospectionOptions(Options):
         latent_dimensions: z; 2 keeps the map drawable.
         estimator_reads: "hidden", the encoder's last hidden layer before projection (200 numbers), or "latent", z
             itself as in the paper. Both estimators are fitted; this one is the score.
-        discrepancy_weight: lambda, the weight of the MMD.
+        discrepancy_weight: lambda, the weight of the MMD beside 1/2 ||h_hat - h||^2 (which grows with D_h).
         cycles: triangular learning-rate cycles, at most, of the autoencoder and of each estimator.
         cycle_steps: gradient steps per cycle.
         peak_learning_rate: the top of the cycle.
@@ -47,7 +48,7 @@ class IntrospectionOptions(Options):
     hidden_layers: tuple[str, ...] = Field(min_length=1)
     latent_dimensions: int = Field(default=2, ge=1)
     estimator_reads: Literal["hidden", "latent"] = "hidden"
-    discrepancy_weight: float = Field(default=1.0, ge=0)
+    discrepancy_weight: float = Field(default=100.0, ge=0)
     cycles: int = Field(default=16, ge=1)
     cycle_steps: int = Field(default=500, ge=2)
     peak_learning_rate: float = Field(default=1e-3, gt=0)
@@ -59,6 +60,12 @@ def log_error(logits: Tensor, labels: Tensor) -> Tensor:
     """log10 e with e = 1/2 ||onehot(y) - softmax(o)||^2, clamped at 1e-6: [B, K], [B] -> [B]."""
     difference = F.one_hot(labels, logits.shape[1]) - logits.softmax(dim=1)
     return (0.5 * (difference**2).sum(dim=1)).clamp_min(ERROR_FLOOR).log10()
+
+
+def _labels(capture: Capture) -> Tensor:
+    if capture.labels is None:
+        raise DataError("the error estimator learns from labelled inputs: this stream has no labels")
+    return capture.labels
 
 
 class Introspection(Detector):
@@ -135,16 +142,11 @@ class Introspection(Detector):
 
     @torch.no_grad()
     def _features(self, stream: CaptureStream) -> tuple[Tensor, Tensor, Tensor]:
-        def target(capture: Capture) -> Tensor:
-            if capture.labels is None:
-                raise DataError("the error estimator learns from labelled inputs: this stream has no labels")
-            return log_error(capture.logits, capture.labels)
-
         h, targets, classes = spool(
             stream,
             self._concatenated,
-            target,
-            lambda capture: F.one_hot(capture.predicted, capture.logits.shape[1]).to(torch.uint8),
+            lambda capture: log_error(capture.logits, _labels(capture)),
+            lambda capture: F.one_hot(_labels(capture), capture.logits.shape[1]).to(torch.uint8),
         )
         return h, targets, classes
 
@@ -159,8 +161,8 @@ class Introspection(Detector):
 
     def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         validation = round(VALIDATION_SHARE * count)
-        if validation < 2:
-            raise DataError(f"introspection needs at least 20 inputs to fit and validate on, got {count}")
+        if count < FEWEST:
+            raise DataError(f"introspection needs at least {FEWEST} inputs to fit and validate on, got {count}")
         order = torch.randperm(count, generator=generator)
         return order[validation:].sort().values, order[:validation].sort().values
 
@@ -179,7 +181,7 @@ class Introspection(Detector):
 
     @torch.no_grad()
     def _latent_class_means(self, h: Tensor, classes: Tensor) -> Tensor:
-        """E[z | predicted class], [K, z]; a class never predicted gets the origin, the prior's mean (Eq. 7)."""
+        """E[z | class], [K, z] (Eq. 7); a class without inputs gets the origin, the prior's mean."""
         sums = torch.zeros(classes.shape[1], self._options.latent_dimensions)
         for block, one_hot in zip(h.split(4096), classes.split(4096), strict=True):
             sums += one_hot.T.float() @ self._encode((block - self.mean) / self.scale)[1]
@@ -273,7 +275,8 @@ class Introspection(Detector):
         """The point on the activation map, the estimated error and confidence -log10 e."""
         return {
             "map_point": [round(float(coordinate), 4) for coordinate in evidence["point"]],
-            "estimated_error": float(f"{10 ** float(evidence['error']):.3g}"),
+            # the range of the estimator's target, which its linear end can leave
+            "estimated_error": float(f"{min(1.0, max(ERROR_FLOOR, 10 ** min(0.0, float(evidence['error'])))):.3g}"),
             "confidence": round(-float(evidence["error"]), 4),
             "log10_reconstruction_error": round(float(evidence["reconstruction"]), 4),
         }

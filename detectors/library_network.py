@@ -19,6 +19,7 @@ from detectors.errors import BundleError, DataError, LayerError
 from detectors.tap import Capture, CaptureStream
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
+DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 
 
 class LibraryNetworkOptions(Options):
@@ -111,30 +112,31 @@ class Library(nn.Module):
         self._storage[stored:total] = rows
         self.rows = self._storage[:total]
 
-    def seal(self, classes: int) -> None:
-        """End construction: release spare storage and start the Hebbian sums at zero."""
+    def seal(self) -> None:
+        """End construction: release the spare storage; connections are still to be summed."""
         self.rows = self.rows.clone()
         self._storage = torch.empty(0)
-        self.connections = torch.zeros(self.rows.shape[0], classes, dtype=torch.float64, device=self.rows.device)
+        self.connections = torch.empty(0, dtype=torch.float64, device=self.rows.device)
 
-    def connect(self, patterns: Tensor, predicted: Tensor) -> None:
+    def connect(self, patterns: Tensor, predicted: Tensor, classes: int) -> None:
         """Add a block's share of the functional connections W[n, m] = sum_k g(h_n(k)) s_m(k) (Eq. 2).
 
         s_m(k) is +1 if the network's predicted class is m, else -1. The sums run in float64, so that shards merge.
         """
         gate = novelty_kernel(patterns @ self.rows.T).double()
-        sign = 2.0 * F.one_hot(predicted, self.connections.shape[1]).double() - 1.0
-        self.connections += gate.T @ sign
+        sign = 2.0 * F.one_hot(predicted, classes).double() - 1.0
+        share = gate.T @ sign
+        self.connections = share if self.connections.numel() == 0 else self.connections + share
 
     def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
         """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3).
 
         Returns:
-            P [B, K] in the patterns' dtype, and the greatest similarity [B].
+            P, float64 [B, K], and the greatest similarity [B].
         """
         top = (patterns @ self.rows.T).topk(min(neighbors, self.rows.shape[0]), dim=1)
         answer = (self.connections[top.indices] * top.values.double().unsqueeze(-1)).sum(dim=1)
-        return answer.to(patterns.dtype), top.values[:, 0]
+        return answer, top.values[:, 0]
 
 
 class LibraryNetwork(Detector):
@@ -191,11 +193,11 @@ class LibraryNetwork(Detector):
         """
         generator = torch.Generator().manual_seed(self._options.seed)
         libraries = self._libraries()
-        classes, fired = 0, dict.fromkeys(libraries, False)
+        started, fired = False, dict.fromkeys(libraries, False)
         for capture in stream:
             for layer, library in libraries.items():
                 activation = capture.flat(layer)
-                if not classes:
+                if not started:
                     library.rows = activation.new_empty(0, 0)
                     library.sample(activation.shape[1], self._options.sampled_neurons, generator)
                 patterns = library.patterns(activation)
@@ -203,13 +205,13 @@ class LibraryNetwork(Detector):
                     library.rows = patterns.new_empty(0, patterns.shape[1])
                 fired[layer] = fired[layer] or bool((patterns != 0).any())
                 library.extend(patterns)
-            classes = capture.logits.shape[1]
-        if not classes:
+            started = True
+        if not started:
             raise DataError("the data stream is empty: expected at least one input")
         for layer, library in libraries.items():
             if not fired[layer]:
                 raise LayerError(f"layer {layer!r} is zero for every input: it never fires; tap another layer")
-            library.seal(classes)
+            library.seal()
         return self
 
     @torch.no_grad()
@@ -217,7 +219,7 @@ class LibraryNetwork(Detector):
         """Add the stream's share of the functional connections; over shards, `merge` adds the shares up."""
         for capture in stream:
             for layer, library in self._libraries().items():
-                library.connect(library.patterns(capture.flat(layer)), capture.predicted)
+                library.connect(library.patterns(capture.flat(layer)), capture.predicted, capture.logits.shape[1])
         return self
 
     def merge(self, other: LibraryNetwork) -> Self:
@@ -250,7 +252,8 @@ class LibraryNetwork(Detector):
     def read(self, capture: Capture) -> Reading:
         """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
         answers, similarity = self.answers(capture)
-        cosines = pair_cosines(answers)
+        cosines = pair_cosines(answers).round(decimals=DECIMALS).to(similarity.dtype)
+        similarity = similarity.round(decimals=DECIMALS)
         pairs = combinations(self.layers, 2)
         components = {f"discord:{a}~{b}": 1 - cosines[:, i] for i, (a, b) in enumerate(pairs)}
         components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}

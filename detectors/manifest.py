@@ -68,7 +68,7 @@ class Manifest(_Part):
     provenance: dict[str, Any]
 
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of everything but `id`."""
+        """SHA-256 over the JSON of everything but `id`; order counts, because layers go by it."""
         content = self.model_dump(mode="json", exclude={"id"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(content, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()

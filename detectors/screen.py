@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detectors.conformal import p_value
 from detectors.detector import Detector, Reading
-from detectors.errors import AskanceError
+from detectors.errors import AskanceError, ConfigError
 from detectors.fusion import Fusion, all_components
 from detectors.preprocessing import Preprocessing
 from detectors.tap import Capture, Tap
@@ -176,11 +176,18 @@ class Screen:
 
         Returns:
             One Screening per input, or the ScreenError that befell it alone.
+
+        Raises:
+            ConfigError: there are not as many class names as outputs.
         """
         start = time.perf_counter()
         capture = self.tap(images)
         if observe is not None:
             observe("classify", time.perf_counter() - start)
+        if capture.logits.shape[1] != len(self.class_names):
+            raise ConfigError(
+                f"the classifier has {capture.logits.shape[1]} outputs for {len(self.class_names)} class names"
+            )
         readings = read_all(self.detectors, capture, observe)
         wanted = [explain] * len(capture) if isinstance(explain, bool) else list(explain)
         explanations = {

@@ -18,6 +18,9 @@ from detectors.detector import Detector, Options, Reading
 from detectors.errors import DataError
 from detectors.tap import Capture, CaptureStream
 
+FEWEST_CLASSES = 5  # three concepts must remain beside each pair
+MOST_CLASSES = 200  # the table of remaining concepts is cubic in the classes
+
 
 class SemanticSignatureOptions(Options):
     """Parameters of SemanticSignature.
@@ -100,9 +103,9 @@ class SemanticSignature(Detector):
         """Take the options and, to fit, the classes' word vectors D [K, n] in the order of the classes."""
         super().__init__()
         self._options = options
-        if word_vectors is not None and word_vectors.shape[0] < 5:
+        if word_vectors is not None and not FEWEST_CLASSES <= word_vectors.shape[0] <= MOST_CLASSES:
             raise DataError(
-                f"the semantic signature needs at least 5 classes (3 concepts beside each pair), "
+                f"the semantic signature takes {FEWEST_CLASSES} to {MOST_CLASSES} classes, "
                 f"got {word_vectors.shape[0]}: leave it out of the config"
             )
         self.register_buffer(

@@ -122,8 +122,8 @@ class Tap:
         """
         if not self._handles and self.layers:
             raise LayerError("this Tap is closed: open a new one")
-        if self.module.training:
-            raise LayerError("the classifier is in training mode: call .eval() on it first")
+        if any(module.training for module in self.module.modules()):
+            raise LayerError("the classifier, or a part of it, is in training mode: call .eval() on it first")
         seen: dict[str, Tensor] = {}
         self._local.seen = seen
         try:

@@ -18,7 +18,7 @@ from service.pb.askance.v1 import screening_pb2_grpc
 ImageLike = bytes | Path | NDArray[Any]
 """A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""
 
-_CONNECTION = ("failed to connect", "dns resolution failed", "name resolution", "endpoint", "connection refused")
+_CONNECTION = ("failed to connect", "resolving", "resolution")
 _MAX_RESPONSE = 64 * 1024 * 1024  # bytes; gRPC's own limit is 4 MiB
 
 
@@ -130,8 +130,10 @@ class Client:
         first = details.splitlines()[0] if details else code.name
         if code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _CONNECTION):
             message = f"nothing answers at {self.target}: is `askance serve` running there?"
+        elif code is grpc.StatusCode.UNAVAILABLE and not first.startswith("the server is "):
+            message = f"the connection to {self.target} was lost: {first}"
         elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            message = f"{self.target} did not answer within {self.timeout:g} seconds"
+            message = f"{self.target} did not answer within {self.timeout} seconds"
         elif code is grpc.StatusCode.UNIMPLEMENTED:
             message = f"what answers at {self.target} is not an askance server ({first})"
         else:

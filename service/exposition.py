@@ -77,7 +77,9 @@ class Exposition:
             raise AskanceError(cannot_listen("metrics_port", host, port, error)) from None
         self._server.set_app(app)
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="askance-metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="askance-metrics", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

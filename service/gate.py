@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from service.status import StatusError, unavailable
+from service.status import StatusError, invalid, unavailable
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Guards the calls of some services; others (health, reflection) pass untouched.
 
     A servicer behind it raises StatusError for people's errors and never touches codes. Unary calls are counted here;
-    a streaming servicer counts its items itself.
+    a streaming servicer counts its items itself, and a stream that fails as a whole is counted here once more.
 
     Args:
         services: full names of the services guarded.
@@ -50,6 +51,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._telemetry = telemetry
         self.calls = 0
         """Guarded calls under way."""
+        self.arrived = 0
+        """Guarded calls so far, refused ones too."""
         self._handlers: dict[str, Handler] = {}
 
     def open(self) -> None:
@@ -86,13 +89,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _guarded(self, method: str, handler: Handler) -> Handler:
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._streaming(handler.stream_stream),
-                request_deserializer=handler.request_deserializer,
+                self._streaming(method, handler.stream_stream),
+                request_deserializer=_parser(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_parser(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -101,28 +104,30 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 with self._entered(), self._telemetry.request(method, deadline_of(context)):
                     self._check()
-                    return await behaviour(request, context)
+                    return await behaviour(_parsed(request), context)
             except Exception as error:
                 await _abort(context, error)
 
         return call
 
-    def _streaming(self, behaviour: Any) -> Any:
+    def _streaming(self, method: str, behaviour: Any) -> Any:
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             try:
                 with self._entered():
                     self._check()
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
-                    async with aclosing(behaviour(requests, context)) as responses:
+                    async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
                         async for response in responses:
                             await context.write(response)
             except Exception as error:
+                self._telemetry.stream_failed(method, error)
                 await _abort(context, error)
 
         return call
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
+        self.arrived += 1
         self.calls += 1
         try:
             yield
@@ -134,6 +139,29 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _check(self) -> None:
         if self.state is not State.SERVING:
             raise unavailable(self.state.value)
+
+
+def _parser(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`parse`, but giving an error instead of raising it: outside the call gRPC would say UNKNOWN, uncounted."""
+
+    def parse_or_error(content: bytes) -> Any:
+        try:
+            return parse(content)
+        except DecodeError:
+            return invalid("request", "a message of the method's type", f"{len(content)} bytes that are not one")
+
+    return parse_or_error
+
+
+def _parsed(request: Any) -> Any:
+    if isinstance(request, StatusError):
+        raise request
+    return request
+
+
+async def _all_parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parsed(request)
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:

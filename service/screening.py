@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 
@@ -16,8 +17,10 @@ from service.messages import describe_response, screen_response
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.served import Served
-from service.status import StatusError, unavailable
+from service.status import StatusError, failed, unavailable
 from service.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Screening"].full_name
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
@@ -66,6 +69,7 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
             await reader
         finally:
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
             for left in (item, *_drain(items)):
                 if left is not None:
                     left.cancel()
@@ -106,13 +110,13 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     ) -> None:
         """Start each request as it comes, then put None; StatusError once the server drains."""
         closing = asyncio.create_task(self._gate.closing.wait())
+        following: asyncio.Future[pb.ScreenRequest | None] | None = None
         try:
             while True:
                 await window.acquire()
                 following = asyncio.ensure_future(anext(requests, None))
                 await asyncio.wait({following, closing}, return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
                     raise unavailable("draining")
                 request = following.result()
                 if request is None:
@@ -120,6 +124,8 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
                 items.put_nowait(asyncio.create_task(self._item(request, deadline)))
         finally:
             closing.cancel()
+            if following is not None:
+                following.cancel()
             items.put_nowait(None)
 
     async def _item(self, request: pb.ScreenRequest, deadline: float | None) -> pb.ScreenStreamResponse:
@@ -128,9 +134,14 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
             with self._telemetry.request("ScreenStream", deadline):
                 response = await self._screen(request, deadline)
         except StatusError as error:
-            item_error = pb.ItemError(code=error.code.value[0], message=str(error))
-            return pb.ScreenStreamResponse(request_id=request.request_id, error=item_error)
-        return pb.ScreenStreamResponse(request_id=request.request_id, response=response)
+            failure = error
+        except Exception as error:
+            logger.exception("an item of a stream failed")
+            failure = failed(error)
+        else:
+            return pb.ScreenStreamResponse(request_id=request.request_id, response=response)
+        item_error = pb.ItemError(code=failure.code.value[0], message=str(failure))
+        return pb.ScreenStreamResponse(request_id=request.request_id, error=item_error)
 
 
 def _drain(items: asyncio.Queue[_Task | None]) -> Iterator[_Task | None]:

@@ -39,6 +39,7 @@ from service.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 HEALTH_NAMES = ("", SERVICE)
+QUIET, LINGER = 0.05, 1.0  # seconds without a call until gRPC stops, and the most that takes
 LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
 ENVELOPE = 1024  # bytes of a request beside its tensor
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -135,7 +136,10 @@ class Server:
             )
 
     async def stop(self) -> None:
-        """Drain and stop: NOT_SERVING, new calls UNAVAILABLE, accepted ones answered for up to `drain_seconds`."""
+        """Drain and stop: NOT_SERVING, new calls UNAVAILABLE, accepted ones answered for up to `drain_seconds`.
+
+        A call of the classifier under way is always finished: a thread cannot be interrupted.
+        """
         self.gate.close()
         await self._health.enter_graceful_shutdown()
         try:
@@ -145,11 +149,23 @@ class Server:
         if self._batcher is not None:
             await self._batcher.stop()
         if self._grpc is not None:
+            await self._refuse_stragglers()
             await self._grpc.stop(LAST_WORDS)
         if self._exposition is not None:
-            self._exposition.close()
+            await asyncio.to_thread(self._exposition.close)
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)
+
+    async def _refuse_stragglers(self) -> None:
+        """Go on refusing until calls stop coming, for a moment at most.
+
+        A call that waits inside gRPC when it stops ends as CANCELLED, which clients do not try elsewhere.
+        """
+        for _ in range(round(LINGER / QUIET)):
+            arrived = self.gate.arrived
+            await asyncio.sleep(QUIET)
+            if self.gate.arrived == arrived:
+                return
 
     def hurry(self) -> None:
         """Let a `stop` under way wait no longer."""
@@ -190,7 +206,7 @@ def run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Servi
     # This process is the server's own, hence the settings that hold for all of it.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(config.inference_threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    torch.set_num_threads(config.inference_threads or max(1, _cpus() - 1))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_run(load, config, ready))
 
@@ -212,6 +228,11 @@ async def _run(load: Callable[[], Served], config: ServerConfig, ready: Callable
             ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
         await stopping.wait()
         logger.info("draining")
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

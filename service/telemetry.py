@@ -160,8 +160,7 @@ class Telemetry:
             yield
         except StatusError as error:
             code = error.code
-            if error.reason is not None:
-                self._rejected.labels(error.reason).inc()
+            self._reject(error)
             raise
         except asyncio.CancelledError:
             code = grpc.StatusCode.DEADLINE_EXCEEDED if _is_past(deadline) else grpc.StatusCode.CANCELLED
@@ -172,6 +171,18 @@ class Telemetry:
         finally:
             self._requests.labels(method, code.name).inc()
             self._request_seconds.labels(method).observe(time.perf_counter() - start)
+
+    def stream_failed(self, method: str, error: Exception) -> None:
+        """Count a stream that ends with an error of its own, beside those of its items."""
+        code = grpc.StatusCode.INTERNAL
+        if isinstance(error, StatusError):
+            code = error.code
+            self._reject(error)
+        self._requests.labels(method, code.name).inc()
+
+    def _reject(self, error: StatusError) -> None:
+        if error.reason is not None:
+            self._rejected.labels(error.reason).inc()
 
     def unknown_method(self) -> None:
         """Count a call of a method that does not exist."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
@@ -26,3 +27,8 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def trained() -> Trained:
     return fit_everything(train_digits())
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
+    return run_digits(tmp_path_factory.mktemp("digits"))

@@ -111,12 +111,12 @@ def tiny_served(screen: Screen | None = None) -> Served:
     return Served("0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen)
 
 
-def publish_tiny(path: Path) -> str:
-    """Publish a real bundle for `build_tiny`; return its id."""
+def publish_tiny(path: Path, factory: str = "tiny") -> str:
+    """Publish a real bundle, for `build_tiny` unless another factory is named; return its id."""
     classifier, detectors, calibration = parts()
     entry = {
         "name": "tiny",
-        "factory": "tiny",
+        "factory": factory,
         "arguments": {"channels": 1},
         "layers": ("hidden", "output"),
         "preprocessing": GREY,

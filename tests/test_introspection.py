@@ -106,7 +106,6 @@ def test_loss_is_reconstruction_plus_weighted_discrepancy() -> None:
         assert loss(weight) - loss(0.0) == pytest.approx(weight * discrepancy, rel=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="the loss averages over D_h where science.md and the paper sum over it")
 def test_reconstruction_loss_is_half_the_squared_norm() -> None:
     torch.manual_seed(0)
     vae, h = InfoVAE(6, 2), torch.randn(32, 6)
@@ -181,7 +180,6 @@ def test_map_background_and_expected_activations(fitted: Introspection) -> None:
     assert float((nearest == data.predicted)[confident].double().mean()) > 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="z is averaged by predicted class; Eqs. 6-9 condition on the true one")
 def test_expected_latent_is_over_the_true_class(fitted: Introspection) -> None:
     data = uncertain_region(900, 0)
     z, labels = fitted.map_points(data), data.labels

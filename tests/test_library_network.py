@@ -344,7 +344,6 @@ def test_what_cannot_be_fitted_or_asked() -> None:
         network({"a": 0.9, "b": 0.9}).restore(state | {"surplus": torch.zeros(1)})
 
 
-@pytest.mark.xfail(strict=True, reason="is_fitted looks at the shape of the connections, which `seal` sets to zeros")
 def test_a_network_without_connections_is_not_fitted() -> None:
     """Only `build` has run: every answer would be zero and every score 1."""
     data = noisy_classes(10, seed=13)

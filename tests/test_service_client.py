@@ -87,6 +87,14 @@ def test_nobody_there_is_one_line() -> None:
         client.screen(b"abc")
 
 
+def test_a_name_that_does_not_exist_is_one_line() -> None:
+    with (
+        Client("no.such.host.invalid:1") as client,
+        pytest.raises(ServiceError, match=r"^nothing answers at no\.such\.host\.invalid:1: is `askance serve` running"),
+    ):
+        client.describe()
+
+
 @pytest.mark.parametrize(
     ("pixels", "text"),
     [

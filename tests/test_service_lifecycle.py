@@ -29,6 +29,7 @@ from service_support import (
     publish_tiny,
     running,
     status_of,
+    tiny_screen,
     tiny_served,
     until,
 )
@@ -120,6 +121,8 @@ def test_draining_answers_what_a_stream_has_sent_then_ends_it() -> None:
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert caught.value.details() == "the server is draining: try again or another server"
             await stopping
+            assert service.value("askance_requests_total", method="ScreenStream", code="OK") == 3
+            assert service.value("askance_requests_total", method="ScreenStream", code="UNAVAILABLE") == 1
 
     asyncio.run(main())
 
@@ -305,6 +308,26 @@ def test_a_signal_loses_no_accepted_request(tmp_path: Path, number: signal.Signa
         assert process.stderr.read() == ""
 
 
+def test_a_second_signal_ends_the_draining(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    with process_of(HELD, str(release)) as (process, serving):
+        base = f"http://127.0.0.1:{serving.metrics_port}"
+        with grpc.insecure_channel(serving.target) as channel:
+            stub = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
+            first = stub.Screen.future(request_of(noise(0)))
+            wait_for(lambda: "askance_batch_size_count 1.0" in http_get(f"{base}/metrics")[1])
+            waiting = stub.Screen.future(request_of(noise(1)))
+            wait_for(lambda: "askance_queue_depth 1.0" in http_get(f"{base}/metrics")[1])
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: http_get(f"{base}/healthz") == (503, "draining\n"))
+            assert not waiting.done()
+            process.send_signal(signal.SIGTERM)
+            assert waiting.exception().code() is grpc.StatusCode.UNAVAILABLE
+            release.touch()
+            assert first.result().bundle_id  # what the classifier has begun is always finished
+        assert process.wait(60) == 0
+
+
 def test_sigterm_under_load_answers_or_refuses_every_request() -> None:
     outcomes: Counter[str] = Counter()
     lock = threading.Lock()
@@ -348,6 +371,15 @@ def test_a_missing_bundle_ends_the_process_before_it_serves(tmp_path: Path) -> N
         launched(["-c", script(BUNDLE), str(tmp_path / "none")]),
     ):
         raise AssertionError("it served")
+
+
+def test_serve_opens_a_bundle_with_its_own_classifier(tmp_path: Path) -> None:
+    bundle_id = publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
+    with launched(["-c", script(BUNDLE), str(tmp_path / "bundle")]) as serving, Client(serving.target) as client:
+        assert serving.bundle_id == bundle_id[:12]
+        assert client.describe().bundle_id == bundle_id
+        (expected,) = tiny_screen()(torch.from_numpy(noise(3))[None].float() / 255)
+        assert client.screen(noise(3)).p_value == expected.fused.p_value  # type: ignore[union-attr]
 
 
 def test_a_launched_server_serves_and_stops() -> None:

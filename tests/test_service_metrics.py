@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import time
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from service_support import CLASSES, CREATED, Running, noise, running, status_of
 
 from service.client import request_of
 from service.pb.askance.v1 import screening_pb2 as pb
+from service.status import invalid
+from service.telemetry import CODES, Telemetry
 
 NAMES = {
     "askance_requests": "counter",
@@ -129,6 +132,32 @@ def test_nothing_a_client_sends_becomes_a_label() -> None:
             assert after[("askance_requests_total", (("code", "UNIMPLEMENTED"), ("method", "other")))] == 3
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "left", "code"),
+    [
+        (None, None, "OK"),
+        (invalid("x", "y", "z"), None, "INVALID_ARGUMENT"),
+        (asyncio.CancelledError(), None, "CANCELLED"),
+        (asyncio.CancelledError(), 60.0, "CANCELLED"),
+        (asyncio.CancelledError(), -1.0, "DEADLINE_EXCEEDED"),
+        (ValueError("a bug"), None, "INTERNAL"),
+    ],
+)
+def test_a_requests_code_is_that_of_its_end(error: BaseException | None, left: float | None, code: str) -> None:
+    telemetry = Telemetry(max_batch=1)
+    caught: BaseException | None = None
+    try:
+        with telemetry.request("Screen", None if left is None else time.monotonic() + left):
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        caught = raised
+    assert caught is error
+    for name in CODES:
+        labels = {"method": "Screen", "code": name.name}
+        assert telemetry.registry.get_sample_value("askance_requests_total", labels) == (name.name == code)
 
 
 def test_the_http_endpoint_answers_only_what_it_has() -> None:

@@ -1,0 +1,89 @@
+"""The calibration config: what it refuses, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from calibration_support import CONFIGS, digits_folder
+
+from calibration.config import data_root, find, load_config
+from detectors.errors import ConfigError
+
+
+def edited(folder: Path, old: str, new: str) -> Path:
+    path = digits_folder(folder)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size = 300", "batchsize = 300", "unknown key 'batchsize': did you mean 'batch_size'?"),
+        (
+            "neighbors = 3",
+            "neighbours = 3",
+            "unknown key 'detectors.library_network.neighbours': did you mean 'neighbors'?",
+        ),
+        (
+            "[data]\nsource",
+            "[data]\nsourc",
+            "'data.source' is missing|unknown key 'data.sourc': did you mean 'source'?",
+        ),
+        (
+            "epsilon = 0.2",
+            "epsilon = 3",
+            "evaluation.attacks.0.epsilon: Input should be less than or equal to 1, got 3",
+        ),
+        ("channels = 1", "channels = 2", "classifier.preprocessing.channels: Input should be 1 or 3, got 2"),
+        ("mean = [0.306]", "mean = [0.3, 0.3]", "mean and std need one number for each of the 1 channels"),
+        ("adversarial = 0.01", "adversarial = 0.1", "levels must satisfy 0 < adversarial <= suspect < 1"),
+        ('name = "pgd"', 'name = "fgsm"', "two attacks share a name"),
+        ('kind = "pgd"', 'kind = "pdg"', "evaluation.attacks.1.kind: Input should be 'fgsm' or 'pgd', got 'pdg'"),
+        ("[levels]", "[levels", "is not valid TOML"),
+    ],
+    ids=lambda value: value if "=" in value and len(value) < 30 else None,
+)
+def test_refusals_name_the_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(edited(tmp_path, old, new))
+    assert "\n" not in str(caught.value) or "TOML" in str(caught.value)
+
+
+def test_a_missing_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the config .*nowhere\.toml: No such file"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_no_detector_at_all(tmp_path: Path) -> None:
+    path = digits_folder(tmp_path)
+    head, _, rest = path.read_text().partition("[detectors.library_network]")
+    path.write_text(head + "[detectors]\n[levels]" + rest.partition("[levels]")[2])
+    with pytest.raises(ConfigError, match="at least one detector is needed: library_network, introspection"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["digits.toml", "mnist.toml"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    config = load_config(CONFIGS / name)
+    assert config.name in name or name.removesuffix(".toml") in config.name
+
+
+def test_paths_are_found_beside_the_config_then_under_the_data_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, root = tmp_path / "beside", tmp_path / "root"
+    beside.mkdir()
+    root.mkdir()
+    (root / "vectors.txt").touch()
+    monkeypatch.delenv("ASKANCE_DATA", raising=False)
+    assert data_root() is None
+    assert find(Path("vectors.txt"), beside) == beside / "vectors.txt"
+    monkeypatch.setenv("ASKANCE_DATA", str(root))
+    assert find(Path("vectors.txt"), beside) == root / "vectors.txt"
+    (beside / "vectors.txt").touch()
+    assert find(Path("vectors.txt"), beside) == beside / "vectors.txt"
+    assert find(Path("nowhere.txt"), beside) == beside / "nowhere.txt"

@@ -1,0 +1,185 @@
+"""The command line: what it prints, how it fails (one line, exit code 2), and that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calibration_support import DigitsRun
+from PIL import Image
+
+from askance.__main__ import run
+from calibration.pipeline import load_subject
+from service.launch import launched
+
+
+def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run, expect exit code 2 and one line on stderr; return it."""
+    capsys.readouterr()
+    assert run(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("askance: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["srve"], "No such command 'srve'. Did you mean 'serve'"),
+        (["serve", "B", "--prot", "1"], "No such option: --prot"),
+        (["serve", "B", "--port", "many"], "'many' is not a valid int"),
+        (["calibrate", "configs/digits.toml"], "Missing option '--out'"),
+        (["calibrate", "nowhere.toml", "--out", "B"], "cannot read the config nowhere.toml"),
+        (["serve", "nowhere"], "nowhere is not a bundle: it has no readable manifest.json"),
+        (["inspect", "nowhere"], "nowhere is not a bundle"),
+        (["serve", "nowhere", "--config", "none.toml"], "none.toml cannot be read: No such file"),
+        (["serve", "nowhere", "--port", "70000"], "port: input should be less than or equal to 65535, got 70000"),
+        (["screen", "none.png", "--target", "127.0.0.1:1"], "none.png cannot be read|nothing answers at 127.0.0.1:1"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_mistakes_cost_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = fails(arguments, capsys)
+    assert any(part in line for part in message.split("|")), line
+
+
+def test_help_is_instant_and_names_every_command() -> None:
+    """No torch, no gRPC: what makes a start slow is not imported."""
+    code = (
+        "import sys; from askance.__main__ import run; code = run(['--help']);"
+        "print(code, sorted(m for m in ('torch', 'grpc', 'numpy', 'pydantic', 'rich') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    for command in ("demo", "train", "calibrate", "evaluate", "serve", "screen", "inspect"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_the_module_runs_as_the_script_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "askance", "inspect", "none"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "askance: none is not a bundle: it has no readable manifest.json\n"
+
+
+def test_inspect_shows_an_intact_bundle(
+    digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(digits_run.bundle.path), "--json", str(tmp_path / "m.json")]) == 0
+    shown = capsys.readouterr().out
+    manifest = digits_run.bundle.manifest
+    assert f"{manifest.id} (intact: 7 files verified)" in shown
+    assert "250 clean images, fused score 400" in shown
+    for kind in ("library_network", "introspection", "self_organizing_map", "semantic_signature", "fused"):
+        assert kind in shown
+    assert json.loads((tmp_path / "m.json").read_text())["id"] == manifest.id
+
+
+def test_a_damaged_bundle_is_refused_by_every_command(
+    digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(digits_run.bundle.path, copy)
+    file = copy / "introspection.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for arguments in (
+        ["inspect", str(copy)],
+        ["serve", str(copy), "--port", "0", "--metrics-port", "0"],
+        ["evaluate", str(copy), str(digits_run.config_path)],
+    ):
+        assert "introspection.safetensors has been altered or truncated" in fails(arguments, capsys)
+
+
+def test_evaluate_writes_json(digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "e.json"
+    assert run(["evaluate", str(digits_run.bundle.path), str(digits_run.config_path), "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["auroc"]["pgd"]["fused"] >= 0.95
+    assert "AUROC on successful attacks" in capsys.readouterr().out
+    message = fails(
+        ["evaluate", str(digits_run.bundle.path), str(digits_run.config_path), "--json", "/nowhere/e.json"], capsys
+    )
+    assert message == "askance: cannot write /nowhere/e.json: No such file or directory"
+
+
+def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands as they are typed: a server process, PNG files, a table, JSON, and an exit code."""
+    images = load_subject(digits_run.config).splits["evaluate"]
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(images.x[0, 0].numpy()).save(good)
+    bad.write_bytes(good.read_bytes()[:60])
+    wide = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(wide)
+    arguments = ["-m", "askance", "serve", str(digits_run.bundle.path), "--port", "0", "--metrics-port", "0"]
+    with launched(arguments) as serving:
+        target = ["--target", serving.target]
+        assert run(["screen", str(good), *target, "--explain", "--json", str(tmp_path / "s.json")]) == 0
+        shown = capsys.readouterr().out
+        assert "good.png library_network: {" in shown
+        (row,) = json.loads((tmp_path / "s.json").read_text())["images"]
+        assert row["bundle_id"] == digits_run.bundle.manifest.id
+        screen = digits_run.bundle.screen(__import__("classifiers").build_classifier)
+        direct = screen(images.pixels()[:1])[0]
+        assert not isinstance(direct, Exception)
+        assert row["prediction"]["name"] == direct.label
+        assert row["verdict"] == direct.verdict.value
+        assert row["p_value"] == pytest.approx(direct.fused.p_value)
+        for sent, computed in zip(row["detectors"], direct.detectors, strict=True):
+            assert sent["name"] == computed.name
+            assert sent["score"] == pytest.approx(computed.score, rel=1e-4, abs=1e-5)
+
+        assert run(["screen", str(good), str(bad), str(wide), *target, "--json", str(tmp_path / "s.json")]) == 2
+        rows = json.loads((tmp_path / "s.json").read_text())["images"]
+        assert "verdict" in rows[0]
+        assert rows[1]["code"] == "INVALID_ARGUMENT"
+        assert "8 x 8" in rows[2]["error"] or "8x8" in rows[2]["error"]
+        line = fails(["serve", str(digits_run.bundle.path), "--port", str(serving.port), "--metrics-port", "0"], capsys)
+        assert f"port {serving.port} on 127.0.0.1 is in use" in line
+    line = fails(["screen", str(good), *target], capsys)
+    assert line == f"askance: nothing answers at {serving.target}: is `askance serve` running there?"
+
+
+def test_train_reports_its_accuracy(digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = digits_run.config_path.read_text().replace("epochs = 30", "epochs = 1")
+    path = tmp_path / "quick.toml"
+    path.write_text(text)
+    shutil.copy(digits_run.folder / "digit_attributes.txt", tmp_path)
+    assert run(["train", str(path)]) == 0
+    assert "trained on 697 images; accuracy " in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "weights" / "digits_cnn.safetensors").exists()
+    text = text.replace("digits_cnn.safetensors", "digits_cnn.pt")
+    path.write_text(text)
+    assert "set classifier.weights to a .safetensors path" in fails(["train", str(path)], capsys)
+
+
+def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
+    from calibration.config import load_config
+    from calibration.training import train
+    from classifiers import load_weights
+
+    shutil.copy(digits_run.folder / "digit_attributes.txt", tmp_path)
+    path = tmp_path / "quick.toml"
+    path.write_text(digits_run.config_path.read_text().replace("epochs = 30", "epochs = 1"))
+    config = load_config(path)
+    train(config)
+    first = load_weights(config.classifier.weights)
+    torch.manual_seed(99)
+    train(config)
+    second = load_weights(config.classifier.weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)

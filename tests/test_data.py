@@ -1,0 +1,179 @@
+"""Data sources and splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from calibration.config import DataConfig, SplitsConfig
+from calibration.data import Images, ImageStream, load_pools, load_splits, make_images
+from classifiers import DigitsCNN
+from detectors import Tap
+from detectors.errors import DataError
+
+SPLITS: dict[str, str] = {
+    "train": "train[:100]",
+    "fit": "train[:150]",
+    "held_out": "train[100:150]",
+    "calibrate": "train[150:300]",
+    "fuse": "train[300:450]",
+    "evaluate": "train[450:]",
+}
+
+
+def save(path: Path, **changes: Any) -> str:
+    content: dict[str, Any] = {
+        "x": np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3),
+        "y": np.array([0, 1, 2, 0, 1, 2]),
+        "classes": np.array(["a", "b", "c"]),
+    }
+    content |= changes
+    np.savez(path, **{key: value for key, value in content.items() if value is not None})
+    return f"npz:{path}"
+
+
+def test_digits_are_shuffled_once_by_the_seed() -> None:
+    first = load_pools(DataConfig(source="sklearn:digits", seed=1))["train"]
+    again = load_pools(DataConfig(source="sklearn:digits", seed=1))["train"]
+    other = load_pools(DataConfig(source="sklearn:digits", seed=2))["train"]
+    assert first.x.shape == (1797, 1, 8, 8)
+    assert first.x.dtype == torch.uint8
+    assert (int(first.x.min()), int(first.x.max())) == (0, 255)
+    assert first.classes[:3] == ("zero", "one", "two")
+    assert first.digest() == again.digest() != other.digest()
+    assert torch.equal(torch.bincount(first.y), torch.bincount(other.y))
+
+
+def test_splits_are_slices_of_the_shuffled_pool() -> None:
+    config = DataConfig(source="sklearn:digits")
+    pool = load_pools(config)["train"]
+    splits = load_splits(config, SplitsConfig(**SPLITS))
+    assert {name: len(images) for name, images in splits.items()} == {
+        "train": 100,
+        "fit": 150,
+        "held_out": 50,
+        "calibrate": 150,
+        "fuse": 150,
+        "evaluate": 1347,
+    }
+    assert torch.equal(splits["fuse"].x, pool.x[300:450])
+    assert torch.equal(splits["held_out"].y, pool.y[100:150])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibrate": "train[149:300]"}, r"fit = 'train\[:150\]' and calibrate = 'train\[149:300\]' overlap"),
+        ({"fuse": "train[299:450]"}, "calibrate .* and fuse .* overlap: they must be disjoint"),
+        ({"held_out": "train[99:150]"}, "train .* and held_out .* overlap"),
+        ({"evaluate": "train[450:5000]"}, "is empty or beyond the 1797 images of the pool 'train'"),
+        ({"evaluate": "train[500:500]"}, "is empty or beyond"),
+        ({"evaluate": "test"}, "this data source has no pool 'test', only train"),
+        ({"evaluate": "train[a:b]"}, r"is not of the form train\[:1000\]"),
+    ],
+)
+def test_splits_that_cannot_be(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_splits(DataConfig(source="sklearn:digits"), SplitsConfig(**(SPLITS | changes)))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("digits", "unknown data source 'digits': sklearn:digits, torchvision:NAME, npz:PATH or folder:PATH"),
+        ("sklearn:iris", "scikit-learn's only one here is sklearn:digits"),
+        ("torchvision:MINST", "unknown torchvision data set 'MINST': did you mean 'MNIST'?"),
+        ("torchvision:MNIST", "needs ASKANCE_DATA"),
+        ("npz:/nowhere.npz", "npz:/nowhere.npz cannot be read: No such file"),
+        ("folder:/nowhere", "there is no such folder"),
+    ],
+)
+def test_sources_that_are_not_there(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASKANCE_DATA", raising=False)
+    with pytest.raises(DataError, match=message):
+        load_pools(DataConfig(source=source))
+
+
+def test_torchvision_data_missing_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASKANCE_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="torchvision:MNIST is not under ASKANCE_DATA="):
+        load_pools(DataConfig(source="torchvision:MNIST"))
+
+
+def test_npz_puts_channels_first(tmp_path: Path) -> None:
+    images = load_pools(DataConfig(source=save(tmp_path / "a.npz"), seed=3))["train"]
+    assert images.x.shape == (6, 3, 4, 4)
+    assert images.classes == ("a", "b", "c")
+    grey = np.zeros((4, 5, 6), np.uint8)
+    assert make_images(grey, np.array([0, 1, 0, 1]), ("a", "b"), "s").x.shape == (4, 1, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.array([0, 1, 2, 0, 1, 3])}, "label 3 is out of range: 3 classes mean 0 to 2"),
+        ({"y": np.array([0, 1, 2, 0, 1, -1])}, "label -1 is out of range"),
+        ({"y": np.array([1, 1, 1, 1, 1, 1])}, r"has one class only \('b'\): a classifier needs at least two"),
+        ({"y": np.array([0, 1])}, "y must be 6 integers, one per image, got int64"),
+        ({"y": np.zeros(6)}, "y must be 6 integers, one per image, got float64"),
+        ({"x": np.zeros((6, 4, 4, 3))}, r"x must be uint8 \[N, H, W\] or \[N, H, W, 1 or 3\], got float64"),
+        ({"x": np.zeros((6, 4), np.uint8)}, r"got uint8 \[6, 4\]"),
+        ({"x": np.zeros((0, 4, 4), np.uint8), "y": np.zeros(0, int)}, "holds no images"),
+        ({"classes": None}, "has no key 'classes': expected x, y and classes"),
+    ],
+)
+def test_arrays_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_pools(DataConfig(source=save(tmp_path / "a.npz", **changes)))
+
+
+def test_an_npz_with_pickles_or_nonsense_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", x=np.array([{}], dtype=object), y=np.zeros(1), classes=np.array(["a"]))
+    with pytest.raises(DataError, match="is not a plain"):
+        load_pools(DataConfig(source=f"npz:{tmp_path / 'p.npz'}"))
+    (tmp_path / "n.npz").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="is not a plain"):
+        load_pools(DataConfig(source=f"npz:{tmp_path / 'n.npz'}"))
+
+
+def test_a_folder_of_folders(tmp_path: Path) -> None:
+    for name, value in (("cat", 10), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.fromarray(np.full((4, 5), value + i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    images = load_pools(DataConfig(source=f"folder:{tmp_path}"))["train"]
+    assert images.classes == ("cat", "dog")
+    assert images.x.shape == (4, 1, 4, 5)
+    assert sorted(zip(images.y.tolist(), images.x[:, 0, 0, 0].tolist(), strict=True)) == [
+        (0, 10),
+        (0, 11),
+        (1, 200),
+        (1, 201),
+    ]
+    (tmp_path / "dog" / "2.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"dog/2\.png is not a readable image"):
+        load_pools(DataConfig(source=f"folder:{tmp_path}"))
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "dog" / "2.png")
+    with pytest.raises(DataError, match="all must have one size and colour mode"):
+        load_pools(DataConfig(source=f"folder:{tmp_path}"))
+
+
+def test_a_stream_is_walked_anew_each_time() -> None:
+    torch.manual_seed(0)
+    images = Images(torch.randint(256, (7, 1, 8, 8), dtype=torch.uint8), torch.arange(7), tuple("abcdefghij"))
+    stream = ImageStream(Tap(DigitsCNN().eval(), ["fc1"]), images, batch_size=3)
+    assert len(stream) == 3
+    first, second = list(stream), list(stream)
+    assert [len(capture) for capture in first] == [3, 3, 1]
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.logits, b.logits)
+        assert not a.logits.requires_grad
+    assert torch.equal(torch.cat([c.labels for c in first if c.labels is not None]), images.y)
+    other = ImageStream(stream.tap, images, 3, pixels=torch.zeros(7, 1, 8, 8))
+    logits = torch.cat([capture.logits for capture in other])
+    torch.testing.assert_close(logits, logits[:1].expand(7, 10))

@@ -1,0 +1,293 @@
+"""Fusion and Screen: from components to p-values, flags and verdicts; no request depends on its batch mates."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor
+from toy import LAYERS, NAMES, Trained, auroc
+
+from detectors import Fusion, Levels, Screen, ScreenError, Screening, Tap, Verdict
+from detectors.conformal import p_value
+from detectors.errors import CalibrationError
+from detectors.fusion import all_components, all_two_sided
+from detectors.preprocessing import Preprocessing
+from detectors.screen import FUSED, read_all
+
+KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature")
+
+# Fusion
+
+
+def test_fused_score_by_hand() -> None:
+    """-log of the harmonic mean of the p-values; `a` is read on both sides, `b` on the upper one."""
+    clean = {"x/a": torch.tensor([1.0, 2.0, 3.0]), "x/b": torch.tensor([30.0, 10.0, 20.0])}
+    fusion = Fusion.fit(clean, {"x/a"})
+    asked = {"x/a": torch.tensor([2.5, 0.0, 2.0]), "x/b": torch.tensor([20.0, 40.0, 0.0])}
+    p_a = [1.0, 0.5, 1.0]  # (2 at least, 3 at most), (4, 1), (3, 3), over 4, doubled
+    p_b = [0.75, 0.25, 1.0]
+    expected = [math.log((1 / a + 1 / b) / 2) for a, b in zip(p_a, p_b, strict=True)]
+    assert fusion.score(asked).tolist() == pytest.approx(expected, abs=1e-12)
+    assert fusion.names == ("x/a", "x/b")
+    # More untypical in any component, on a side that counts, is never less suspicious.
+    assert fusion.score({"x/a": torch.tensor([9.0]), "x/b": torch.tensor([99.0])}) > fusion.score(
+        {"x/a": torch.tensor([9.0]), "x/b": torch.tensor([15.0])}
+    )
+    low = fusion.score({"x/a": torch.tensor([2.0]), "x/b": torch.tensor([-99.0])})
+    assert float(low) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    "names", [["a"], ["a", "b", "c"], ["b", "a"], ["a", "c"]], ids=["fewer", "more", "other order", "other name"]
+)
+def test_fusion_refuses_other_components(names: list[str]) -> None:
+    fusion = Fusion.fit({"a": torch.arange(4.0), "b": torch.arange(4.0)}, set())
+    with pytest.raises(CalibrationError, match=r"fusion was calibrated on \['a', 'b'\], got \['"):
+        fusion.score({name: torch.zeros(1) for name in names})
+
+
+def test_fusion_refuses_broken_clean_components() -> None:
+    with pytest.raises(CalibrationError, match="a calibration score is NaN or infinite"):
+        Fusion.fit({"a": torch.tensor([0.0, math.nan])}, set())
+
+
+# Levels and preprocessing
+
+
+def test_levels_are_inclusive() -> None:
+    levels = Levels()
+    assert levels.items() == (("suspect", 0.05), ("adversarial", 0.01))
+    for p, flags, verdict in (
+        (1.0, (), Verdict.CLEAN),
+        (0.0501, (), Verdict.CLEAN),
+        (0.05, ("suspect",), Verdict.SUSPECT),
+        (0.0101, ("suspect",), Verdict.SUSPECT),
+        (0.01, ("suspect", "adversarial"), Verdict.ADVERSARIAL),
+        (0.001, ("suspect", "adversarial"), Verdict.ADVERSARIAL),
+    ):
+        assert levels.flags(p) == flags
+        assert levels.verdict(p) is verdict
+
+
+@pytest.mark.parametrize("bad", [{"suspect": 0.001}, {"adversarial": 0.0}, {"suspect": 1.0}, {"suspicious": 0.1}])
+def test_levels_out_of_order_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=r"0 < adversarial <= suspect < 1|Extra inputs are not permitted"):
+        Levels.model_validate(bad)
+
+
+def test_preprocessing_by_hand() -> None:
+    shape: dict[str, Any] = {"channels": 3, "height": 1, "width": 1}
+    made = Preprocessing(**shape, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
+    assert made.shape == (3, 1, 1)
+    pixels = torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    assert made.normalize(pixels).flatten().tolist() == [1.0, 1.0, -0.5]
+    assert made.normalize(pixels.double()).dtype == torch.float64
+    with pytest.raises(ValidationError, match="one number for each of the 3 channels"):
+        Preprocessing(**shape, mean=(0.5,), std=(0.5, 1.0, 2.0))
+    with pytest.raises(ValidationError, match="std must be positive"):
+        Preprocessing(**shape, mean=(0.5, 0.0, 1.0), std=(0.5, 0.0, 2.0))
+
+
+# Screen
+
+
+@pytest.fixture(scope="module")
+def screen(trained: Trained) -> Screen:
+    return trained.screen()
+
+
+def screened(results: list[Screening | ScreenError]) -> list[Screening]:
+    answers = [result for result in results if isinstance(result, Screening)]
+    assert len(answers) == len(results)
+    return answers
+
+
+def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    images = images[:40]
+    answers = screened(screen(images))
+    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
+        capture = tap(images)
+    readings = read_all(trained.detectors, capture)
+    probabilities = capture.logits.softmax(dim=1)
+    calibration = trained.calibration
+    assert calibration is not None
+    fused = calibration.fusion.score(all_components(readings))
+    for i, answer in enumerate(answers):
+        assert answer.index == int(capture.predicted[i])
+        assert answer.label == NAMES[answer.index]
+        assert answer.probabilities == pytest.approx(probabilities[i].tolist(), abs=1e-6)
+        assert answer.probability == max(answer.probabilities)
+        assert tuple(word.name for word in answer.detectors) == KINDS
+        for word in answer.detectors:
+            score = readings[word.name].score[i]
+            clean = calibration.tables[word.name]
+            assert word.score == pytest.approx(float(score), abs=1e-4)
+            assert word.p_value == (1 + int((clean >= score).sum())) / (len(clean) + 1)
+            assert word.flags == calibration.levels.flags(word.p_value)
+            assert word.explanation is None
+        assert answer.fused.name == FUSED
+        assert answer.fused.score == pytest.approx(float(fused[i]), abs=1e-6)
+        assert answer.fused.p_value == float(p_value(fused[i : i + 1], calibration.fused_table))
+        assert answer.verdict is calibration.levels.verdict(answer.fused.p_value)
+
+
+def test_verdict_follows_the_fused_p_value_and_nothing_else(screen: Screen, trained: Trained) -> None:
+    images, labels = trained.part("evaluate")
+    attacked = trained.attack(images, labels, 0.2, 20)
+    seen = set()
+    for answer in screened(screen(torch.cat([images, attacked]))):
+        p = answer.fused.p_value
+        expected = "ADVERSARIAL" if p <= 0.01 else "SUSPECT" if p <= 0.05 else "CLEAN"
+        assert answer.verdict == expected
+        seen.add(expected)
+    assert seen == {"CLEAN", "SUSPECT", "ADVERSARIAL"}
+
+
+def test_clean_images_are_flagged_no_more_than_targeted(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    answers = screened(screen(images))
+    for alpha, most in ((0.05, 31), (0.01, 11)):  # 99.9% of what 300 calibration scores and 297 draws allow
+        for words in zip(*((a.fused, *a.detectors) for a in answers), strict=True):
+            assert sum(word.p_value <= alpha for word in words) <= most, words[0].name
+
+
+FLOORS = {"library_network": 0.65, "introspection": 0.52, "self_organizing_map": 0.75, "semantic_signature": 0.6}
+
+
+@pytest.mark.parametrize(("epsilon", "steps"), [(0.2, 1), (0.2, 20)], ids=["FGSM", "PGD"])
+def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, epsilon: float, steps: int) -> None:
+    """Floors under quick fits; the pipeline's own are higher."""
+    images, labels = trained.part("evaluate")
+    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
+        clean = tap(images)
+    attacked_images = trained.attack(images, labels, epsilon, steps)
+    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
+        attacked = tap(attacked_images)
+    success = (clean.predicted == labels) & (attacked.predicted != labels)
+    assert int(success.sum()) > 200
+    before, after = read_all(trained.detectors, clean), read_all(trained.detectors, attacked)
+    for kind, floor in FLOORS.items():
+        assert auroc(before[kind].score, after[kind].score[success]) > floor, kind
+    assert trained.calibration is not None
+    fusion = trained.calibration.fusion
+    assert auroc(fusion.score(all_components(before)), fusion.score(all_components(after))[success]) > 0.8
+    assert all_two_sided(before) <= set(all_components(before))
+
+
+def words(answer: Screening) -> list[float]:
+    return [answer.fused.score, *(word.score for word in answer.detectors)]
+
+
+def test_scores_alone_equal_scores_in_any_batch(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    images = images[:48]
+    together = screened(screen(images))
+    backwards = screened(screen(images.flip(0)))[::-1]
+    threes = [answer for block in images.split(3) for answer in screened(screen(block))]
+    alone = [screened(screen(image.unsqueeze(0)))[0] for image in images]
+    for i, answer in enumerate(together):
+        for other in (backwards[i], threes[i], alone[i]):
+            assert other.index == answer.index
+            assert words(other) == pytest.approx(words(answer), abs=1e-5)
+            assert other.verdict is answer.verdict
+
+
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30, 3e38])
+def test_a_bad_item_fails_alone(screen: Screen, trained: Trained, poison: float, explain: bool) -> None:
+    images, _ = trained.part("evaluate")
+    images = images[:6]
+    expected = screened(screen(images, explain))
+    poisoned = images.clone()
+    poisoned[2] = poison
+    poisoned[4, 0, 3, 3] = poison
+    results = screen(poisoned, explain)
+    assert len(results) == 6
+    for i in (0, 1, 3, 5):
+        result = results[i]
+        assert isinstance(result, Screening)
+        assert words(result) == pytest.approx(words(expected[i]), abs=1e-5)
+        assert result.verdict is expected[i].verdict
+    for i in (2, 4):
+        result = results[i]
+        if isinstance(result, ScreenError):
+            assert str(result) == "the classifier or a detector gave NaN or infinity for this image"
+        else:  # a number beyond reason may still give finite scores, never a typical one
+            assert abs(poison) >= 1e30
+            assert math.isfinite(poison)
+            assert all(math.isfinite(score) for score in words(result))
+            assert result.verdict is not Verdict.CLEAN
+
+
+def test_explanations_for_those_who_ask(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    answers = screened(screen(images[:3], [True, False, True]))
+    assert [all(word.explanation is not None for word in a.detectors) for a in answers] == [True, False, True]
+    assert [any(word.explanation is not None for word in a.detectors) for a in answers] == [True, False, True]
+    assert all(a.fused.explanation is None for a in answers)
+    by_name = {word.name: word.explanation for word in answers[0].detectors}
+    assert {name: set(value or ()) for name, value in by_name.items()} == {
+        "library_network": {"consistency", "layers"},
+        "introspection": {"map_point", "estimated_error", "confidence", "log10_reconstruction_error"},
+        "self_organizing_map": {"layers"},
+        "semantic_signature": {"untypicality", "layers"},
+    }
+    assert words(screened(screen(images[:3]))[0]) == pytest.approx(words(answers[0]), abs=1e-6)
+
+
+def test_one_classifier_call_serves_all_and_stages_are_observed(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    calls: list[int] = []
+    handle = trained.classifier.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    stages: list[tuple[str, float]] = []
+    screen(images[:7], observe=lambda stage, seconds: stages.append((stage, seconds)))
+    handle.remove()
+    assert calls == [7]
+    assert [stage for stage, _ in stages] == ["classify", *KINDS]
+    assert all(0 <= seconds < 10 for _, seconds in stages)
+
+
+def test_eight_threads_through_one_screen(screen: Screen, trained: Trained) -> None:
+    images, _ = trained.part("evaluate")
+    expected = [screened(screen(image.unsqueeze(0)))[0] for image in images[:80]]
+
+    def work(worker: int) -> list[Screening]:
+        rows = range(worker, 80, 8)
+        return [screened(screen(images[i : i + 1]))[0] for i in rows for _ in range(2)][::2]
+
+    with ThreadPoolExecutor(8) as pool:
+        for worker, answers in enumerate(pool.map(work, range(8))):
+            for answer, i in zip(answers, range(worker, 80, 8), strict=True):
+                assert answer == expected[i]
+
+
+def test_screening_records_no_gradients_and_closing_removes_the_hooks(trained: Trained) -> None:
+    mine = trained.copy()
+    for module in mine.classifier.modules():  # the module's `screen` hooks were copied along
+        module._forward_hooks.clear()
+    images: Tensor = mine.part("evaluate")[0][:2].requires_grad_(True)
+    screen = mine.screen()
+    screened(screen(images))
+    assert all(parameter.grad is None for parameter in mine.classifier.parameters())
+    assert sum(len(m._forward_hooks) for m in mine.classifier.modules()) == len(set(screen.tap.layers))
+    screen.close()
+    assert sum(len(m._forward_hooks) for m in mine.classifier.modules()) == 0
+    logits = mine.classifier(mine.preprocessing.normalize(images))
+    assert F.softmax(logits, dim=1).shape == (2, 10)
+
+
+def test_class_names_must_match_the_logits(trained: Trained) -> None:
+    from detectors import AskanceError
+
+    assert trained.calibration is not None
+    images, labels = trained.part("evaluate")
+    nine = images[labels == 9][:3]
+    with pytest.raises(AskanceError, match=r"9 class names.* 10"):
+        Screen(trained.classifier, trained.preprocessing, NAMES[:9], trained.detectors, trained.calibration)(nine)

@@ -1,0 +1,315 @@
+"""The whole offline path on real digits: what is fitted, calibrated, attacked, published, and resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibration_support import DigitsRun
+from scipy.stats import binom
+from torch import nn
+
+from calibration import pipeline
+from calibration.attacks import PixelClassifier, attack
+from calibration.config import Config, load_config
+from calibration.data import ImageStream
+from calibration.evaluation import evaluate
+from calibration.pipeline import calibrate, evaluate_bundle, load_subject
+from calibration.scoring import Scores, score
+from classifiers import build_classifier
+from detectors import Calibration, Fusion, Levels, LibraryNetwork
+from detectors.conformal import table
+from detectors.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
+from detectors.screen import FUSED, Screening
+
+# AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).
+FLOORS = {
+    "library_network": 0.80,
+    "introspection": 0.55,
+    "self_organizing_map": 0.93,
+    "semantic_signature": 0.55,
+    "fused": 0.93,
+}
+FIGURES = ("auroc", "aupr", "tpr_at_fpr_0.05", "tpr_at_fpr_0.01")
+
+
+def test_the_classifier_learned(digits_run: DigitsRun) -> None:
+    assert digits_run.training["train_images"] == 697
+    assert digits_run.training["test_images"] == 950
+    assert digits_run.training["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("attack_name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("detector", FLOORS)
+def test_auroc_floors(digits_run: DigitsRun, attack_name: str, detector: str) -> None:
+    assert digits_run.bundle.evaluation()["auroc"][attack_name][detector] >= FLOORS[detector]
+
+
+def test_the_fused_score_detects_pgd_as_the_readme_says(digits_run: DigitsRun) -> None:
+    assert digits_run.bundle.evaluation()["auroc"]["pgd"]["fused"] >= 0.95
+
+
+def test_clean_flags_keep_their_target(digits_run: DigitsRun) -> None:
+    evaluation = digits_run.bundle.evaluation()
+    for level, target in evaluation["target_flag_rate"].items():
+        low, high = binom.interval(0.99, 300, target)
+        assert low / 300 <= evaluation["clean_flag_rate"][level] <= high / 300
+
+
+def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
+    evaluation = digits_run.bundle.evaluation()
+    assert evaluation["splits"] == {
+        "train": 697, "fit": 847, "held_out": 150, "calibrate": 250, "fuse": 400, "evaluate": 300,
+    }  # fmt: skip
+    for name in ("fgsm", "pgd"):
+        row = evaluation["attacks"][name]
+        assert 0 < row["successful"] <= row["attempted"] <= 300
+        assert row["epsilon"] == 0.2
+        for figure in FIGURES:
+            assert set(evaluation[figure][name]) == {*FLOORS, "max_softmax"}
+    manifest = digits_run.bundle.manifest
+    assert manifest.evaluation["auroc"] == evaluation["auroc"]
+    assert manifest.calibration.samples == 250
+    assert manifest.calibration.fusion_samples == 400
+    assert set(manifest.provenance["data"]["sha256"]) == set(evaluation["splits"])
+    assert manifest.provenance["packages"]["torch"] == torch.__version__
+
+
+def test_diagnostics_say_what_was_learned(digits_run: DigitsRun) -> None:
+    diagnostics = digits_run.bundle.evaluation()["diagnostics"]
+    layers = diagnostics["library_network"]["layers"]
+    assert list(layers) == ["conv1", "conv2", "fc1", "fc2"]
+    for row in layers.values():
+        assert 10 <= row["rows"] <= 847
+        assert 0.8 <= row["top1"] <= row["top3"] <= 1
+    index = diagnostics["library_network"]["confusion_index"]["fc2"]
+    assert [index[k][k] for k in range(10)] == [1.0] * 10
+    assert diagnostics["introspection"]["knn_agreement"] > 0.7
+    for row in diagnostics["self_organizing_map"]["layers"].values():
+        assert row["quantization_error"] > 0
+        assert 0 <= row["topographic_error"] < 0.4
+        assert row["units_used"] > 0.8
+    for row in diagnostics["semantic_signature"]["layers"].values():
+        assert 0 <= row["two_versus_two"] <= 1
+        assert 0 < row["p_value"] <= 1
+
+
+def test_the_bundle_screens_as_it_was_calibrated(digits_run: DigitsRun) -> None:
+    """The served path gives the scores that the tables were made of: nothing is lost on disk."""
+    bundle = digits_run.bundle
+    screen = bundle.screen(build_classifier)
+    images = load_subject(digits_run.config).splits["calibrate"][:50]
+    for name, values in screen.calibration.tables.items():
+        results = [r for r in screen(images.pixels()) if isinstance(r, Screening)]
+        scores = [next(d.score for d in r.detectors if d.name == name) for r in results]
+        assert len(scores) == 50
+        for value in scores:
+            assert (values - value).abs().min() < 1e-4 * (1 + abs(value))
+
+
+def test_evaluating_the_bundle_again_gives_its_figures(digits_run: DigitsRun) -> None:
+    again = evaluate_bundle(digits_run.bundle, digits_run.config)
+    first = digits_run.bundle.evaluation()
+    assert again["bundle_id"] == digits_run.bundle.manifest.id
+    assert again["classifier"] == first["classifier"]
+    for name, row in first["auroc"].items():
+        assert again["auroc"][name] == pytest.approx(row, abs=0.01)
+
+
+def test_attacked_images_are_flagged_and_clean_ones_pass(digits_run: DigitsRun) -> None:
+    subject = load_subject(digits_run.config)
+    images = subject.splits["evaluate"][:100]
+    predict = PixelClassifier(subject.classifier, digits_run.config.classifier.preprocessing)
+    attacked = attack(predict, images, digits_run.config.evaluation.attacks[1])
+    screen = digits_run.bundle.screen(build_classifier)
+
+    def flagged(pixels: torch.Tensor) -> float:
+        verdicts = [r.verdict.value for r in screen(pixels) if isinstance(r, Screening)]
+        return sum(verdict != "CLEAN" for verdict in verdicts) / len(verdicts)
+
+    assert flagged(images.pixels()) < 0.15
+    assert flagged(attacked) > 0.6
+
+
+def small(config: Config) -> Config:
+    """The same calibration with less to train."""
+    detectors = config.detectors
+    assert detectors.introspection is not None
+    introspection = detectors.introspection.model_copy(update={"cycles": 1, "cycle_steps": 10})
+    return config.model_copy(update={"detectors": detectors.model_copy(update={"introspection": introspection})})
+
+
+def test_a_killed_calibration_goes_on_where_it_was(
+    digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = small(digits_run.config), tmp_path / "bundle"
+    fitted: list[str] = []
+    original = pipeline._fit
+
+    def fit(detector: Any, subject: Any) -> Any:
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(detector.kind)
+        return original(detector, subject)
+
+    monkeypatch.setattr(pipeline, "_fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(config, out)
+    assert fitted == ["library_network", "introspection"]
+    assert not out.exists()
+    with pytest.raises(CalibrationError, match="holds unfinished work: add --resume"):
+        calibrate(config, out)
+
+    def rest(detector: Any, subject: Any) -> Any:
+        fitted.append(detector.kind)
+        return original(detector, subject)
+
+    monkeypatch.setattr(pipeline, "_fit", rest)
+    resumed = calibrate(config, out, resume=True)
+    assert fitted == ["library_network", "introspection", "self_organizing_map", "semantic_signature"]
+    assert not (tmp_path / "bundle.partial").exists()
+    whole = calibrate(config, tmp_path / "whole")
+    assert json.dumps(resumed.evaluation()) == json.dumps(whole.evaluation())
+    with pytest.raises(BundleError, match="exists and a bundle is never changed"):
+        calibrate(config, out)
+
+
+def edited(digits_run: DigitsRun, tmp_path: Path, *changes: tuple[str, str]) -> Config:
+    text = digits_run.config_path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = digits_run.folder / f"edited-{tmp_path.name}.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+REFUSALS: dict[str, tuple[tuple[str, str], type[AskanceError], str]] = {
+    "unknown-layer": (
+        ('"conv1", "conv2", "fc1"', '"conv1", "conv9", "fc1"'),
+        LayerError,
+        "no layer 'conv9': did you mean 'conv2'",
+    ),
+    "few-calibration": (
+        ("train[847:1097]", "train[847:900]"),
+        CalibrationError,
+        r"adversarial \(split calibrate\) = 0.01 needs at least 99 calibration samples, got 53",
+    ),
+    "few-fusion": (
+        ("train[1097:1497]", "train[1097:1110]"),
+        CalibrationError,
+        r"suspect \(split fuse\) = 0.05 needs at least 19 calibration samples, got 13",
+    ),
+    "size": (
+        ("height = 8", "height = 9"),
+        DataError,
+        r"the images are \[1, 8, 8\], the classifier takes \[1, 9, 8\]",
+    ),
+    "factory": (
+        ('factory = "digits_cnn"', 'factory = "digit_cnn"'),
+        ConfigError,
+        "unknown classifier 'digit_cnn'.*did you mean 'digits_cnn'",
+    ),
+    "other-weights": (('factory = "digits_cnn"', 'factory = "lenet"'), ConfigError, "weights"),
+    "no-weights": (
+        ("weights/digits_cnn", "weights/none"),
+        ConfigError,
+        "do not exist: put them there, or train an example classifier",
+    ),
+    "names": (
+        ('factory = "digits_cnn"', 'factory = "digits_cnn"\nclass_names = ["a", "b"]'),
+        ConfigError,
+        "10 outputs for 2 class names",
+    ),
+    "vectors": (("digit_attributes.txt", "none.txt"), ConfigError, "cannot read the word vectors .*none.txt"),
+    "no-vector": (
+        ('word_vectors = "digit_attributes.txt"', 'word_vectors = "digit_attributes.txt"\nwords = { zero = "nought" }'),
+        DataError,
+        "class 'zero' has no vector .*looked for 'nought'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_calibrated_is_refused_before_any_work(
+    digits_run: DigitsRun, tmp_path: Path, change: tuple[str, str], kind: type[AskanceError], message: str
+) -> None:
+    config = edited(digits_run, tmp_path, change)
+    with pytest.raises(kind, match=message) as caught:
+        calibrate(config, tmp_path / "bundle")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+class Mute(nn.Module):
+    """A classifier with a layer that is always zero, and one that the forward pass leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.zero = nn.ReLU()
+        self.unused = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        logits: torch.Tensor = self.linear(flat) + self.zero(-1 - flat.abs()).sum(dim=1, keepdim=True)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("zero", "layer 'zero' is zero for every input: it never fires"), ("unused", "layer 'unused' never ran in the")],
+)
+def test_a_layer_that_never_fires(digits_run: DigitsRun, tmp_path: Path, layer: str, message: str) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(Mute().state_dict(), digits_run.folder / "mute.safetensors")
+    text = digits_run.config_path.read_text()
+    text = text.replace("weights/digits_cnn", "mute").replace('"digits_cnn"', '"test_pipeline:Mute"')
+    head, _, rest = text.partition("[detectors.library_network]")
+    path = digits_run.folder / f"mute-{layer}.toml"
+    thresholds = f"[detectors.library_network]\nthresholds = {{ linear = 0.9, {layer} = 0.9 }}\n"
+    path.write_text(head + thresholds + "[levels]" + rest.partition("[levels]")[2])
+    with pytest.raises(LayerError, match=message):
+        calibrate(load_config(path), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
+    """Hand-made scores: the successful attacks score above all clean images, the failed ones below."""
+    n = 200
+    logits, labels = torch.eye(2)[torch.zeros(n, dtype=torch.long)], torch.zeros(n, dtype=torch.long)
+    clean = Scores({"d": torch.arange(n) / 1.0}, {"d/c": torch.arange(n) / 1.0}, frozenset(), logits, labels)
+    fusion = Fusion.fit(clean.components, frozenset())
+    calibration = Calibration(Levels(), {"d": table(clean.scores["d"])}, fusion, table(fusion.score(clean.components)))
+    half = torch.arange(n) < n // 2
+    values = torch.where(half, 1000.0, -1000.0)
+    attacked = Scores({"d": values}, {"d/c": values}, frozenset(), torch.eye(2)[half.long()], labels)
+    one = digits_run.config.evaluation.model_copy(update={"attacks": digits_run.config.evaluation.attacks[:1]})
+    result = evaluate(clean, calibration, one, lambda _: attacked)
+    assert result["attacks"]["fgsm"]["attempted"] == n
+    assert result["attacks"]["fgsm"]["successful"] == n // 2
+    assert result["auroc"]["fgsm"]["d"] == 1.0
+    assert result["attacks"]["fgsm"]["failed_auroc"]["d"] == 0.0
+    # each clean score met its own table: rank r of 200 has p = (1 + 200 - r) / 201
+    assert result["detector_clean_flag_rate"]["d"] == {"suspect": 10 / 200, "adversarial": 2 / 200 - 1 / 200}
+    assert result["clean_flag_rate"] == result["detector_clean_flag_rate"][FUSED]
+
+
+def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:
+    subject = load_subject(digits_run.config)
+    layers = pipeline._layers(digits_run.config)
+    stream = replace(subject.stream("evaluate", layers), images=subject.splits["evaluate"][:40])
+    detectors = digits_run.bundle.detectors()
+    assert isinstance(detectors["library_network"], LibraryNetwork)
+    together = score(detectors, ImageStream(stream.tap, stream.images, 40), "together")
+    alone = score(detectors, ImageStream(stream.tap, stream.images, 1), "alone")
+    for name in together.scores:
+        torch.testing.assert_close(alone.scores[name], together.scores[name], rtol=1e-4, atol=1e-5)
+    for name in together.components:
+        torch.testing.assert_close(alone.components[name], together.components[name], rtol=1e-4, atol=1e-4)
