@@ -117,8 +117,16 @@ def verdict_rows(images: Sequence[Path], answers: Iterable[pb.ScreenResponse | S
         if isinstance(answer, ServiceError):
             rows.append({"image": str(image), "error": str(answer), "code": answer.code.name})
             continue
-        rows.append({"image": str(image)} | MessageToDict(answer, preserving_proto_field_name=True))
+        rows.append({"image": str(image)} | _plain(answer))
     return rows
+
+
+def _plain(answer: pb.ScreenResponse) -> dict[str, Any]:
+    """All fields of an answer, zeros included."""
+    plain: dict[str, Any] = MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return plain
 
 
 def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:

@@ -231,6 +231,8 @@ class Bundle:
                 raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
             except AskanceError as error:
                 raise BundleError(f"{self.path}: {error}") from None
+            if not detector.is_fitted:
+                raise BundleError(f"{self.path}: {entry.kind} is not fitted: calibrate again")
             detectors[entry.kind] = detector.eval()
         return detectors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, final
 
@@ -79,7 +79,7 @@ class Detector(nn.Module, ABC):
 
     @final
     def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take the state that `state_dict()` gave, whatever its shapes; return self, fitted.
+        """Take the state that `state_dict()` gave, whatever its shapes; return self, fitted as far as that was.
 
         Raises:
             BundleError: names are missing or unknown: the state belongs to other options.
@@ -96,7 +96,6 @@ class Detector(nn.Module, ABC):
             own = tensor.clone()  # state may be summed in place: never into somebody else's tensors
             is_parameter = leaf in dict(module.named_parameters(recurse=False))
             setattr(module, leaf, nn.Parameter(own, requires_grad=False) if is_parameter else own)
-        self.require_fitted()
         self.prepare()
         return self
 
@@ -116,15 +115,12 @@ class Detector(nn.Module, ABC):
     @final
     def explain(self, capture: Capture) -> list[dict[str, Any]]:
         """Return one small dict for people per input."""
-        return self.explain_reading(self.read(capture))
+        return list(self.explain_reading(self.read(capture), range(len(capture))).values())
 
     @final
-    def explain_reading(self, reading: Reading) -> list[dict[str, Any]]:
-        """Explain a reading already taken, one dict per input."""
-        return [
-            self.explain_one({name: tensor[i] for name, tensor in reading.evidence.items()})
-            for i in range(reading.score.shape[0])
-        ]
+    def explain_reading(self, reading: Reading, positions: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Explain a reading already taken, for the inputs at `positions`: {position: dict}."""
+        return {i: self.explain_one({name: tensor[i] for name, tensor in reading.evidence.items()}) for i in positions}
 
     def require_fitted(self) -> None:
         """Raise NotFittedError unless fitted."""

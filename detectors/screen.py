@@ -191,7 +191,7 @@ class Screen:
         readings = read_all(self.detectors, capture, observe)
         wanted = [explain] * len(capture) if isinstance(explain, bool) else list(explain)
         explanations = {
-            name: detector.explain_reading(readings[name]) if any(wanted) else []
+            name: detector.explain_reading(readings[name], [i for i, w in enumerate(wanted) if w])
             for name, detector in self.detectors.items()
         }
         fused = self.calibration.fusion.score(all_components(readings))
@@ -217,7 +217,7 @@ class Screen:
                     values[i],
                     ps[i],
                     self.calibration.levels.flags(ps[i]),
-                    explanations[name][i] if wanted[i] and name != FUSED else None,
+                    explanations[name].get(i) if name != FUSED else None,
                 )
                 for name, (values, ps) in columns.items()
             }

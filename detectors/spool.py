@@ -27,7 +27,6 @@ def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> 
     Raises:
         DataError: the stream is empty.
     """
-    # Unnamed files, which close with the memory maps that hold them.
     files = [tempfile.TemporaryFile() for _ in features]  # noqa: SIM115
     shapes: list[tuple[int, ...]] = []
     dtypes: list[np.dtype[Any]] = []
@@ -45,4 +44,5 @@ def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> 
     for file, shape, dtype in zip(files, shapes, dtypes, strict=True):
         file.flush()
         tensors.append(torch.from_numpy(np.memmap(file, dtype=dtype, mode="r+", shape=(count, *shape))))
+        file.close()  # the map holds the file open
     return tensors

@@ -308,7 +308,7 @@ def test_detectors_that_do_not_fit_are_refused(bundle: Path, tmp_path: Path) -> 
     replace_tensors(
         path, "self_organizing_map.safetensors", lambda tensors: tensors.update({"maps.0.yardstick": torch.empty(0)})
     )
-    refused(path, "SelfOrganizingMap is not fitted")
+    refused(path, "self_organizing_map is not fitted: calibrate again")
 
 
 def test_a_manifest_rewritten_with_sorted_keys_is_refused_or_means_the_same(bundle: Path, trained: Trained) -> None:

@@ -35,7 +35,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["srve"], "No such command 'srve'. Did you mean 'serve'"),
         (["serve", "B", "--prot", "1"], "No such option: --prot"),
-        (["serve", "B", "--port", "many"], "'many' is not a valid int"),
+        (["serve", "B", "--port", "many"], "Invalid value for '--port'"),
         (["calibrate", "configs/digits.toml"], "Missing option '--out'"),
         (["calibrate", "nowhere.toml", "--out", "B"], "cannot read the config nowhere.toml"),
         (["serve", "nowhere"], "nowhere is not a bundle: it has no readable manifest.json"),

@@ -296,8 +296,8 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     assert result["attacks"]["fgsm"]["successful"] == n // 2
     assert result["auroc"]["fgsm"]["d"] == 1.0
     assert result["attacks"]["fgsm"]["failed_auroc"]["d"] == 0.0
-    # each clean score met its own table: rank r of 200 has p = (1 + 200 - r) / 201
-    assert result["detector_clean_flag_rate"]["d"] == {"suspect": 10 / 200, "adversarial": 2 / 200 - 1 / 200}
+    # each clean score met its own table: the j-th greatest of 200 has p = (1 + j) / 201
+    assert result["detector_clean_flag_rate"]["d"] == {"suspect": 9 / 200, "adversarial": 1 / 200}
     assert result["clean_flag_rate"] == result["detector_clean_flag_rate"][FUSED]
 
 
