@@ -35,6 +35,7 @@ def run_demo() -> dict[str, Any]:
         JSON-ready: the figures of `calibration.evaluation.evaluate`, every score read off the wire, and
         `latency_ms.p50|p99`, `verdicts.<images>.<verdict>`.
     """
+    torch.set_num_threads(1)  # the tensors are tiny: a second thread per operation only waits for the first
     with as_file(files("askance.configs")) as configs, tempfile.TemporaryDirectory(prefix="askance-") as folder:
         config = load_config(configs / "digits.toml")
         weights = Path(folder) / "classifier.safetensors"

@@ -1,0 +1,92 @@
+"""Entry point: measures everything and prints the tables; `python -m benchmarks`, or `make bench`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import library, screening, serving
+from benchmarks.environment import prepare
+from benchmarks.report import console, print_construction, print_screening, print_serving, print_subject
+from benchmarks.sizes import FULL, QUICK, Sizes
+from benchmarks.subjects import NETWORKS, Subject, fit
+from calibration.progress import say
+from detectors.errors import AskanceError
+
+
+def main(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run: tiny sizes, figures that mean little.")] = False,
+    fit_images: Annotated[
+        int | None, typer.Option(min=100, help="Images the detectors are fitted on, instead of each network's default.")
+    ] = None,
+) -> None:
+    """Measure askance beside what it is built on, as ratios. Real images are used where ASKANCE_DATA names them."""
+    sizes = QUICK if quick else FULL
+    if fit_images is not None:
+        sizes = replace(sizes, fit_images=dict.fromkeys(sizes.fit_images, fit_images))
+    try:
+        figures = measure(sizes)
+    except AskanceError as error:  # such as data that is not where ASKANCE_DATA says
+        say(f"benchmarks: {error}")
+        raise typer.Exit(2) from None
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """Measure everything, print it as it comes, and return it JSON-ready."""
+    start = time.perf_counter()
+    environment = prepare()
+    console.print(str(environment))
+    subjects = []
+    for network in NETWORKS:
+        say(f"fitting {network().name}")
+        subjects.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
+        print_subject(subjects[-1])
+    say("screening")
+    screened = [screening.measure(subject, batch, sizes) for subject in subjects for batch in sizes.calls]
+    print_screening(screened)
+    say("library construction")
+    built = [library.measure(subject, layer, sizes) for subject in subjects for layer in subject.rows]
+    print_construction(built)
+    say("serving")
+    served = serving.measure(subjects[0], sizes)
+    print_serving(served)
+    seconds = time.perf_counter() - start
+    console.print(f"measured in {seconds:.0f} s")
+    return {
+        "environment": asdict(environment),
+        "subjects": [_described(subject) for subject in subjects],
+        "screening": _rows(screened),
+        "library": _rows(built),
+        "serving": _rows(served),
+        "seconds": seconds,
+    }
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    return {
+        "network": subject.network.name,
+        "data": subject.data,
+        "fit_images": sum(len(capture) for capture in subject.fitted_on),
+        "fit_seconds": subject.seconds,
+        "library_rows": subject.rows,
+        "library_megabytes": subject.row_megabytes,
+    }
+
+
+def _rows(costs: Sequence[Any]) -> list[dict[str, Any]]:
+    return [asdict(cost) for cost in costs]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,122 @@
+"""Load: concurrent clients in a process of their own; run as `python -m benchmarks.load`, a Plan on stdin.
+
+Imports nothing heavy: what loads the servers must not compete with them for more than it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc
+import uvloop
+
+from service.pb.askance.v1 import screening_pb2 as pb
+from service.pb.askance.v1 import screening_pb2_grpc
+
+TIMEOUT = 30.0  # seconds that one request may take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to send where.
+
+    Attributes:
+        targets: {server: HOST:PORT}, loaded in turn, slice by slice.
+        request: a serialized ScreenRequest, in hexadecimal.
+        clients: connections, each with one request under way.
+        rounds: slices on each server; one more before them warms up and is not reported.
+        seconds: how long a slice lasts, at most.
+        requests: of a slice, at most.
+    """
+
+    targets: dict[str, str]
+    request: str
+    clients: int
+    rounds: int
+    seconds: float
+    requests: int
+
+    @property
+    def most_seconds(self) -> float:
+        """The longest that the whole plan may take, with some grace for starting."""
+        return 60 + (self.rounds + 1) * len(self.targets) * (self.seconds + TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One server under load for a moment.
+
+    Attributes:
+        target: the server's name.
+        requests: answered.
+        requests_per_second: answered.
+        p50_ms, p99_ms: latency in milliseconds.
+    """
+
+    target: str
+    requests: int
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of ascending values do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+async def run(plan: Plan) -> list[Slice]:
+    """Carry out a plan.
+
+    Raises:
+        grpc.aio.AioRpcError: a request failed.
+    """
+    request = pb.ScreenRequest.FromString(bytes.fromhex(plan.request))
+    async with AsyncExitStack() as stack:
+        stubs = {}
+        for name, target in plan.targets.items():
+            channels = [await stack.enter_async_context(_connection(target)) for _ in range(plan.clients)]
+            await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), TIMEOUT)
+            stubs[name] = [screening_pb2_grpc.ScreeningStub(c) for c in channels]  # type: ignore[no-untyped-call]
+        slices = [
+            await _slice(name, stubs[name], request, plan) for _ in range(plan.rounds + 1) for name in plan.targets
+        ]
+    return slices[len(plan.targets) :]
+
+
+def _connection(target: str) -> grpc.aio.Channel:
+    # A pool of its own makes it a connection of its own: gRPC would share one between equal channels.
+    return grpc.aio.insecure_channel(
+        target, options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    )
+
+
+async def _slice(name: str, stubs: Sequence[Any], request: pb.ScreenRequest, plan: Plan) -> Slice:
+    latencies: list[float] = []
+    sent = 0
+    start = time.perf_counter()
+
+    async def client(stub: Any) -> None:
+        nonlocal sent
+        while sent < plan.requests and (before := time.perf_counter()) - start < plan.seconds:
+            sent += 1
+            await stub.Screen(request, timeout=TIMEOUT)
+            latencies.append(time.perf_counter() - before)
+
+    await asyncio.gather(*(client(stub) for stub in stubs))
+    elapsed = time.perf_counter() - start
+    ordered = sorted(1000 * latency for latency in latencies)
+    return Slice(name, len(ordered), len(ordered) / elapsed, percentile(ordered, 0.5), percentile(ordered, 0.99))
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        json.dump([asdict(part) for part in runner.run(run(Plan(**json.load(sys.stdin))))], sys.stdout)

@@ -1,0 +1,74 @@
+"""Screening: what a verdict costs beside the bare classifier's answer on the same batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.sizes import Sizes
+from benchmarks.subjects import Subject
+from benchmarks.timing import Spread, interleave
+
+REST = "fusion and verdict"
+
+
+@dataclass(frozen=True)
+class ScreeningCost:
+    """One network at one batch size.
+
+    Attributes:
+        network: its name.
+        batch: images in a call.
+        pairs: measurements of each.
+        bare_ms, screened_ms: median milliseconds of a call.
+        ratio: screened / bare, pair by pair.
+        stages_ms: {stage: median milliseconds within a screened call}; `REST` is what no stage covers.
+    """
+
+    network: str
+    batch: int
+    pairs: int
+    bare_ms: float
+    screened_ms: float
+    ratio: Spread
+    stages_ms: dict[str, float]
+
+
+def measure(subject: Subject, batch: int, sizes: Sizes) -> ScreeningCost:
+    """Time the Screen against normalisation and a forward pass of the classifier, in inference mode and hook-free.
+
+    Both take the same pixels [batch, C, H, W].
+    """
+    screen, preprocessing = subject.screen, subject.network.preprocessing
+    assert len(subject.images) >= batch
+    pixels = subject.images[:batch].float() / 255
+    classifier = subject.bare_classifier()
+    calls: list[dict[str, float]] = []
+
+    def bare() -> None:
+        with torch.inference_mode():
+            classifier(preprocessing.normalize(pixels)).tolist()
+
+    def screened() -> None:
+        stages: dict[str, float] = {}
+        start = time.perf_counter()
+        screen(pixels, observe=stages.__setitem__)
+        stages[REST] = time.perf_counter() - start - sum(stages.values())
+        calls.append(stages)
+
+    bare()
+    screened()
+    calls.clear()
+    measured = interleave(bare, screened, pairs=sizes.pairs, calls=sizes.calls[batch])
+    return ScreeningCost(
+        network=subject.network.name,
+        batch=batch,
+        pairs=sizes.pairs,
+        bare_ms=1000 * statistics.median(measured.base),
+        screened_ms=1000 * statistics.median(measured.other),
+        ratio=measured.ratio,
+        stages_ms={stage: 1000 * statistics.median(call[stage] for call in calls) for stage in calls[0]},
+    )

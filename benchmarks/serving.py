@@ -1,0 +1,166 @@
+"""Serving: the askance server under load beside a server of the same protocol that does nothing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load import Plan, Slice
+from benchmarks.sizes import Sizes
+from benchmarks.subjects import Subject
+from benchmarks.timing import Spread
+from detectors.bundle import publish
+from service.client import request_of
+from service.launch import Serving, launched
+from service.messages import screen_response
+
+ASKANCE, NO_OP = "askance", "no-op"
+FIGURES = ("requests_per_second", "p50_ms", "p99_ms")
+PER_BATCH = "askance_batch_size"
+STAGES = "askance_stage_seconds"
+
+
+@dataclass(frozen=True)
+class ServingCost:
+    """Both servers under the load of some concurrent clients.
+
+    Attributes:
+        network: what the askance server screens with.
+        clients: connections, each with one request under way.
+        rounds: slices of load on each server.
+        requests: answered by the askance server.
+        askance, no_op: {figure: median over the slices}.
+        ratio: {figure: askance / no-op, round by round}.
+        mean_batch: images that shared a call of the classifier, on average.
+        stages_ms: {stage: mean milliseconds in the askance server}, as its metrics say: per image for decode, queue
+            and respond, per batch for the others.
+    """
+
+    network: str
+    clients: int
+    rounds: int
+    requests: int
+    askance: dict[str, float]
+    no_op: dict[str, float]
+    ratio: dict[str, Spread]
+    mean_batch: float
+    stages_ms: dict[str, float]
+
+
+def measure(subject: Subject, sizes: Sizes) -> list[ServingCost]:
+    """Publish the subject as a bundle, serve it, and load both servers in turn; everything is gone afterwards.
+
+    Raises:
+        AskanceError: a server does not start or stop as it should.
+        subprocess.SubprocessError: the load could not be carried out.
+    """
+    image = subject.images[0]
+    request = request_of(image.numpy()).SerializeToString().hex()
+    (screening,) = subject.screen(image[None].float() / 255)
+    assert not isinstance(screening, Exception)
+    with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
+        bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
+        bundle_id = _publish(subject, bundle)
+        fixed.write_bytes(screen_response("", bundle_id, screening).SerializeToString())
+        serve = ["-m", "askance", "serve", str(bundle), "--port", "0", "--metrics-port", "0"]
+        askance = stack.enter_context(launched(serve))
+        no_op = stack.enter_context(launched(["-m", "benchmarks.noop", str(fixed)]))
+        plans = [
+            Plan(
+                targets={NO_OP: no_op.target, ASKANCE: askance.target},
+                request=request,
+                clients=clients,
+                rounds=sizes.rounds,
+                seconds=sizes.slice_seconds,
+                requests=sizes.slice_requests,
+            )
+            for clients in sizes.clients
+        ]
+        return [_measure(subject.network.name, plan, askance) for plan in plans]
+
+
+def _publish(subject: Subject, path: Path) -> str:
+    network, screen = subject.network, subject.screen
+    return publish(
+        path,
+        classifier={
+            "name": network.name,
+            "factory": network.factory,
+            "layers": screen.tap.layers,
+            "preprocessing": network.preprocessing,
+            "class_names": screen.class_names,
+        },
+        weights=subject.classifier.state_dict(),
+        detectors=screen.detectors,
+        calibration=screen.calibration,
+        evaluation={},
+        summary={},
+        provenance={"benchmark": subject.data},
+    ).id
+
+
+def _measure(network: str, plan: Plan, askance: Serving) -> ServingCost:
+    before = _sums(askance)
+    slices = _load(plan)
+    spent = {key: value - before.get(key, 0.0) for key, value in _sums(askance).items()}
+    ours, theirs = ([part for part in slices if part.target == name] for name in (ASKANCE, NO_OP))
+
+    def medians(parts: list[Slice]) -> dict[str, float]:
+        return {figure: statistics.median(asdict(part)[figure] for part in parts) for figure in FIGURES}
+
+    return ServingCost(
+        network=network,
+        clients=plan.clients,
+        rounds=plan.rounds,
+        requests=sum(part.requests for part in ours),
+        askance=medians(ours),
+        no_op=medians(theirs),
+        ratio={
+            figure: Spread.of(
+                asdict(mine)[figure] / asdict(other)[figure] for mine, other in zip(ours, theirs, strict=True)
+            )
+            for figure in FIGURES
+        },
+        mean_batch=spent[PER_BATCH, "sum"] / spent[PER_BATCH, "count"],
+        stages_ms={
+            stage: 1000 * spent[stage, "sum"] / count
+            for (stage, kind), count in spent.items()
+            if kind == "count" and stage != PER_BATCH and count
+        },
+    )
+
+
+def _load(plan: Plan) -> list[Slice]:
+    """Carry out a plan in another process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load"],
+        input=json.dumps(asdict(plan)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=plan.most_seconds,
+    )
+    return [Slice(**part) for part in json.loads(done.stdout)]
+
+
+def _sums(serving: Serving) -> dict[tuple[str, str], float]:
+    """The server's sums and counts so far: {(stage or PER_BATCH, "sum" or "count"): value}."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{serving.host}:{serving.metrics_port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {
+        (sample.labels.get("stage", PER_BATCH), kind): sample.value
+        for family in families
+        if family.name in (STAGES, PER_BATCH)
+        for sample in family.samples
+        if (kind := sample.name.rpartition("_")[2]) in ("sum", "count")
+    }

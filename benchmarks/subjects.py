@@ -1,0 +1,265 @@
+"""Subjects: the classifiers that are screened, their images, and detectors fitted to them in little time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calibration.config import DataConfig, data_root, load_config
+from calibration.data import Images, ImageStream, load_pools
+from classifiers import build_classifier, load_weights
+from detectors import (
+    Calibration,
+    Capture,
+    Detector,
+    Fusion,
+    Introspection,
+    IntrospectionOptions,
+    Levels,
+    LibraryNetwork,
+    LibraryNetworkOptions,
+    Screen,
+    SelfOrganizingMap,
+    SelfOrganizingMapOptions,
+    SemanticSignature,
+    SemanticSignatureOptions,
+    Tap,
+)
+from detectors.conformal import table
+from detectors.errors import DataError
+from detectors.fusion import all_components, all_two_sided
+from detectors.preprocessing import Preprocessing
+from detectors.screen import read_all
+
+CLASSES = 10
+BATCH = 500  # images of one forward pass while fitting, the default of calibration
+MNIST = Path(__file__).resolve().parent.parent / "configs" / "mnist.toml"
+# Training decides how well a detector scores, not how fast.
+BRIEFLY = {"cycles": 1, "cycle_steps": 50}
+FEW_EPOCHS = {"epochs": 2}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier to benchmark.
+
+    Attributes:
+        name: for people.
+        factory: its name among the example classifiers.
+        preprocessing: its input.
+        features, readout: its last two layers; without trained weights the second is made to tell classes apart.
+        weights: trained, under ASKANCE_DATA if relative.
+        source: of real images.
+        library_network, introspection, self_organizing_map, semantic_signature: the detectors' options.
+    """
+
+    name: str
+    factory: str
+    preprocessing: Preprocessing
+    features: str
+    readout: str
+    weights: Path
+    source: str
+    library_network: LibraryNetworkOptions
+    introspection: IntrospectionOptions
+    self_organizing_map: SelfOrganizingMapOptions
+    semantic_signature: SemanticSignatureOptions
+
+    def detectors(self) -> dict[str, Detector]:
+        """Unfitted detectors; random numbers stand for the classes' word vectors, whose values cost no time."""
+        words = torch.randn(CLASSES, 25, generator=torch.Generator().manual_seed(0))
+        introspection = self.introspection.model_copy(update=BRIEFLY)
+        maps = self.self_organizing_map.model_copy(update=FEW_EPOCHS)
+        detectors: tuple[Detector, ...] = (
+            LibraryNetwork(self.library_network),
+            Introspection(introspection),
+            SelfOrganizingMap(maps),
+            SemanticSignature(self.semantic_signature, words),
+        )
+        return {detector.kind: detector for detector in detectors}
+
+
+def lenet() -> Network:
+    """LeNet as configs/mnist.toml has it."""
+    config = load_config(MNIST)
+    wanted = config.detectors
+    assert wanted.library_network and wanted.introspection and wanted.self_organizing_map and wanted.semantic_signature
+    return Network(
+        name="LeNet",
+        factory=config.classifier.factory,
+        preprocessing=config.classifier.preprocessing,
+        features="relu3",
+        readout="fc2",
+        weights=config.classifier.weights,
+        source=config.data.source,
+        library_network=wanted.library_network,
+        introspection=wanted.introspection,
+        self_organizing_map=wanted.self_organizing_map,
+        semantic_signature=wanted.semantic_signature.options(),
+    )
+
+
+def resnet44() -> Network:
+    """ResNet44 with the library paper's taps, its first set of thresholds and k = 8."""
+    layers = ("conv1", "layer1", "layer2", "layer3", "linear")
+    return Network(
+        name="ResNet44",
+        factory="resnet44",
+        preprocessing=Preprocessing(
+            channels=3, height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        features="pool",
+        readout="linear",
+        weights=Path("resnet44_cifar10.safetensors"),
+        source="npz:cifar10_test.npz",
+        library_network=LibraryNetworkOptions(
+            thresholds=dict(zip(layers, (0.24, 0.72, 0.58, 0.62, 0.94), strict=True)), neighbors=8
+        ),
+        introspection=IntrospectionOptions(hidden_layers=("pool", "linear")),  # 74 numbers; layer3 alone has 4096
+        self_organizing_map=SelfOrganizingMapOptions(map_layers=layers),
+        semantic_signature=SemanticSignatureOptions(semantic_layers=layers),
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier, its images and its fitted Screen.
+
+    Attributes:
+        network: what it is.
+        data: in words, where images and weights come from.
+        classifier: in eval mode, under the Screen's hooks.
+        images: those that no detector was fitted on, uint8 [N, C, H, W].
+        fitted_on: the Captures that the detectors were fitted on.
+        screen: fitted and calibrated.
+        seconds: that fitting took.
+    """
+
+    network: Network
+    data: str
+    classifier: nn.Module
+    images: Tensor
+    fitted_on: Sequence[Capture]
+    screen: Screen
+    seconds: float
+
+    def bare_classifier(self) -> nn.Module:
+        """A copy of the classifier without the Screen's hooks."""
+        return build_classifier(self.network.factory, {}, self.classifier.state_dict())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Stored rows of each layer's library."""
+        library_network = self.screen.detectors[LibraryNetwork.kind]
+        assert isinstance(library_network, LibraryNetwork)
+        return library_network.sizes()
+
+    @property
+    def row_megabytes(self) -> float:
+        """The libraries' size in memory, 10^6 bytes: what one look-up reads."""
+        state = self.screen.detectors[LibraryNetwork.kind].state_dict()
+        size: int = sum(tensor.nbytes for name, tensor in state.items() if name.endswith(".rows"))
+        return size / 1e6
+
+
+def fit(network: Network, fit_images: int, calibration_images: int) -> Subject:
+    """Fit and calibrate every detector of a network, on real images where ASKANCE_DATA has them, else on random ones.
+
+    The Captures stay in memory: this is for some thousand images.
+
+    Raises:
+        AskanceError: the real images or weights cannot be read, or are too few.
+    """
+    start = time.perf_counter()
+    count = fit_images + 3 * calibration_images
+    real = data_root() is not None
+    classifier, images = _trained(network, count) if real else _random(network, count)
+    detectors = network.detectors()
+    layers = [layer for detector in detectors.values() for layer in detector.layers]
+    with Tap(classifier, layers, network.preprocessing.normalize) as tap:
+        ends = fit_images, fit_images + calibration_images, fit_images + 2 * calibration_images
+        fitted_on, calibrate, fuse = (
+            list(ImageStream(tap, images[first:last], BATCH)) for first, last in pairwise((0, *ends))
+        )
+    for detector in detectors.values():
+        detector.fit(fitted_on).eval()
+    return Subject(
+        network=network,
+        data=f"{network.source}, trained weights" if real else "random images, random weights (ASKANCE_DATA is unset)",
+        classifier=classifier,
+        images=images.x[-calibration_images:],
+        fitted_on=fitted_on,
+        screen=Screen(
+            classifier, network.preprocessing, images.classes, detectors, _calibrated(detectors, calibrate, fuse)
+        ),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@torch.no_grad()
+def _calibrated(
+    detectors: Mapping[str, Detector], calibrate: Sequence[Capture], fuse: Sequence[Capture]
+) -> Calibration:
+    def read(captures: Sequence[Capture]) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
+        blocks = [read_all(detectors, capture) for capture in captures]
+        scores = {name: torch.cat([block[name].score for block in blocks]) for name in detectors}
+        parts = [all_components(block) for block in blocks]
+        return scores, {n: torch.cat([part[n] for part in parts]) for n in parts[0]}, all_two_sided(blocks[0])
+
+    scores, components, two_sided = read(calibrate)
+    fusion = Fusion.fit(components, two_sided)
+    tables = {name: table(values) for name, values in scores.items()}
+    return Calibration(Levels(), tables, fusion, table(fusion.score(read(fuse)[1])))
+
+
+def _trained(network: Network, count: int) -> tuple[nn.Module, Images]:
+    root = data_root()
+    assert root is not None
+    classifier = build_classifier(network.factory, {}, load_weights(root / network.weights))
+    images = load_pools(DataConfig(source=network.source))["train"]
+    if len(images) < count:
+        raise DataError(f"{network.source} has {len(images)} images, {count} are needed: lower --fit-images")
+    return classifier, images[:count]
+
+
+@torch.no_grad()
+def _random(network: Network, count: int) -> tuple[nn.Module, Images]:
+    """Smooth noise, random weights but for a read-out that tells the first ten images apart, and what it answers.
+
+    Every class then occurs among the predictions, without which the detectors could not be fitted.
+    """
+    preprocessing = network.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(count, preprocessing.channels, 7, 7, generator=generator)
+    noise = F.interpolate(coarse, size=(preprocessing.height, preprocessing.width), mode="bilinear")
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    x = ((noise * deviation + mean).clamp(0, 1) * 255).to(torch.uint8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = build_classifier(network.factory, {})
+    readout = classifier.get_submodule(network.readout)
+    assert isinstance(readout, nn.Linear)
+    with Tap(classifier, [network.features], preprocessing.normalize) as tap:
+
+        def run() -> Capture:
+            parts = [tap(part.float() / 255) for part in x.split(BATCH)]
+            features = torch.cat([part.flat(network.features) for part in parts])
+            return Capture(torch.cat([part.logits for part in parts]), {network.features: features})
+
+        features = run().flat(network.features)
+        # The nearest of the first ten: argmin ||f - c_k|| = argmax (c_k - m) f - ||c_k||^2 / 2 + const, any m.
+        centers, middle = features[:CLASSES], features.mean(dim=0)
+        readout.weight.copy_(centers - middle)
+        readout.bias.copy_(-(0.5 * ((centers - middle) ** 2).sum(dim=1) + (centers - middle) @ middle))
+        labels = run().predicted
+    return classifier, Images(x, labels, tuple(f"class {i}" for i in range(CLASSES)))
+
+
+NETWORKS: tuple[Callable[[], Network], ...] = (lenet, resnet44)

@@ -1,0 +1,109 @@
+"""The benchmarks: a smoke run gives every figure; the figures themselves are nobody's promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.load import percentile
+from benchmarks.timing import Pairs, interleave
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DETECTORS = {"library_network", "introspection", "self_organizing_map", "semantic_signature"}
+SPREAD = {"median", "least", "greatest"}
+
+
+def numbers(content: Any) -> Iterator[float]:
+    """Every number in a JSON value."""
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        for item in content:
+            yield from numbers(item)
+    elif isinstance(content, int | float):
+        yield content
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of a quick run on random images."""
+    file = tmp_path_factory.mktemp("benchmarks") / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "LeNet: random images, random weights" in done.stdout
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> None:
+    assert set(figures) == {"environment", "subjects", "screening", "library", "serving", "seconds"}
+    assert set(figures["environment"]) == {"cpus", "cpu", "threads", "torch", "python", "load"}
+    for part in ("subjects", "screening", "library", "serving", "seconds"):
+        found = list(numbers(figures[part]))
+        assert found
+        assert all(math.isfinite(value) and value > 0 for value in found), part
+
+
+def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) -> None:
+    assert [(row["network"], row["batch"]) for row in figures["screening"]] == [
+        (network, batch) for network in ("LeNet", "ResNet44") for batch in (1, 32)
+    ]
+    for row in figures["screening"]:
+        assert set(row) == {"network", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms"}
+        assert set(row["ratio"]) == SPREAD
+        assert set(row["stages_ms"]) == {"classify", "fusion and verdict"} | DETECTORS
+
+
+def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
+    assert [(row["network"], row["layer"], row["rows"]) for row in figures["library"]] == [
+        (subject["network"], layer, rows)
+        for subject in figures["subjects"]
+        for layer, rows in subject["library_rows"].items()
+    ]
+    for row in figures["library"]:
+        assert set(row["ratio"]) == SPREAD
+
+
+def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, Any]) -> None:
+    assert [row["clients"] for row in figures["serving"]] == [1, 16]
+    for row in figures["serving"]:
+        for part in ("askance", "no_op", "ratio"):
+            assert set(row[part]) == {"requests_per_second", "p50_ms", "p99_ms"}
+        assert set(row["stages_ms"]) == {"decode", "queue", "classify", "respond"} | DETECTORS
+        assert row["requests"] >= row["clients"]
+    assert figures["serving"][0]["mean_batch"] == 1
+
+
+def test_ratios_go_pair_by_pair() -> None:
+    ratio = Pairs(base=[1.0, 2.0, 4.0], other=[3.0, 4.0, 4.0]).ratio
+    assert (ratio.median, ratio.least, ratio.greatest) == (2.0, 1.0, 3.0)
+    assert str(ratio) == "2 (1..3)"
+
+
+@pytest.mark.parametrize(("warm_up", "expected"), [(True, "aaabbb" * 2), (False, "ab" + "aabb" * 2)])
+def test_calls_are_interleaved(warm_up: bool, expected: str) -> None:
+    calls: list[str] = []
+    pairs = interleave(lambda: calls.append("a"), lambda: calls.append("b"), pairs=2, calls=2, warm_up=warm_up)
+    assert "".join(calls) == expected
+    assert len(pairs.base) == len(pairs.other) == 2
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.51, 3.0), (0.99, 4.0), (0.01, 1.0)])
+def test_percentiles_are_values_that_were_measured(share: float, expected: float) -> None:
+    assert percentile([1.0, 2.0, 3.0, 4.0], share) == expected
