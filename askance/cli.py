@@ -55,7 +55,13 @@ def calibrate(
     from calibration.config import load_config
     from calibration.pipeline import calibrate as calibrate_bundle
 
-    bundle = calibrate_bundle(load_config(config), out, resume=resume)
+    try:
+        bundle = calibrate_bundle(load_config(config), out, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"askance: finished stages are kept: go on with askance calibrate {config} --out {out} --resume", err=True
+        )
+        raise
     evaluation = bundle.evaluation()
     print_diagnostics(evaluation["diagnostics"])
     print_evaluation(evaluation)

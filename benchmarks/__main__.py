@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from askance.output import console, write_json
 from benchmarks import library, screening, serving
 from benchmarks.environment import prepare
-from benchmarks.report import console, print_construction, print_screening, print_serving, print_subject
+from benchmarks.report import print_construction, print_screening, print_serving, print_subject
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.subjects import NETWORKS, Subject, fit
 from calibration.progress import say
@@ -34,19 +34,17 @@ def main(
     if fit_images is not None:
         sizes = replace(sizes, fit_images=dict.fromkeys(sizes.fit_images, fit_images))
     try:
-        figures = measure(sizes)
+        write_json(json_file, measure(sizes))
     except AskanceError as error:  # such as data that is not where ASKANCE_DATA says
         say(f"benchmarks: {error}")
         raise typer.Exit(2) from None
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:
     """Measure everything, print it as it comes, and return it JSON-ready."""
     start = time.perf_counter()
     environment = prepare()
-    console.print(str(environment))
+    console.print(str(environment), soft_wrap=True)
     subjects = []
     for network in NETWORKS:
         say(f"fitting {network().name}")

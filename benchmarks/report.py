@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from askance.output import console
 from benchmarks.library import ConstructionCost
 from benchmarks.screening import ScreeningCost
 from benchmarks.serving import ASKANCE, NO_OP, ServingCost
 from benchmarks.subjects import Subject
-
-# Piped output is for other programs: never wrapped to a terminal's width.
-console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def print_subject(subject: Subject) -> None:
@@ -23,7 +19,8 @@ def print_subject(subject: Subject) -> None:
     images = sum(len(capture) for capture in subject.fitted_on)
     console.print(
         f"{subject.network.name}: {subject.data}; detectors fitted on {images} images in {subject.seconds:.0f} s; "
-        f"library rows {rows} ({subject.row_megabytes:.0f} MB)"
+        f"library rows {rows} ({subject.row_megabytes:.0f} MB)",
+        soft_wrap=True,
     )
 
 

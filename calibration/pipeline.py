@@ -37,7 +37,7 @@ from detectors import (
 )
 from detectors.bundle import publish, refuse_existing, sha256
 from detectors.conformal import check_level, table
-from detectors.errors import ConfigError, DataError, did_you_mean
+from detectors.errors import ConfigError, DataError
 
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "gensim")
 
@@ -222,14 +222,17 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
     Only the config's data, `evaluate` split and attacks are used; everything fitted comes from the bundle.
 
     Raises:
-        ConfigError: the data's classes are not the bundle's.
+        ConfigError: the data has not as many classes as the bundle.
+        DataError: its images are not of the bundle's size.
     """
     screen = bundle.screen(build_classifier)
     images = load_splits(config.data, config.splits)["evaluate"]
     entry = bundle.manifest.classifier
-    for name in images.classes:
-        if len(images.classes) > len(entry.class_names):
-            raise ConfigError(f"the bundle knows no class {name!r}: {did_you_mean(name, entry.class_names)}")
+    if len(images.classes) != len(entry.class_names):
+        raise ConfigError(
+            f"the data has {len(images.classes)} classes, the bundle's classifier {len(entry.class_names)}: "
+            "they must be the same, in the same order"
+        )
     if tuple(images.x.shape[1:]) != entry.preprocessing.shape:
         raise DataError(
             f"the images are {list(images.x.shape[1:])}, "

@@ -1,0 +1,110 @@
+"""The diagnostics, by hand where a hand can follow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import capture_of
+
+from calibration.data import Images, ImageStream
+from calibration.diagnostics import confusion_index, library_agreement, map_quality, semantic_accuracy
+from detectors import (
+    Capture,
+    LibraryNetwork,
+    LibraryNetworkOptions,
+    SelfOrganizingMap,
+    SelfOrganizingMapOptions,
+    SemanticSignature,
+    SemanticSignatureOptions,
+    Tap,
+)
+
+
+class Scripted(LibraryNetwork):
+    """A library network whose answers P [B, L, K] are given, as an activation of the layer `p`."""
+
+    def answers(self, capture: Capture) -> tuple[Tensor, Tensor]:
+        given = capture.activations["p"]
+        return given, torch.ones(given.shape[:2])
+
+    def sizes(self) -> dict[str, int]:
+        return {"a": 7, "b": 9}
+
+
+def scripted() -> Scripted:
+    return Scripted(LibraryNetworkOptions(thresholds={"a": 0.5, "b": 0.5}))
+
+
+def test_library_agreement_by_hand() -> None:
+    # four classes, two layers, three inputs predicted 0, 1, 2
+    p = torch.tensor(
+        [
+            [[4.0, 3, 2, 1], [1, 2, 3, 4]],  # a: best; b: class 0 is last
+            [[4, 3, 2, 1], [1, 4, 3, 2]],  # a: second; b: best
+            [[4, 1, 2, 3], [4, 3, 2, 1]],  # both: third
+        ]
+    )
+    capture = capture_of({"p": p}, [0, 1, 2], 4)
+    agreement = library_agreement(scripted(), [capture.select(torch.tensor([0])), capture.select(torch.tensor([1, 2]))])
+    assert agreement == {
+        "a": {"rows": 7, "top1": pytest.approx(1 / 3), "top3": pytest.approx(1.0)},
+        "b": {"rows": 9, "top1": pytest.approx(1 / 3), "top3": pytest.approx(2 / 3)},
+    }
+
+
+def test_confusion_index_by_hand() -> None:
+    """Eq. 4, over the inputs of class 0 answered right: softmaxes (1/2, 1/4, 1/4) and (3/4, 1/8, 1/8)."""
+    one, two = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.75, 0.125, 0.125]).log()
+    wrong = torch.tensor([0.1, 0.8, 0.1]).log()  # answered 1: the trial does not count for class 0
+    p = torch.stack([one + 1000, two, wrong])[:, None].expand(3, 2, 3)
+    capture = capture_of({"p": p}, [0, 0, 1], 3, labels=[0, 0, 0])
+    index = confusion_index(scripted(), [capture])
+    assert index.shape == (2, 3, 3)
+    expected = (0.5 * 0.25 + 0.75 * 0.125) / (0.5**2 + 0.75**2)
+    assert index[0, 0].tolist() == pytest.approx([1.0, expected, expected], rel=1e-4)
+    assert all(math.isnan(value) for value in index[0, 1].tolist())
+
+
+class Identity(nn.Module):
+    """Logits are the first pixels; the layer `look` shows all of them."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.look = nn.Flatten()
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat: Tensor = self.look(x)
+        return flat[:, : self.classes]
+
+
+def test_two_versus_two_of_planted_semantics_is_certain_and_significant() -> None:
+    """Images that are the word vectors themselves pass every test; shuffled words do not."""
+    torch.manual_seed(0)
+    classes, per_class = 8, 6
+    words = torch.rand(classes, 16)
+    y = torch.arange(classes).repeat(per_class)
+    x = (words[y] * 255).round().to(torch.uint8).view(-1, 1, 4, 4)
+    images = Images(x, y, tuple("abcdefgh"))
+    detector = SemanticSignature(SemanticSignatureOptions(semantic_layers=("look",)), words)
+    result = semantic_accuracy(detector, Tap(Identity(classes).eval(), ["look"]), images)
+    assert result["look"]["two_versus_two"] == 1.0
+    assert 1 / 1001 <= result["look"]["p_value"] <= 0.01
+    random = SemanticSignature(SemanticSignatureOptions(semantic_layers=("look",)), torch.rand(classes, 16))
+    assert semantic_accuracy(random, Tap(Identity(classes).eval(), ["look"]), images)["look"]["two_versus_two"] < 0.9
+
+
+def test_map_quality_of_far_clusters() -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randint(0, 20, (40, 1, 4, 4)), torch.randint(235, 256, (40, 1, 4, 4))]).to(torch.uint8)
+    images = Images(x, torch.arange(80) // 40, ("dark", "bright"))
+    stream = ImageStream(Tap(Identity(2).eval(), ["look"]), images, 16)
+    detector = SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("look",), side=4)).fit(stream)
+    quality = map_quality(detector, stream)["look"]
+    assert set(quality) == {"quantization_error", "topographic_error", "units_used", "mean_center_distance"}
+    assert 0 < quality["quantization_error"] < 1.0  # far less than the 8 standard deviations between the clusters
+    assert 0 <= quality["topographic_error"] <= 1
+    assert 2 / 16 <= quality["units_used"] <= 1
