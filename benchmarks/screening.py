@@ -12,7 +12,7 @@ from benchmarks.sizes import Sizes
 from benchmarks.subjects import Subject
 from benchmarks.timing import Spread, interleave
 
-REST = "fusion and verdict"
+REST = "explanations and results"
 
 
 @dataclass(frozen=True)

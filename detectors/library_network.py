@@ -19,6 +19,7 @@ from detectors.errors import BundleError, DataError, LayerError
 from detectors.tap import Capture, CaptureStream
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
+BLOCK = 128  # patterns settled together: larger ones waste time on their Gram matrix
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 
 
@@ -83,9 +84,13 @@ class Library(nn.Module):
     def extend(self, patterns: Tensor) -> None:
         """Walk `patterns` [B, D] in order and store those novel to all rows before them (strictly below theta).
 
-        The result is that of the one-by-one walk: one product against the rows so far settles most of the block;
-        the remaining candidates are settled in order through their Gram matrix.
+        The result is that of the one-by-one walk: one product against the rows so far settles most of a block;
+        its remaining candidates are settled in order through their Gram matrix.
         """
+        for block in patterns.split(BLOCK):
+            self._extend(block)
+
+    def _extend(self, patterns: Tensor) -> None:
         stored = self.rows.shape[0]
         if stored:
             nearest = (patterns @ self.rows.T).amax(dim=1)

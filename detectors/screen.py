@@ -172,7 +172,7 @@ class Screen:
         Args:
             images: [B, C, H, W], float32 in [0, 1].
             explain: whether to explain, for all or one each.
-            observe: called with (stage, seconds) for "classify" and every detector.
+            observe: called with (stage, seconds) for "classify", every detector, and "fused" (with the p-values).
 
         Returns:
             One Screening per input, or the ScreenError that befell it alone.
@@ -194,6 +194,7 @@ class Screen:
             name: detector.explain_reading(readings[name], [i for i, w in enumerate(wanted) if w])
             for name, detector in self.detectors.items()
         }
+        start = time.perf_counter()
         fused = self.calibration.fusion.score(all_components(readings))
         scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused}
         tables = {**self.calibration.tables, FUSED: self.calibration.fused_table}
@@ -201,6 +202,8 @@ class Screen:
             name: (values.tolist(), p_value(values.to(tables[name].dtype), tables[name]).tolist())
             for name, values in scores.items()
         }
+        if observe is not None:
+            observe(FUSED, time.perf_counter() - start)
         finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0)
         finite &= torch.isfinite(capture.logits).all(dim=1)
         probabilities = capture.logits.softmax(dim=1).tolist()

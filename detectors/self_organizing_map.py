@@ -57,10 +57,12 @@ def vector_code(activation: Tensor) -> Tensor:
     total = mass.sum(dim=(2, 3))
     row = torch.linspace(-1, 1, height, dtype=mass.dtype, device=mass.device)
     column = torch.linspace(-1, 1, width, dtype=mass.dtype, device=mass.device)
+    mean = activation.mean(dim=(2, 3))
     parts = [
         activation.amax(dim=(2, 3)),
-        activation.mean(dim=(2, 3)),
-        activation.std(dim=(2, 3), correction=0),
+        mean,
+        # not torch.std, which is several times slower over two dimensions
+        ((activation - mean[:, :, None, None]) ** 2).mean(dim=(2, 3)).sqrt(),
         (mass.sum(dim=3) * row).sum(dim=2) / total,
         (mass.sum(dim=2) * column).sum(dim=2) / total,
     ]
@@ -127,8 +129,9 @@ class TorusMap(nn.Module):
 
     def distances(self, standardised: Tensor) -> Tensor:
         """Distance of standardised codes [B, D] to every unit, [B, U]."""
-        # Not the matrix-product shortcut of cdist: it loses the small distances to cancellation.
-        return torch.cdist(standardised, self.units, compute_mode="donot_use_mm_for_euclid_dist")
+        # In float64, where cdist's matrix product loses nothing of small distances to cancellation.
+        distances: Tensor = torch.cdist(standardised.double(), self.units.double())
+        return distances.to(standardised.dtype)
 
     def train_units(self, codes: Tensor, options: SelfOrganizingMapOptions, chunk: int = 2048) -> None:
         """Batch SOM: w_u = sum_b n(u, bmu(b)) z_b / sum_b n(u, bmu(b)), a Gaussian neighbourhood n on the torus.

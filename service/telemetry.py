@@ -132,10 +132,9 @@ class Telemetry:
             self._predictions.labels(label)
         for detector in (*screen.detectors, FUSED):
             self._p_value.labels(detector)
+            self._stage_seconds.labels(detector)
             for level in levels:
                 self._flags.labels(detector, level)
-        for detector in screen.detectors:
-            self._stage_seconds.labels(detector)
         for level, target in levels.items():
             self._expected.labels(level).set(target)
         self._bundle_info.clear()

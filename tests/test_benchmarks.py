@@ -67,7 +67,7 @@ def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) 
     for row in figures["screening"]:
         assert set(row) == {"network", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms"}
         assert set(row["ratio"]) == SPREAD
-        assert set(row["stages_ms"]) == {"classify", "fusion and verdict"} | DETECTORS
+        assert set(row["stages_ms"]) == {"classify", "fused", "explanations and results"} | DETECTORS
 
 
 def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
     for row in figures["serving"]:
         for part in ("askance", "no_op", "ratio"):
             assert set(row[part]) == {"requests_per_second", "p50_ms", "p99_ms"}
-        assert set(row["stages_ms"]) == {"decode", "queue", "classify", "respond"} | DETECTORS
+        assert set(row["stages_ms"]) == {"decode", "queue", "classify", "fused", "respond"} | DETECTORS
         assert row["requests"] >= row["clients"]
     assert figures["serving"][0]["mean_batch"] == 1
 

@@ -250,7 +250,7 @@ def test_one_classifier_call_serves_all_and_stages_are_observed(screen: Screen, 
     screen(images[:7], observe=lambda stage, seconds: stages.append((stage, seconds)))
     handle.remove()
     assert calls == [7]
-    assert [stage for stage, _ in stages] == ["classify", *KINDS]
+    assert [stage for stage, _ in stages] == ["classify", *KINDS, "fused"]
     assert all(0 <= seconds < 10 for _, seconds in stages)
 
 
