@@ -160,23 +160,34 @@ class TorusMap(nn.Module):
         if count < units:
             start = torch.randint(count, (units,), generator=generator)
         self.units = self.standardise(codes[start])
-        positions = grid_positions(self.side)
-        grid = torus_distance(positions[:, None], positions[None, :], self.side).to(codes.dtype)
         for epoch in range(options.epochs):
             progress = epoch / max(1, options.epochs - 1)
             radius = (self.side / 2) ** (1 - progress) * options.radius_end**progress
-            neighbourhood = torch.exp(-(grid**2) / (2 * radius**2))
-            sums = torch.zeros_like(self.units)
-            hits = torch.zeros(units, dtype=codes.dtype)
+            sums, hits = torch.zeros_like(self.units), torch.zeros(units, dtype=codes.dtype)
             for block in chunks:
-                z = self.standardise(block)
-                best = torch.cdist(z, self.units).argmin(dim=1)
-                sums.index_add_(0, best, z)
-                hits += torch.bincount(best, minlength=units)
-            weight = neighbourhood @ hits
-            moved = (neighbourhood @ sums) / weight.clamp_min(1e-12).unsqueeze(1)
-            # A unit out of everyone's reach stays where it is.
-            self.units = torch.where((weight > 1e-12).unsqueeze(1), moved, self.units)
+                block_sums, block_hits = self.batch_sums(self.standardise(block))
+                sums += block_sums
+                hits += block_hits
+            self.move(sums, hits, radius)
+
+    def batch_sums(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
+        """What one epoch needs of standardised codes [B, D]: their sum per best matching unit [U, D], and hits [U].
+
+        Both add up over blocks and over shards.
+        """
+        best = torch.cdist(standardised, self.units).argmin(dim=1)
+        sums = torch.zeros_like(self.units).index_add_(0, best, standardised)
+        return sums, torch.bincount(best, minlength=len(self.units)).to(sums.dtype)
+
+    def move(self, sums: Tensor, hits: Tensor, radius: float) -> None:
+        """End an epoch: w_u = sum_v n(u, v) sums_v / sum_v n(u, v) hits_v, n Gaussian in torus distance."""
+        positions = grid_positions(self.side).to(sums)
+        grid = torus_distance(positions[:, None], positions[None, :], self.side)
+        neighbourhood = torch.exp(-(grid**2) / (2 * radius**2))
+        weight = neighbourhood @ hits
+        moved = (neighbourhood @ sums) / weight.clamp_min(1e-12).unsqueeze(1)
+        # A unit out of everyone's reach stays where it is.
+        self.units = torch.where((weight > 1e-12).unsqueeze(1), moved, self.units)
 
     def merge(self, other: TorusMap) -> None:
         """Add the hits another shard counted on the same units."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from minisom import MiniSom
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from detectors import Capture, NotFittedError, SelfOrganizingMap, SelfOrganizingMapOptions
+from detectors import Capture, NotFittedError, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
 from detectors.errors import BundleError, DataError, LayerError
 from detectors.self_organizing_map import (
     TorusMap,
@@ -391,3 +392,30 @@ def test_scores_alone_equal_scores_in_a_batch(trained: Trained) -> None:
     batch = detector.score(capture)
     alone = torch.cat([detector.score(capture.select(torch.tensor([i]))) for i in range(64)])
     torch.testing.assert_close(alone, batch[:64], atol=1e-5, rtol=0)
+
+
+def test_an_epochs_sums_add_up_over_shards(fitted: SelfOrganizingMap) -> None:
+    """Calibration on several machines: each sums its shard, one adds up and moves the units."""
+    layer_map = next(iter(fitted.layer_maps().values()))
+    codes = torch.randn(90, layer_map.units.shape[1], generator=torch.Generator().manual_seed(3))
+    whole, hits = layer_map.batch_sums(codes)
+    shards = [layer_map.batch_sums(part) for part in codes.split([20, 45, 25])]
+    torch.testing.assert_close(torch.stack([sums for sums, _ in shards]).sum(dim=0), whole)
+    assert torch.equal(torch.stack([count for _, count in shards]).sum(dim=0), hits)
+    assert hits.sum() == 90
+
+
+def test_quantization_beside_minisom(trained: Trained) -> None:
+    """MiniSom, the peer, on a flat grid of as many units over the same digit codes: neither is much worse."""
+    images, _ = trained.part("train")
+    tap = Tap(trained.classifier, ["fc1"], trained.preprocessing.normalize)
+    with torch.no_grad():
+        capture = tap(images)
+    detector = SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("fc1",), side=8)).fit([capture])
+    ours = detector.layer_maps()["fc1"]
+    codes = ours.standardise(capture.flat("fc1"))
+    peer = MiniSom(8, 8, codes.shape[1], sigma=2.0, learning_rate=0.5, random_seed=0)
+    peer.random_weights_init(codes.numpy())
+    peer.train(codes.numpy(), 20 * len(codes), random_order=True)
+    theirs = float(peer.quantization_error(codes.numpy()))
+    assert ours.quality(codes)[0] == pytest.approx(theirs, rel=0.1)
