@@ -14,14 +14,8 @@ from toy import Trained, auroc, capture_of, split
 
 from detectors import Capture, NotFittedError, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
 from detectors.errors import BundleError, DataError, LayerError
-from detectors.self_organizing_map import (
-    TorusMap,
-    class_center,
-    grid_positions,
-    torus_distance,
-    torus_offset,
-    vector_code,
-)
+from detectors.self_organizing_map import vector_code
+from detectors.torus_map import TorusMap, class_center, grid_positions, torus_distance, torus_offset
 
 
 def som(*layers: str, **options: Any) -> SelfOrganizingMap:
@@ -149,7 +143,7 @@ def on_a_torus(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def trained_map(codes: Tensor, side: int, chunk: int = 2048, **options: Any) -> TorusMap:
     made = TorusMap(side)
     chosen = SelfOrganizingMapOptions.model_validate({"map_layers": ("a",), "side": side, **options})
-    made.train_units(codes, chosen, chunk=chunk)
+    made.train_units(codes, epochs=chosen.epochs, radius_end=chosen.radius_end, seed=chosen.seed, chunk=chunk)
     return made
 
 

@@ -1,0 +1,162 @@
+"""Torus map: a self-organizing map of one layer's codes, on a grid that wraps in both directions.
+
+Source: T. Kohonen's batch algorithm; the torus and its unfolding after J. H. Lee and S. Vijayan, "Generalization
+ability and vulnerabilities to adversarial perturbations".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detectors.errors import BundleError
+
+
+def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Shortest step from grid positions `a` to `b` [..., 2] on a torus: the nearest copy on the 3 x 3 tiling."""
+    return torch.remainder(b - a + side / 2, side) - side / 2
+
+
+def torus_distance(a: Tensor, b: Tensor, side: int) -> Tensor:
+    """Euclidean distance on the torus between grid positions [..., 2]."""
+    distance: Tensor = torch.linalg.vector_norm(torus_offset(a, b, side), dim=-1)
+    return distance
+
+
+def grid_positions(side: int) -> Tensor:
+    """(row, column) of every unit, [side * side, 2]."""
+    axis = torch.arange(side, dtype=torch.float32)
+    return torch.cartesian_prod(axis, axis)
+
+
+def class_center(density: Tensor, side: int) -> Tensor:
+    """Centre of mass of a class's best matching units on the unfolded map, wrapped back, [2].
+
+    Args:
+        density: [side * side] hits of the class on each unit, not all zero.
+
+    The nearest copies are taken around the unit with the least mean squared torus distance to the hits, so the centre
+    does not depend on where the torus was cut.
+    """
+    positions = grid_positions(side).to(density.device)
+    offsets = torus_offset(positions[:, None], positions[None, :], side)
+    weight = density.to(positions.dtype) / density.sum()
+    anchor = int(((offsets**2).sum(dim=2) @ weight).argmin())
+    return torch.remainder(positions[anchor] + weight @ offsets[anchor], side)
+
+
+class TorusMap(nn.Module):
+    """The map of one layer: standardisation, units, ownership, and its clean distances as a yardstick.
+
+    Buffers: `mean`, `scale` [D]; `units` [U, D] in standardised space; `hits` [U, K], how often each predicted class
+    landed on each unit (sums: they merge); `yardstick` [Q], sorted clean BMU distances. Derived: `owned` [U, K].
+    """
+
+    mean: Tensor
+    scale: Tensor
+    units: Tensor
+    hits: Tensor
+    yardstick: Tensor
+    owned: Tensor
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        for name in ("mean", "scale", "units", "hits", "yardstick"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("owned", torch.empty(0), persistent=False)
+
+    def standardise(self, codes: Tensor) -> Tensor:
+        """Codes [B, D] in units of the fit split's standard deviations."""
+        return (codes - self.mean) / self.scale
+
+    def distances(self, standardised: Tensor) -> Tensor:
+        """Distance of standardised codes [B, D] to every unit, [B, U]."""
+        # In float64, where cdist's matrix product loses nothing of small distances to cancellation.
+        distances: Tensor = torch.cdist(standardised.double(), self.units.double())
+        return distances.to(standardised.dtype)
+
+    def train_units(self, codes: Tensor, *, epochs: int, radius_end: float, seed: int, chunk: int = 2048) -> None:
+        """Batch SOM: w_u = sum_b n(u, bmu(b)) z_b / sum_b n(u, bmu(b)), a Gaussian neighbourhood n on the torus.
+
+        Args:
+            codes: [N, D], possibly on disk; revisited `epochs` times in chunks.
+            epochs: passes; the neighbourhood radius shrinks geometrically over them, from side / 2.
+            radius_end: the last radius, in units of the grid.
+            seed: of the initial units, codes drawn without replacement.
+            chunk: rows at a time.
+        """
+        chunks = codes.split(chunk)
+        count, first = codes.shape[0], codes[0].double()
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for block in chunks:  # shifted by the first code, so that the variance does not cancel
+            shifted = block.double() - first
+            total += shifted.sum(dim=0)
+            squares += (shifted**2).sum(dim=0)
+        mean = total / count
+        deviation = (squares / count - mean**2).clamp_min(0).sqrt()
+        self.mean = (mean + first).to(codes.dtype)
+        # A number that never varies carries no distance; scale 1 keeps it from dividing by zero.
+        self.scale = torch.where(deviation > 1e-6 * (1 + self.mean.abs()), deviation, 1.0).to(codes.dtype)
+
+        generator = torch.Generator().manual_seed(seed)
+        units = self.side * self.side
+        start = torch.randperm(count, generator=generator)[:units]
+        if count < units:
+            start = torch.randint(count, (units,), generator=generator)
+        self.units = self.standardise(codes[start])
+        for epoch in range(epochs):
+            progress = epoch / max(1, epochs - 1)
+            radius = (self.side / 2) ** (1 - progress) * radius_end**progress
+            sums, hits = torch.zeros_like(self.units), torch.zeros(units, dtype=codes.dtype)
+            for block in chunks:
+                block_sums, block_hits = self.batch_sums(self.standardise(block))
+                sums += block_sums
+                hits += block_hits
+            self.move(sums, hits, radius)
+
+    def batch_sums(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
+        """What one epoch needs of standardised codes [B, D]: their sum per best matching unit [U, D], and hits [U].
+
+        Both add up over blocks and over shards.
+        """
+        best = torch.cdist(standardised, self.units).argmin(dim=1)
+        sums = torch.zeros_like(self.units).index_add_(0, best, standardised)
+        return sums, torch.bincount(best, minlength=len(self.units)).to(sums.dtype)
+
+    def move(self, sums: Tensor, hits: Tensor, radius: float) -> None:
+        """End an epoch: w_u = sum_v n(u, v) sums_v / sum_v n(u, v) hits_v, n Gaussian in torus distance."""
+        positions = grid_positions(self.side).to(sums)
+        grid = torus_distance(positions[:, None], positions[None, :], self.side)
+        neighbourhood = torch.exp(-(grid**2) / (2 * radius**2))
+        weight = neighbourhood @ hits
+        moved = (neighbourhood @ sums) / weight.clamp_min(1e-12).unsqueeze(1)
+        # A unit out of everyone's reach stays where it is.
+        self.units = torch.where((weight > 1e-12).unsqueeze(1), moved, self.units)
+
+    def merge(self, other: TorusMap) -> None:
+        """Add the hits another shard counted on the same units."""
+        if not torch.equal(self.units, other.units):
+            raise BundleError("these maps hold different units: train once, then count hits on every shard")
+        self.hits = self.hits + other.hits
+
+    def settle_ownership(self) -> None:
+        """Say which units each class owns: those most of whose hits are its.
+
+        A class that owns none owns where it hit most; one that was never predicted owns every unit, so that its
+        class distance is 0, no evidence either way.
+        """
+        own = (self.hits == self.hits.amax(dim=1, keepdim=True)) & (self.hits > 0)
+        most = self.hits == self.hits.amax(dim=0, keepdim=True)
+        self.owned = torch.where(~own.any(dim=0), most, own)
+
+    def quality(self, standardised: Tensor) -> tuple[float, float]:
+        """Quantization error (mean BMU distance) and topographic error of standardised codes [B, D].
+
+        The topographic error is the share of codes whose two best units are not neighbours (eight of them, on the
+        torus).
+        """
+        distances, order = self.distances(standardised).topk(2, dim=1, largest=False)
+        positions = grid_positions(self.side).to(order.device)
+        step = torus_offset(positions[order[:, 0]], positions[order[:, 1]], self.side).abs().amax(dim=1)
+        return float(distances[:, 0].mean()), float((step > 1).double().mean())
