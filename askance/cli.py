@@ -16,7 +16,19 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a path whose folder does not exist, before any work is done rather than after."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
+    return path
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=_in_a_folder),
+]
 
 
 @app.command()

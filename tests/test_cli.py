@@ -112,10 +112,10 @@ def test_evaluate_writes_json(digits_run: DigitsRun, tmp_path: Path, capsys: pyt
     figures = json.loads(out.read_text())
     assert figures["auroc"]["pgd"]["fused"] >= 0.95
     assert "AUROC on successful attacks" in capsys.readouterr().out
-    message = fails(
-        ["evaluate", str(digits_run.bundle.path), str(digits_run.config_path), "--json", "/nowhere/e.json"], capsys
-    )
-    assert message == "askance: cannot write /nowhere/e.json: No such file or directory"
+    message = fails(["evaluate", "none", "none", "--json", "/nowhere/e.json"], capsys)
+    assert "cannot write /nowhere/e.json: there is no folder /nowhere" in message
+    message = fails(["inspect", str(digits_run.bundle.path), "--json", str(tmp_path)], capsys)
+    assert message == f"askance: cannot write {tmp_path}: Is a directory"
 
 
 def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
