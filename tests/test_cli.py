@@ -38,7 +38,10 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["serve", "B", "--port", "many"], "Invalid value for '--port'"),
         (["calibrate", "configs/digits.toml"], "Missing option '--out'"),
         (["calibrate", "nowhere.toml", "--out", "B"], "cannot read the config nowhere.toml"),
-        (["serve", "nowhere"], "nowhere is not a bundle: it has no readable manifest.json"),
+        (
+            ["serve", "nowhere", "--port", "0", "--metrics-port", "0"],
+            "nowhere is not a bundle: it has no readable manifest.json",
+        ),
         (["inspect", "nowhere"], "nowhere is not a bundle"),
         (["serve", "nowhere", "--config", "none.toml"], "none.toml cannot be read: No such file"),
         (["serve", "nowhere", "--port", "70000"], "port: input should be less than or equal to 65535, got 70000"),
