@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.attacks import PixelClassifier, attack
+from calibration.cache import attack_cache
 from calibration.config import load_config
 from calibration.evaluation import BASELINE
 from calibration.metrics import detection
-from calibration.pipeline import calibrate, load_subject
+from calibration.pipeline import calibrate
 from calibration.progress import say, track
+from calibration.subject import load_subject
+from calibration.suite import Assault, Target, run
 from calibration.training import train
 from detectors.screen import FUSED, Verdict
 from service.client import Client, ServiceError
@@ -54,11 +56,14 @@ def run_demo() -> dict[str, Any]:
             clean, seconds = _one_by_one(client, images.pixels())
             predicted = torch.tensor([answer.prediction.index for answer in clean])
             chosen = torch.nonzero(predicted == images.y).flatten()[: config.evaluation.attacked_images]
-            predict = PixelClassifier(subject.classifier, config.classifier.preprocessing)
-            attacked = {}
-            for one in config.evaluation.attacks:
-                pixels = attack(predict, images[chosen], one)
-                attacked[one.name] = _streamed(client, pixels)
+            target = Target(
+                config.classifier.factory, config.classifier.arguments, subject.weights, config.classifier.preprocessing
+            )
+            assaults = [Assault(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
+            attacked = {
+                assault.options.name: _streamed(client, pixels)
+                for assault, pixels in zip(assaults, run(target, assaults, attack_cache()), strict=True)
+            }
 
     evaluation = bundle.evaluation()
     figures: dict[str, Any] = {

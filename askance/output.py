@@ -53,12 +53,12 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 def _by_attack(evaluation: Mapping[str, Any], figure: str, title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("attack")
-    table.add_column("successful", justify="right")
+    table.add_column("attack", no_wrap=True)
+    table.add_column("successful", justify="right", no_wrap=True)
     detectors = list(evaluation["detector_clean_flag_rate"])
     others = [name for name in next(iter(evaluation[figure].values())) if name not in detectors]
     for name in (*detectors, *others):
-        table.add_column(name, justify="right")
+        table.add_column(_stacked(name), justify="right")
     for attack, row in evaluation["attacks"].items():
         figures = evaluation[figure].get(attack, {})
         cells = (f"{figures[name]:.3f}" if name in figures else "-" for name in (*detectors, *others))
@@ -66,15 +66,28 @@ def _by_attack(evaluation: Mapping[str, Any], figure: str, title: str) -> Table:
     return table
 
 
+def _stacked(name: str) -> str:
+    """A reader's name, a word a line: there can be more readers than fit side by side."""
+    return name.replace("_", "\n")
+
+
 def _flag_rates(evaluation: Mapping[str, Any]) -> Table:
-    table = Table(title="share of clean images flagged", title_justify="left")
-    table.add_column("level")
+    table = Table(title="share of clean images, and of controls, flagged", title_justify="left")
+    table.add_column("images", no_wrap=True)
+    table.add_column("level", no_wrap=True)
     table.add_column("target", justify="right")
     for detector in evaluation["detector_clean_flag_rate"]:
-        table.add_column(detector, justify="right")
-    for level, target in evaluation["target_flag_rate"].items():
-        rates = (rates[level] for rates in evaluation["detector_clean_flag_rate"].values())
-        table.add_row(level, f"{target:.1%}", *(f"{rate:.1%}" for rate in rates))
+        table.add_column(_stacked(detector), justify="right")
+    sets = {"clean": evaluation["detector_clean_flag_rate"]} | {
+        name: row["flag_rate"]
+        for kind in ("controls", "out_of_distribution")
+        for name, row in evaluation.get(kind, {}).items()
+    }
+    for images, rates in sets.items():
+        for level, target in evaluation["target_flag_rate"].items():
+            shares = (of_reader[level] for of_reader in rates.values())
+            # a target is a promise for clean images only
+            table.add_row(images, level, f"{target:.1%}" if images == "clean" else "", *(f"{s:.1%}" for s in shares))
     return table
 
 

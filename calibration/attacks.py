@@ -1,7 +1,8 @@
-"""Attacks on the classifier alone, in pixel space, eval mode, seeded."""
+"""Attacks on the classifier alone, in pixel space, eval mode, seeded: what each name of the configs runs."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.advertorch_compat import import_advertorch
-from calibration.config import AttackConfig
-from calibration.data import Images
-from calibration.progress import track
+from calibration.attack_options import AttackConfig
 from detectors.preprocessing import Preprocessing
 
 
@@ -30,53 +29,150 @@ class PixelClassifier(nn.Module):
         return logits
 
 
-def _fgsm(library: Any, predict: nn.Module, config: AttackConfig) -> Any:
-    return library.GradientSignAttack(
-        predict, nn.CrossEntropyLoss(reduction="sum"), eps=config.epsilon, clip_min=0.0, clip_max=1.0
+Perturb = Callable[[Tensor, Tensor], Tensor]  # (images, labels or targets) -> perturbed images
+_CLIP = {"clip_min": 0.0, "clip_max": 1.0}
+
+
+def _cross_entropy() -> nn.Module:
+    return nn.CrossEntropyLoss(reduction="sum")  # a sum, so that an image's gradient knows nothing of its batch mates
+
+
+def _fgsm(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    attack = import_advertorch().GradientSignAttack
+    targeted = options.target_rank is not None
+    return _of(attack(predict, _cross_entropy(), eps=options.epsilon, targeted=targeted, **_CLIP))
+
+
+def _iterative(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    library = import_advertorch()
+    shared = {
+        "eps": options.epsilon,
+        "nb_iter": options.steps,
+        "eps_iter": options.step_size,
+        "targeted": options.target_rank is not None,
+        **_CLIP,
+    }
+    if options.kind == "mim":
+        return _of(library.MomentumIterativeAttack(predict, _cross_entropy(), **shared))
+    return _of(library.LinfPGDAttack(predict, _cross_entropy(), rand_init=options.kind == "pgd", **shared))
+
+
+def _minimal(predict: nn.Module, options: Any, classes: int) -> Perturb:
+    library = import_advertorch()
+    attack = library.CarliniWagnerL2Attack if options.kind == "cw" else library.ElasticNetL1Attack
+    return _of(
+        attack(
+            predict,
+            classes,
+            confidence=options.confidence,
+            learning_rate=options.learning_rate,
+            binary_search_steps=options.searches,
+            max_iterations=options.steps,
+            initial_const=options.initial_weight,
+            **_CLIP,
+        )
     )
 
 
-def _pgd(library: Any, predict: nn.Module, config: AttackConfig) -> Any:
-    return library.LinfPGDAttack(
-        predict,
-        nn.CrossEntropyLoss(reduction="sum"),
-        eps=config.epsilon,
-        nb_iter=config.steps,
-        eps_iter=config.step_size,
-        rand_init=config.random_start,
-        clip_min=0.0,
-        clip_max=1.0,
+def _ddn(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    return _of(import_advertorch().DDNL2Attack(predict, nb_iter=options.steps, **_CLIP))
+
+
+def _fab(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    return _of(import_advertorch().LinfFABAttack(predict, n_iter=options.steps))
+
+
+def _spatial(predict: nn.Module, options: Any, classes: int) -> Perturb:
+    attack = import_advertorch().SpatialTransformAttack(
+        predict, classes, initial_const=options.smoothness, max_iterations=options.steps, **_CLIP
+    )
+
+    def perturb(images: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = attack.perturb(images, labels)
+        # Where it finds nothing advertorch leaves a black image, which a classifier may well take for another class.
+        black = found.flatten(1).amax(dim=1) == 0
+        return torch.where(black[:, None, None, None], images, found)
+
+    return perturb
+
+
+def _local_search(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    return _of(import_advertorch().LocalSearchAttack(predict, round_ub=options.rounds, t=options.pixels, **_CLIP))
+
+
+def _spsa(predict: nn.Module, options: Any, _classes: int) -> Perturb:
+    return _of(
+        import_advertorch().LinfSPSAAttack(
+            predict,
+            options.epsilon,
+            lr=options.learning_rate,
+            nb_iter=options.steps,
+            nb_sample=options.samples,
+            max_batch_size=options.samples,
+            **_CLIP,
+        )
     )
 
 
-_BUILDERS: dict[str, Callable[[Any, nn.Module, AttackConfig], Any]] = {"fgsm": _fgsm, "pgd": _pgd}
+def _deepfool(predict: nn.Module, options: Any, classes: int) -> Perturb:
+    from foolbox.attacks.deepfool import L2DeepFoolAttack
+    from foolbox.models.pytorch import PyTorchModel
+
+    attack = L2DeepFoolAttack(steps=options.steps, candidates=classes, overshoot=options.overshoot)
+
+    def perturb(images: Tensor, labels: Tensor) -> Tensor:
+        model = PyTorchModel(predict, bounds=(0, 1), device=images.device)
+        perturbed: Tensor = attack(model, images, labels, epsilons=None)[1]
+        return perturbed
+
+    return perturb
 
 
-def attack(predict: PixelClassifier, images: Images, config: AttackConfig, batch_size: int = 250) -> Tensor:
-    """Perturb every image to be misclassified (untargeted, against its true label).
+def _of(attacker: Any) -> Perturb:
+    perturb: Perturb = attacker.perturb
+    return perturb
+
+
+_BUILDERS: dict[str, Callable[[nn.Module, Any, int], Perturb]] = {
+    "fgsm": _fgsm,
+    "bim": _iterative,
+    "pgd": _iterative,
+    "mim": _iterative,
+    "cw": _minimal,
+    "ead": _minimal,
+    "ddn": _ddn,
+    "deepfool": _deepfool,
+    "fab": _fab,
+    "spatial": _spatial,
+    "local_search": _local_search,
+    "spsa": _spsa,
+}
+
+
+def perturb(predict: PixelClassifier, options: AttackConfig, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Perturb every image to be misclassified, or, where the options aim, to be taken for its target.
 
     Args:
         predict: in pixel space.
-        images: N of them.
-        config: which attack, and its budget.
-        batch_size: images at a time.
+        options: which attack, and its budget.
+        images: float32 [N, C, H, W] in [0, 1].
+        labels: [N], the true classes, or the targets if the attack aims.
+        seed: of the attack's random choices.
 
     Returns:
-        float32 [N, C, H, W] in [0, 1], within the budget of the originals; whether each succeeded is for the
-        caller to see.
+        float32 [N, C, H, W] in [0, 1]; whether each succeeded is for the caller to see.
     """
-    attacker = _BUILDERS[config.kind](import_advertorch(), predict, config)
-    pixels, results = images.pixels(), []
     frozen = [(p, p.requires_grad) for p in predict.parameters()]
     for parameter, _ in frozen:
         parameter.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            for start in track(range(0, len(images), batch_size), f"attack {config.name}"):
-                batch = slice(start, start + batch_size)
-                results.append(attacker.perturb(pixels[batch].contiguous(), images.y[batch]).detach())
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advertorch's own calls of what torch has since renamed
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                classes = predict(images[:1]).shape[1]
+            attack = _BUILDERS[options.kind](predict, options, classes)
+            return attack(images.contiguous(), labels).detach().clamp(0, 1)
     finally:
         for parameter, wanted in frozen:
             parameter.requires_grad_(wanted)
-    return torch.cat(results)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from calibration.attack_options import AttackConfig
+from calibration.controls import ControlConfig
 from detectors import (
+    ConstellationOptions,
     IntrospectionOptions,
     Levels,
     LibraryNetworkOptions,
@@ -18,6 +21,8 @@ from detectors import (
 )
 from detectors.errors import ConfigError, did_you_mean
 from detectors.preprocessing import Preprocessing
+
+PeerName = Literal["max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn"]
 
 
 class _Section(BaseModel):
@@ -108,6 +113,7 @@ class DetectorsConfig(_Section):
     introspection: IntrospectionOptions | None = None
     self_organizing_map: SelfOrganizingMapOptions | None = None
     semantic_signature: SemanticSignatureConfig | None = None
+    constellation: ConstellationOptions | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
@@ -116,38 +122,60 @@ class DetectorsConfig(_Section):
         return self
 
 
-class AttackConfig(_Section):
-    """One attack of the evaluation, in pixel space [0, 1], L-infinity.
+class OutOfDistributionConfig(_Section):
+    """Images of something else altogether, brought to the classifier's size and number of channels.
 
     Attributes:
-        name: of its row in the tables.
-        kind: "fgsm" (one step) or "pgd".
-        epsilon: the budget.
-        steps, step_size: of PGD.
-        random_start: of PGD, uniform in the budget.
-        seed: of the random start.
+        name: of the row in the tables.
+        source: as in `data.source`; all its images, pools together.
+        images: how many of them, at most.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$")
-    kind: Literal["fgsm", "pgd"]
-    epsilon: float = Field(gt=0, le=1)
-    steps: int = Field(default=40, ge=1)
-    step_size: float = Field(default=0.01, gt=0)
-    random_start: bool = True
-    seed: int = 0
+    source: str
+    images: int = Field(default=1000, ge=1)
 
 
 class EvaluationConfig(_Section):
-    """The evaluation: its attacks, and how many correctly classified images of the split each one starts from."""
+    """The evaluation.
+
+    Attributes:
+        attacks: on the evaluation split.
+        attacked_images: how many correctly classified images each attack starts from, unless it says so itself.
+        seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
+            peers that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
+            their kind count as seen. Without them the fused score is untrained.
+        controls: changes that are not attacks, on `attacked_images` correctly classified images.
+        out_of_distribution: other images.
+        peers: other people's detectors to fit and score beside ours.
+    """
 
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     attacked_images: int = Field(default=1000, ge=1)
+    seen: tuple[AttackConfig, ...] = ()
+    controls: tuple[ControlConfig, ...] = ()
+    out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
+    peers: tuple[PeerName, ...] = ("max_softmax",)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [attack.name for attack in self.attacks]
-        if len(set(names)) < len(names):
-            raise ValueError("two attacks share a name")
+        for rows in (self.attacks, self.seen, self.controls, self.out_of_distribution):
+            names = [row.name for row in rows]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two rows share the name {twice[0]!r}")
+        if any(attack.name == "worst_case" for attack in self.attacks):
+            raise ValueError("the name 'worst_case' is taken: it is the row of the worst case over all attacks")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_peers_have_a_seen_attack(self) -> Self:
+        trained = [name for name in self.peers if name in ("mahalanobis", "lid")]
+        if trained and not self.seen:
+            raise ValueError(f"the peer {trained[0]} is trained on an attack: give one in evaluation.seen")
+        kinds = sorted({attack.kind for attack in self.seen})
+        if len(kinds) > 1:
+            raise ValueError(f"seen attacks must be of one kind, got {' and '.join(kinds)}: the others stay unseen")
         return self
 
 
@@ -209,26 +237,36 @@ def _resolved(config: Config, beside: Path) -> Config:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: the key, what is wrong with it, and the nearest known key if misspelt."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    # A misspelt key that is required is two errors, missing and unknown: the second is the one that helps.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    path, models = _followed(model, first["loc"])
+    key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}: {did_you_mean(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
+        return f"unknown key {key!r}: {did_you_mean(path[-1], [name for m in models for name in m.model_fields])}"
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
+    if first["type"] == "union_tag_invalid":
+        known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.kind: unknown {first['ctx']['tag']!r}: {did_you_mean(first['ctx']['tag'], known)}"
+    if first["type"] == "union_tag_not_found":
+        return f"the key {key + '.kind'!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if isinstance(first["input"], dict) else f", got {first['input']!r}")
 
 
-def _known_keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
-    for part in where:
-        if isinstance(part, int):
+def _followed(model: type[BaseModel], where: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The key that an error's location names, and the models that its last part is looked for in."""
+    models, path = [model], list[str]()
+    for i, part in enumerate(where):
+        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        if tagged:  # pydantic names the kind of a table among others; the file has no such key
+            models = tagged
             continue
-        field = model.model_fields.get(part)
-        candidates = [] if field is None else _models_in(field.annotation)
-        if not candidates:
-            return []
-        model = candidates[0]
-    return list(model.model_fields)
+        path.append(str(part))
+        if isinstance(part, str) and i < len(where) - 1:
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return path, models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -71,12 +71,19 @@ class ImageStream:
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
+    def slices(self) -> list[slice]:
+        """Which images make each batch."""
+        return [slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size)]
+
+    def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels [B, C, H, W] and labels [B] of one of the `slices`."""
+        images = self.images[rows]
+        return images.pixels() if self.pixels is None else self.pixels[rows], images.y
+
     def __iter__(self) -> Iterator[Capture]:
-        for start in range(0, len(self.images), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            batch = self.images[rows]
+        for rows in self.slices():
             with torch.no_grad():
-                capture = self.tap(batch.pixels() if self.pixels is None else self.pixels[rows], batch.y)
+                capture = self.tap(*self.batch(rows))
             yield capture
 
 
@@ -198,6 +205,18 @@ def load_pools(config: DataConfig) -> dict[str, Images]:
     pools = {"train": train} | ({"test": test} if test is not None else {})
     generator = torch.Generator().manual_seed(config.seed)
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}
+
+
+def load_source(source: str) -> Images:
+    """All images of a source, its pools together.
+
+    Raises:
+        DataError: it is unknown, missing or invalid.
+    """
+    train, test = _load(source)
+    if test is None:
+        return train
+    return Images(torch.cat([test.x, train.x]), torch.cat([test.y, train.y]), train.classes)
 
 
 def _load(source: str) -> tuple[Images, Images | None]:

@@ -1,82 +1,196 @@
-"""The evaluation: tables of how well each detector separates clean from attacked, and how often it is wrong."""
+"""The evaluation: how well each reader separates clean from attacked images, how sure that is, and its false alarms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from calibration.config import AttackConfig, EvaluationConfig
-from calibration.metrics import detection
-from calibration.scoring import Scores
+from calibration.attack_options import AttackConfig
+from calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
+from detectors import Levels
 from detectors.conformal import p_value
-from detectors.screen import FUSED, Calibration
+from detectors.screen import FUSED
 
+SINGLE_PASS = "fused_single_pass"
+UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"
+WORST_CASE = "worst_case"
 
 
-def choose_attacked(clean: Scores, config: EvaluationConfig) -> Tensor:
-    """Positions of the correctly classified images that every attack starts from, in split order."""
-    return torch.nonzero(clean.correct).flatten()[: config.attacked_images]
+@dataclass(frozen=True)
+class SetScores:
+    """What every reader (our detectors, the fused scores, the peers) said of N images.
+
+    Attributes:
+        columns: {reader: [N]}, higher = more suspicious.
+        predicted: [N], the classifier's answers.
+        labels: [N], the true classes; meaningless for out-of-distribution images.
+    """
+
+    columns: Mapping[str, Tensor]
+    predicted: Tensor
+    labels: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the classifier is right, bool [N]."""
+        return self.predicted == self.labels
+
+    def of(self, column: str, rows: Tensor) -> Tensor:
+        """The scores of one reader for the images of a mask, [M]."""
+        return self.columns[column][rows]
 
 
-def evaluate(
-    clean: Scores,
-    calibration: Calibration,
-    config: EvaluationConfig,
-    attacked: Callable[[AttackConfig], Scores],
-) -> dict[str, Any]:
-    """Evaluate on the clean split and on every attack.
+@dataclass(frozen=True)
+class AttackedSet:
+    """An attack's images, read.
+
+    Attributes:
+        options: which attack.
+        scores: of its images, made from the first N that the classifier got right.
+        distances: {"linf", "l2"}: how far each image was moved, [N], in pixel values.
+        seen: whether a reader may have been trained on its family.
+    """
+
+    options: AttackConfig
+    scores: SetScores
+    distances: Mapping[str, Tensor]
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything an evaluation is computed from.
+
+    Attributes:
+        clean: the evaluation split.
+        tables: {reader: clean scores [n], sorted}, of a split that nothing else used.
+        attacks: in the config's order.
+        others: controls and out-of-distribution sets, {kind: {name: scores}}.
+    """
+
+    clean: SetScores
+    tables: Mapping[str, Tensor]
+    attacks: Sequence[AttackedSet]
+    others: Mapping[str, Mapping[str, SetScores]]
+
+
+def choose_attacked(clean_correct: Tensor, count: int) -> Tensor:
+    """Positions of the first `count` correctly classified images, which an attack starts from."""
+    return torch.nonzero(clean_correct).flatten()[:count]
+
+
+def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> dict[str, Any]:
+    """The figures of an evaluation (science.md, section 6).
 
     Negatives are all clean images of the split, misclassified ones included, as in production. Positives are the
-    *successful* attacks on images that the classifier got right; failed attacks are reported apart.
-
-    Args:
-        clean: of the evaluation split.
-        calibration: the conformal tables.
-        config: the attacks.
-        attacked: gives the scores of one attack's images, made from the images of `choose_attacked`.
+    *successful* attacks on images that the classifier got right; failed ones are reported apart.
 
     Returns:
-        JSON-ready: accuracy, flag rates beside their targets, and per attack and detector the figures of
-        `metrics.detection`, under `<figure>.<attack>.<detector>`.
+        JSON-ready. Per attack and reader the figures of `metrics.detection`, under `<figure>.<attack>.<reader>`, their
+        bootstrap intervals under `intervals.<figure>.<attack>.<reader>`; `worst_case` is an attack like the others:
+        each image's least score over all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>`
+        (fused), `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused).
     """
-    clean_scores = clean.with_fused(calibration.fusion)
+    clean = evidence.clean
     result: dict[str, Any] = {
         "classifier": {"accuracy": float(clean.correct.double().mean()), "images": len(clean.labels)},
-        "target_flag_rate": dict(calibration.levels.items()),
-        "clean_flag_rate": {},
-        "detector_clean_flag_rate": {},
+        "target_flag_rate": dict(levels.items()),
+        "clean_flag_rate_interval": {n: binomial_interval(a, len(clean.labels)) for n, a in levels.items()},
         "attacks": {},
+        **{figure: {} for figure in FIGURES},
+        "intervals": {figure: {} for figure in FIGURES},
     }
-    tables: dict[str, Tensor] = {**calibration.tables, FUSED: calibration.fused_table}
-    for name, values in clean_scores.items():
-        p = p_value(values, tables[name])
-        rates = {level: float((p <= alpha).double().mean()) for level, alpha in calibration.levels.items()}
-        if name == FUSED:
-            result["clean_flag_rate"] = rates
-        result["detector_clean_flag_rate"][name] = rates
-    clean_scores[BASELINE] = clean.doubt
-
-    for config_of_one in config.attacks:
-        scores = attacked(config_of_one)
-        succeeded = ~scores.correct
-        of_attack = scores.with_fused(calibration.fusion) | {BASELINE: scores.doubt}
-        row: dict[str, Any] = config_of_one.model_dump(mode="json") | {
+    rates = flag_rates(evidence.tables, clean.columns, levels)
+    result["clean_flag_rate"] = rates[FUSED]
+    result["detector_clean_flag_rate"] = rates
+    result["class_clean_flag_rate"] = _by_class(evidence, levels, class_names)
+    for attacked in evidence.attacks:
+        succeeded = ~attacked.scores.correct
+        result["attacks"][attacked.options.name] = attacked.options.model_dump(mode="json", exclude={"name"}) | {
+            "seen": attacked.seen,
             "attempted": len(succeeded),
             "successful": int(succeeded.sum()),
-            "failed_auroc": {},
+            "median_distance": {
+                norm: float(values[succeeded].median()) if bool(succeeded.any()) else None
+                for norm, values in attacked.distances.items()
+            },
         }
-        for name, of_clean in clean_scores.items():
-            figures = detection(of_clean, of_attack[name][succeeded])
-            for figure, value in (figures or {}).items():
-                result.setdefault(figure, {}).setdefault(config_of_one.name, {})[name] = value
-            failed = detection(of_clean, of_attack[name][~succeeded])
-            row["failed_auroc"][name] = failed and failed["auroc"]
-        result["attacks"][config_of_one.name] = row
+        for reader, of_clean in clean.columns.items():
+            _enter(result, attacked.options.name, reader, of_clean, attacked.scores.of(reader, succeeded))
+            failed = detection(of_clean, attacked.scores.of(reader, ~succeeded))
+            if failed is not None:
+                result.setdefault("failed_auroc", {}).setdefault(attacked.options.name, {})[reader] = failed["auroc"]
+    _enter_worst_case(result, evidence)
+    for kind, sets in evidence.others.items():
+        result[kind] = {
+            name: {
+                "images": len(scores.labels),
+                "accuracy": float(scores.correct.double().mean()) if kind == "controls" else None,
+                "flag_rate": flag_rates(evidence.tables, scores.columns, levels),
+                "auroc": {
+                    reader: found["auroc"]
+                    for reader, of_clean in clean.columns.items()
+                    if (found := detection(of_clean, scores.columns[reader])) is not None
+                },
+            }
+            for name, scores in sets.items()
+        }
     return result
+
+
+def _enter(result: dict[str, Any], attack: str, reader: str, clean: Tensor, attacked: Tensor) -> None:
+    figures, intervals = detection(clean, attacked), detection_intervals(clean, attacked)
+    for figure, value in (figures or {}).items():
+        result[figure].setdefault(attack, {})[reader] = value
+    for figure, interval in (intervals or {}).items():
+        result["intervals"][figure].setdefault(attack, {})[reader] = interval
+
+
+def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
+    succeeded = {one.options.name: ~one.scores.correct for one in evidence.attacks}
+    if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
+        return
+    least: Tensor | None = None
+    for reader, of_clean in evidence.clean.columns.items():
+        least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded)
+        _enter(result, WORST_CASE, reader, of_clean, least)
+    assert least is not None
+    longest = max(len(found) for found in succeeded.values())
+    result["attacks"][WORST_CASE] = {
+        "kind": WORST_CASE,
+        "seen": False,
+        "attempted": longest,
+        "successful": len(least),
+        "median_distance": {},
+    }
+
+
+def flag_rates(
+    tables: Mapping[str, Tensor], columns: Mapping[str, Tensor], levels: Levels
+) -> dict[str, dict[str, float]]:
+    """The share of images that each reader flags at each level, {reader: {level: share}}."""
+    rates = {}
+    for reader, values in columns.items():
+        p = p_value(values.to(tables[reader].dtype), tables[reader])
+        rates[reader] = {level: float((p <= alpha).double().mean()) for level, alpha in levels.items()}
+    return rates
+
+
+def _by_class(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The fused flag rate among the clean images of each predicted class."""
+    table = evidence.tables
+    of_class = {}
+    for k, name in enumerate(class_names):
+        rows = evidence.clean.predicted == k
+        if bool(rows.any()):
+            rates = flag_rates({FUSED: table[FUSED]}, {FUSED: evidence.clean.of(FUSED, rows)}, levels)
+            of_class[name] = rates[FUSED] | {"images": int(rows.sum())}
+    return of_class
 
 
 def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:

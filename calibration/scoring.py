@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from calibration.data import ImageStream
 from calibration.progress import Tracked
-from detectors import Detector, Fusion
+from detectors import Detector
 from detectors.fusion import all_components, all_two_sided
-from detectors.screen import FUSED, read_all
+from detectors.screen import read_all
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,9 @@ class Scores:
         """Whether the classifier is right, bool [N]."""
         return self.logits.argmax(dim=1) == self.labels
 
-    @property
-    def doubt(self) -> Tensor:
-        """The baseline of Hendrycks and Gimpel (2017): one minus the greatest softmax probability, [N]."""
-        return 1 - self.logits.double().softmax(dim=1).amax(dim=1)
-
-    def with_fused(self, fusion: Fusion) -> dict[str, Tensor]:
-        """The scores and the fused one, {name: [N]}."""
-        return dict(self.scores) | {FUSED: fusion.score(self.components)}
+    def only(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some of the components, in the order of `names`."""
+        return {name: self.components[name] for name in names}
 
     def tensors(self) -> dict[str, Tensor]:
         """As one flat dict, for a stage's file."""

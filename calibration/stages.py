@@ -34,8 +34,7 @@ class Stages:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = folder
-        canonical = json.dumps(identity, sort_keys=True)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        digest = self.digest(identity)
         marker = folder / "identity"
         if marker.exists():
             if not resume:
@@ -48,6 +47,11 @@ class Stages:
                 )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, digest.encode())
+
+    @staticmethod
+    def digest(identity: Mapping[str, Any]) -> str:
+        """SHA-256 of an identity."""
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def run(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return the stage's tensors: those kept from before, or those `make` gives now, kept before returning."""

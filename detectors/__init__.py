@@ -1,7 +1,8 @@
-"""What suspicion is: hooks, the four detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
+"""What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
 
 from detectors.bundle import Bundle
-from detectors.detector import Detector, Reading
+from detectors.constellation import Constellation, ConstellationOptions
+from detectors.detector import Detector, Reading, tap_for
 from detectors.errors import AskanceError, NotFittedError
 from detectors.fusion import Fusion
 from detectors.introspection import Introspection, IntrospectionOptions
@@ -17,6 +18,8 @@ __all__ = [
     "Calibration",
     "Capture",
     "CaptureStream",
+    "Constellation",
+    "ConstellationOptions",
     "Detector",
     "Fusion",
     "Introspection",
@@ -35,4 +38,5 @@ __all__ = [
     "SemanticSignatureOptions",
     "Tap",
     "Verdict",
+    "tap_for",
 ]

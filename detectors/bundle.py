@@ -52,7 +52,11 @@ def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
     return contiguous(
         {f"scores/{name}": values for name, values in calibration.tables.items()}
-        | {f"scores/{FUSED}": calibration.fused_table, "components": calibration.fusion.tables}
+        | {
+            f"scores/{FUSED}": calibration.fused_table,
+            "components": calibration.fusion.tables,
+            "weights": calibration.fusion.weights,
+        }
     )
 
 
@@ -248,7 +252,10 @@ class Bundle:
                 levels=self.manifest.calibration.levels,
                 tables={entry.kind: tensors[f"scores/{entry.kind}"] for entry in self.manifest.detectors},
                 fusion=Fusion(
-                    self.manifest.calibration.components, self.manifest.calibration.two_sided, tensors["components"]
+                    self.manifest.calibration.components,
+                    self.manifest.calibration.two_sided,
+                    tensors["components"],
+                    tensors["weights"],
                 ),
                 fused_table=tensors[f"scores/{FUSED}"],
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, final
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from detectors.errors import BundleError, NotFittedError
-from detectors.tap import Capture, CaptureStream
+from detectors.tap import Capture, CaptureStream, Tap
 
 
 class Options(BaseModel):
@@ -60,6 +60,15 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether it can score."""
+
+    @property
+    def view_layers(self) -> tuple[str, ...]:
+        """The layers it reads of altered copies of the input; without any it asks for no copies."""
+        return ()
+
+    def views(self, images: Tensor) -> Tensor:
+        """The altered copies it asks for, [B, C, H, W] -> [B, V, C, H, W], pixels in [0, 1]."""
+        raise NotImplementedError(f"{self.kind} asks for no views")
 
     @abstractmethod
     def fit(self, stream: CaptureStream) -> Self:
@@ -126,3 +135,15 @@ class Detector(nn.Module, ABC):
         """Raise NotFittedError unless fitted."""
         if not self.is_fitted:
             raise NotFittedError(self)
+
+
+def tap_for(
+    classifier: nn.Module, detectors: Iterable[Detector], preprocess: Callable[[Tensor], Tensor] | None = None
+) -> Tap:
+    """A Tap that sees all that these detectors read; at most one of them asks for views."""
+    detectors = list(detectors)
+    layers = [layer for detector in detectors for layer in detector.layers]
+    viewer = next((detector for detector in detectors if detector.view_layers), None)
+    if viewer is None:
+        return Tap(classifier, layers, preprocess)
+    return Tap(classifier, layers, preprocess, viewer.views, viewer.view_layers)

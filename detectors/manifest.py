@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from detectors.preprocessing import Preprocessing
 from detectors.screen import Levels
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Part(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from detectors.constellation import Constellation, ConstellationOptions
 from detectors.detector import Detector, Options
 from detectors.errors import BundleError, did_you_mean
 from detectors.introspection import Introspection, IntrospectionOptions
@@ -17,6 +18,7 @@ OPTIONS: Mapping[str, type[Options]] = {
     Introspection.kind: IntrospectionOptions,
     SelfOrganizingMap.kind: SelfOrganizingMapOptions,
     SemanticSignature.kind: SemanticSignatureOptions,
+    Constellation.kind: ConstellationOptions,
 }
 
 _BUILDERS: Mapping[str, Callable[[Any], Detector]] = {
@@ -24,6 +26,7 @@ _BUILDERS: Mapping[str, Callable[[Any], Detector]] = {
     Introspection.kind: Introspection,
     SelfOrganizingMap.kind: SelfOrganizingMap,
     SemanticSignature.kind: SemanticSignature,
+    Constellation.kind: Constellation,
 }
 
 

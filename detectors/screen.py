@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from detectors.conformal import p_value
-from detectors.detector import Detector, Reading
+from detectors.detector import Detector, Reading, tap_for
 from detectors.errors import AskanceError, ConfigError
 from detectors.fusion import Fusion, all_components
 from detectors.preprocessing import Preprocessing
-from detectors.tap import Capture, Tap
+from detectors.tap import Capture
 
 FUSED = "fused"
 Observe = Callable[[str, float], None]  # (stage, seconds)
@@ -160,8 +160,7 @@ class Screen:
         self.class_names = tuple(class_names)
         self.detectors = dict(detectors)
         self.calibration = calibration
-        layers = [layer for detector in self.detectors.values() for layer in detector.layers]
-        self.tap = Tap(classifier, layers, preprocessing.normalize)
+        self.tap = tap_for(classifier, self.detectors.values(), preprocessing.normalize)
 
     @torch.no_grad()
     def __call__(

@@ -74,8 +74,9 @@ class SelfOrganizingMap(Detector):
     """Suspicion by distance from the map of clean codes; layers are put on one scale by their clean distances.
 
     Score: -log of the harmonic mean over layers of p_l, the rank of the BMU distance among the layer's clean ones.
-    Components: `bmu_distance:<layer>` and `class_distance:<layer>`, the distance to the nearest unit that the
-    predicted class owns (most of whose hits are its) minus the BMU distance.
+    Components: `bmu_distance:<layer>`; `class_distance:<layer>`, the distance to the nearest unit that the predicted
+    class owns (most of whose hits are its) minus the BMU distance; and `minor_distance:<layer>`, the distance to the
+    predicted class's mean code along the directions in which the codes of a class hardly vary.
     """
 
     kind: ClassVar[str] = "self_organizing_map"
@@ -143,6 +144,7 @@ class SelfOrganizingMap(Detector):
                 distances.append(nearest.values)
                 owners.index_put_((nearest.indices, labels), torch.ones_like(labels), accumulate=True)
             layer_map.hits = owners
+            layer_map.find_minor_axes(layer_codes, predicted, count)
             grid = torch.linspace(0, 1, REFERENCE_QUANTILES, dtype=layer_codes.dtype)
             ordered = torch.cat(distances).sort().values
             layer_map.yardstick = ordered[(grid * (len(ordered) - 1)).round().long()].clone()
@@ -167,7 +169,8 @@ class SelfOrganizingMap(Detector):
         components: dict[str, Tensor] = {}
         evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
         for layer, layer_map in self.layer_maps().items():
-            distances = layer_map.distances(layer_map.standardise(vector_code(capture.activations[layer])))
+            standardised = layer_map.standardise(vector_code(capture.activations[layer]))
+            distances = layer_map.distances(standardised)
             nearest = distances.min(dim=1)
             rank = p_value(nearest.values, layer_map.yardstick)
             owned = layer_map.owned[:, capture.predicted].T
@@ -175,6 +178,7 @@ class SelfOrganizingMap(Detector):
             components[f"class_distance:{layer}"] = (
                 distances.masked_fill(~owned, torch.inf).min(dim=1).values - nearest.values
             )
+            components[f"minor_distance:{layer}"] = layer_map.minor_distances(standardised, capture.predicted)
             evidence["unit"].append(nearest.indices)
             evidence["distance"].append(nearest.values)
             evidence["p"].append(rank)

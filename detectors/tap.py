@@ -22,11 +22,14 @@ class Capture:
         logits: the classifier's outputs o(x), [B, K].
         activations: each tapped layer's output a_l(x), {layer: [B, ...]}.
         labels: the true classes [B] where they are known (offline only), else None.
+        views: what the classifier made of V altered copies of each input, view by view, if the Tap takes any: a
+            Capture of B * V inputs, the V copies of an input in a row.
     """
 
     logits: Tensor
     activations: Mapping[str, Tensor]
     labels: Tensor | None = None
+    views: Capture | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[0]
@@ -48,10 +51,15 @@ class Capture:
 
     def select(self, index: Tensor) -> Capture:
         """Return the Capture of the inputs at `index` (integer positions or a boolean mask, [B])."""
+        views = self.views
+        if views is not None:
+            copies = torch.arange(len(views), device=index.device).view(len(self), -1)
+            views = views.select(copies[index].flatten())
         return Capture(
             self.logits[index],
             {layer: a[index] for layer, a in self.activations.items()},
             None if self.labels is None else self.labels[index],
+            views,
         )
 
 
@@ -72,6 +80,9 @@ class Tap:
         module: the classifier, in eval mode.
         layers: names of submodules as `module.named_modules()` spells them.
         preprocess: applied to the images before the module (normalisation), so that callers stay in pixel space.
+        views: gives V altered copies of each image, [B, C, H, W] -> [B, V, C, H, W]; they join the batch, so that one
+            call of the classifier serves all.
+        view_layers: the layers whose activations are kept for the copies, too.
 
     Raises:
         LayerError: a name is not a submodule.
@@ -82,15 +93,19 @@ class Tap:
         module: nn.Module,
         layers: Sequence[str],
         preprocess: Callable[[Tensor], Tensor] | None = None,
+        views: Callable[[Tensor], Tensor] | None = None,
+        view_layers: Sequence[str] = (),
     ) -> None:
         modules = dict(module.named_modules())
-        for layer in layers:
+        self.layers = tuple(dict.fromkeys((*layers, *view_layers)))
+        self.view_layers = frozenset(view_layers)
+        for layer in self.layers:
             if not layer or layer not in modules:
                 known = [name for name in modules if name]
                 raise LayerError(f"the classifier has no layer {layer!r}: {did_you_mean(layer, known)}")
         self.module = module
-        self.layers = tuple(dict.fromkeys(layers))
         self._preprocess = preprocess
+        self._views = views
         self._local = threading.local()
         self._handles = [modules[layer].register_forward_hook(self._hook(layer)) for layer in self.layers]
 
@@ -109,7 +124,9 @@ class Tap:
                     "tap a layer that runs once"
                 )
             # A copy, because a later in-place operation (ReLU(inplace=True), `x += y`) would overwrite it.
-            seen[layer] = output.clone()
+            whole, inputs = self._local.batch
+            without_views = layer not in self.view_layers and output.ndim > 0 and output.shape[0] == whole
+            seen[layer] = (output[:inputs] if without_views else output).clone()
 
         return hook
 
@@ -124,8 +141,11 @@ class Tap:
             raise LayerError("this Tap is closed: open a new one")
         if any(module.training for module in self.module.modules()):
             raise LayerError("the classifier, or a part of it, is in training mode: call .eval() on it first")
+        inputs = images.shape[0]
+        if self._views is not None:
+            images = torch.cat([images, self._views(images).flatten(0, 1)])
         seen: dict[str, Tensor] = {}
-        self._local.seen = seen
+        self._local.seen, self._local.batch = seen, (images.shape[0], inputs)
         try:
             logits = self.module(images if self._preprocess is None else self._preprocess(images))
         finally:
@@ -136,12 +156,16 @@ class Tap:
         for layer in self.layers:
             if layer not in seen:
                 raise LayerError(f"layer {layer!r} never ran in the forward pass: tap a layer that does")
-            if seen[layer].ndim < 2 or seen[layer].shape[0] != images.shape[0]:
+            expected = images.shape[0] if layer in self.view_layers else inputs
+            if seen[layer].ndim < 2 or seen[layer].shape[0] != expected:
                 raise LayerError(
-                    f"layer {layer!r} gives {list(seen[layer].shape)} for a batch of {images.shape[0]}: "
+                    f"layer {layer!r} gives {list(seen[layer].shape)} for a batch of {expected}: "
                     "expected [B, ...], one activation for each input"
                 )
-        return Capture(logits, {layer: seen[layer] for layer in self.layers}, labels)
+        views = None
+        if self._views is not None:
+            views = Capture(logits[inputs:], {layer: seen[layer][inputs:] for layer in self.view_layers})
+        return Capture(logits[:inputs], {layer: seen[layer][:inputs] for layer in self.layers}, labels, views)
 
     def close(self) -> None:
         """Remove the hooks; the module is as before."""

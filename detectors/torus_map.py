@@ -49,7 +49,8 @@ class TorusMap(nn.Module):
     """The map of one layer: standardisation, units, ownership, and its clean distances as a yardstick.
 
     Buffers: `mean`, `scale` [D]; `units` [U, D] in standardised space; `hits` [U, K], how often each predicted class
-    landed on each unit (sums: they merge); `yardstick` [Q], sorted clean BMU distances. Derived: `owned` [U, K].
+    landed on each unit (sums: they merge); `yardstick` [Q], sorted clean BMU distances; `class_means` [K, D] and
+    `minor_axes` [D, M], for `minor_distances`. Derived: `owned` [U, K].
     """
 
     mean: Tensor
@@ -57,12 +58,14 @@ class TorusMap(nn.Module):
     units: Tensor
     hits: Tensor
     yardstick: Tensor
+    class_means: Tensor
+    minor_axes: Tensor
     owned: Tensor
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
-        for name in ("mean", "scale", "units", "hits", "yardstick"):
+        for name in ("mean", "scale", "units", "hits", "yardstick", "class_means", "minor_axes"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("owned", torch.empty(0), persistent=False)
 
@@ -75,6 +78,40 @@ class TorusMap(nn.Module):
         # In float64, where cdist's matrix product loses nothing of small distances to cancellation.
         distances: Tensor = torch.cdist(standardised.double(), self.units.double())
         return distances.to(standardised.dtype)
+
+    def find_minor_axes(self, codes: Tensor, predicted: Tensor, classes: int, chunk: int = 2048) -> None:
+        """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
+
+        Natural images hardly move along them, attacks do: Hendrycks and Gimpel, "Early methods for detecting
+        adversarial images" (2017), on pixels; here on codes, within the predicted class.
+
+        Args:
+            codes: [N, D], possibly on disk.
+            predicted: [N].
+            classes: K.
+            chunk: rows at a time.
+        """
+        width = codes.shape[1]
+        sums = torch.zeros(classes, width, dtype=torch.float64)
+        products = torch.zeros(width, width, dtype=torch.float64)
+        for block, labels in zip(codes.split(chunk), predicted.split(chunk), strict=True):
+            standardised = self.standardise(block).double()
+            sums.index_add_(0, labels, standardised)
+            products += standardised.T @ standardised
+        counts = torch.bincount(predicted, minlength=classes).double()
+        means = sums / counts.clamp_min(1).unsqueeze(1)  # a class never predicted: the overall mean, 0
+        within = (products - (means * counts.unsqueeze(1)).T @ means) / counts.sum()
+        variances, axes = torch.linalg.eigh(within)
+        # Axes without any variance (numbers that never change) would make every rounding error a wonder.
+        kept = [i for i in range(max(1, width // 2)) if variances[i] > 1e-6 * variances[-1]] or [0]
+        self.class_means = means.to(codes.dtype)
+        self.minor_axes = (axes[:, kept] / variances[kept].clamp_min(1e-12).sqrt()).to(codes.dtype)
+
+    def minor_distances(self, standardised: Tensor, predicted: Tensor) -> Tensor:
+        """Mahalanobis distance to the predicted class's mean along the minor axes, [B, D], [B] -> [B]."""
+        offset = (standardised - self.class_means[predicted]).double() @ self.minor_axes.double()
+        distance: Tensor = torch.linalg.vector_norm(offset, dim=1)
+        return distance.to(standardised.dtype)
 
     def train_units(self, codes: Tensor, *, epochs: int, radius_end: float, seed: int, chunk: int = 2048) -> None:
         """Batch SOM: w_u = sum_b n(u, bmu(b)) z_b / sum_b n(u, bmu(b)), a Gaussian neighbourhood n on the torus.

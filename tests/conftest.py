@@ -16,6 +16,12 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Attacked images of tests stay out of the user's cache, and the user's out of tests."""
+    os.environ["ASKANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     root = Path(os.environ.get("ASKANCE_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from toy import Trained
 
 from calibration.advertorch_compat import zero_gradients
-from calibration.attacks import PixelClassifier, attack
-from calibration.config import AttackConfig
-from calibration.data import Images
+from calibration.attack_options import FGSM, AttackConfig, IterativeAttack, SpatialTransform
+from calibration.attacks import PixelClassifier, perturb
 from detectors.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.25,))
@@ -37,44 +39,99 @@ def predict() -> PixelClassifier:
     return PixelClassifier(Brightness().eval(), PIXELS)
 
 
-@pytest.fixture
-def images() -> Images:
-    x = torch.tensor([100, 180], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 2, 2).contiguous()
-    return Images(x, torch.tensor([0, 1]), ("dark", "bright"))
+IMAGES = torch.tensor([100, 180]).view(2, 1, 1, 1).expand(2, 1, 2, 2) / 255
+LABELS = torch.tensor([0, 1])
 
 
-def test_fgsm_is_one_signed_step_in_pixel_space(predict: PixelClassifier, images: Images) -> None:
-    config = AttackConfig(name="f", kind="fgsm", epsilon=0.1)
-    attacked = attack(predict, images, config)
-    expected = images.pixels() + torch.tensor([0.1, -0.1]).view(2, 1, 1, 1)
-    torch.testing.assert_close(attacked, expected)
+def test_fgsm_is_one_signed_step_in_pixel_space(predict: PixelClassifier) -> None:
+    step = torch.tensor([0.1, -0.1]).view(2, 1, 1, 1)
+    torch.testing.assert_close(
+        perturb(predict, FGSM(name="f", kind="fgsm", epsilon=0.1), IMAGES, LABELS, 0), IMAGES + step
+    )
+    aimed = FGSM(name="f", kind="fgsm", epsilon=0.1, target_rank=1)
+    torch.testing.assert_close(perturb(predict, aimed, IMAGES, LABELS, 0), IMAGES - step)  # towards the class it has
 
 
-def test_pgd_stays_in_its_budget_and_succeeds_when_it_can(predict: PixelClassifier, images: Images) -> None:
-    weak = attack(predict, images, AttackConfig(name="p", kind="pgd", epsilon=0.05))
-    strong = attack(predict, images, AttackConfig(name="p", kind="pgd", epsilon=0.3))
-    assert (weak - images.pixels()).abs().max() <= 0.05 + 1e-6
-    assert (strong - images.pixels()).abs().max() <= 0.3 + 1e-6
+def iterative(kind: str, epsilon: object) -> IterativeAttack:
+    return IterativeAttack.model_validate({"name": "p", "kind": kind, "epsilon": epsilon})
+
+
+@pytest.mark.parametrize("kind", ["bim", "pgd", "mim"])
+def test_iterative_attacks_stay_in_their_budget_and_succeed_when_they_can(predict: PixelClassifier, kind: str) -> None:
+    weak = perturb(predict, iterative(kind, 0.05), IMAGES, LABELS, 0)
+    strong = perturb(predict, iterative(kind, "3/10"), IMAGES, LABELS, 0)
+    assert (weak - IMAGES).abs().max() <= 0.05 + 1e-6
+    assert (strong - IMAGES).abs().max() <= 0.3 + 1e-6
     assert predict(weak).argmax(dim=1).tolist() == [0, 1]
     assert predict(strong).argmax(dim=1).tolist() == [1, 0]
 
 
 def test_pixels_never_leave_the_unit_interval(predict: PixelClassifier) -> None:
-    images = Images(torch.tensor([[[[0, 255], [0, 255]]]], dtype=torch.uint8), torch.tensor([0]), ("a", "b"))
-    attacked = attack(predict, images, AttackConfig(name="p", kind="pgd", epsilon=0.5))
+    images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    options = IterativeAttack(name="p", kind="pgd", epsilon=0.5)
+    attacked = perturb(predict, options, images, torch.tensor([0]), 0)
     assert attacked.min() >= 0
     assert attacked.max() <= 1
 
 
-def test_attacks_are_seeded_and_leave_no_trace(predict: PixelClassifier, images: Images) -> None:
-    config = AttackConfig(name="p", kind="pgd", epsilon=0.2, steps=1, step_size=0.01)
+def test_attacks_are_seeded_and_leave_no_trace(predict: PixelClassifier) -> None:
+    options = IterativeAttack(name="p", kind="pgd", epsilon=0.2, steps=1, step_size=0.01)
     before = torch.random.get_rng_state()
-    first = attack(predict, images, config)
+    first = perturb(predict, options, IMAGES, LABELS, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(attack(predict, images, config), first)
-    assert not torch.equal(attack(predict, images, config.model_copy(update={"seed": 1})), first)
+    assert torch.equal(perturb(predict, options, IMAGES, LABELS, 0), first)
+    assert not torch.equal(perturb(predict, options, IMAGES, LABELS, 1), first)
     assert all(p.requires_grad and p.grad is None for p in predict.parameters())
     assert not predict.training
+
+
+# Of 40 digits that the classifier gets right: the least share that each attack must fool, and the greatest L-infinity
+# distance it may go.
+ON_DIGITS: dict[str, tuple[dict[str, Any], float, float]] = {
+    "fgsm": ({"epsilon": 0.2}, 0.6, 0.2),
+    "bim": ({"epsilon": 0.2}, 0.9, 0.2),
+    "pgd": ({"epsilon": 0.2}, 0.9, 0.2),
+    "mim": ({"epsilon": 0.2}, 0.9, 0.2),
+    "cw": ({"learning_rate": 0.05, "initial_weight": 1.0}, 0.9, 1.0),
+    "ead": ({"learning_rate": 0.05, "initial_weight": 1.0}, 0.9, 1.0),
+    "ddn": ({}, 0.9, 1.0),
+    "deepfool": ({}, 0.95, 1.0),
+    "fab": ({}, 0.95, 0.5),
+    "spatial": ({"smoothness": 0.1}, 0.5, 1.0),
+    "local_search": ({"pixels": 15}, 0.2, 1.0),
+    "spsa": ({"epsilon": 0.3, "learning_rate": 0.05}, 0.5, 0.3),
+}
+
+
+@pytest.mark.parametrize("kind", ON_DIGITS)
+def test_every_attack_fools_the_digits_classifier(trained: Trained, kind: str) -> None:
+    options, least, farthest = ON_DIGITS[kind]
+    predict = PixelClassifier(trained.classifier, trained.preprocessing)
+    images, labels = trained.part("evaluate")
+    right = predict(images).argmax(dim=1) == labels
+    images, labels = images[right][:40], labels[right][:40]
+    config = TypeAdapter(AttackConfig).validate_python({"name": kind, "kind": kind, **options})
+    attacked = perturb(predict, config, images, labels, 0)
+    fooled = predict(attacked).argmax(dim=1) != labels
+    assert attacked.shape == images.shape
+    assert attacked.dtype == torch.float32
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert fooled.double().mean() >= least
+    assert (attacked - images).abs().max() <= farthest + 1e-5
+    assert torch.equal(perturb(predict, config, images, labels, 0), attacked)
+
+
+def test_a_spatial_attack_that_finds_nothing_gives_the_image_back(predict: PixelClassifier) -> None:
+    options = SpatialTransform(name="s", kind="spatial", steps=1)
+    assert torch.equal(perturb(predict, options, IMAGES, LABELS, 0), IMAGES)
+
+
+@pytest.mark.parametrize("bad", ["8/0", "eight", "0", "3/2", -0.1])
+def test_budgets_are_numbers_or_fractions(bad: object) -> None:
+    with pytest.raises(ValidationError):
+        FGSM.model_validate({"name": "f", "kind": "fgsm", "epsilon": bad})
+    assert FGSM.model_validate({"name": "f", "kind": "fgsm", "epsilon": "8/255"}).epsilon == 8 / 255
 
 
 def test_zero_gradients_is_what_torch_had() -> None:

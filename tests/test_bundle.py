@@ -23,7 +23,7 @@ from detectors.bundle import publish
 from detectors.errors import BundleError, CalibrationError
 from detectors.manifest import Manifest
 
-KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature")
+KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"
 
 
@@ -105,7 +105,7 @@ def test_what_a_bundle_holds(published: Path) -> None:
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
@@ -183,7 +183,7 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "file", "is not a bundle: it has no readable manifest.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"schema_version": 1'])
+@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"schema_version": 2'])
 def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
     refused(bundle, "manifest.json is not JSON: the bundle is damaged")
@@ -224,16 +224,16 @@ def drop(tensors: dict[str, Tensor], name: str) -> None:
     del tensors[name]
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, rf"has schema version {version!r}, this askance reads version 1: calibrate it again")
+    refused(bundle, rf"has schema version {version!r}, this askance reads version 2: calibrate it again")
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 1")
-    (bundle / "manifest.json").write_text('{"schema_version": 1}')
+    refused(bundle, "has schema version None, this askance reads version 2")
+    (bundle / "manifest.json").write_text('{"schema_version": 2}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 

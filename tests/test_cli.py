@@ -16,7 +16,7 @@ from calibration_support import DigitsRun
 from PIL import Image
 
 from askance.__main__ import run
-from calibration.pipeline import load_subject
+from calibration.subject import load_subject
 from service.launch import launched
 
 
@@ -87,7 +87,7 @@ def test_inspect_shows_an_intact_bundle(
     assert run(["inspect", str(digits_run.bundle.path), "--json", str(tmp_path / "m.json")]) == 0
     shown = capsys.readouterr().out
     manifest = digits_run.bundle.manifest
-    assert f"{manifest.id} (intact: 7 files verified)" in shown
+    assert f"{manifest.id} (intact: 8 files verified)" in shown
     assert "250 clean images, fused score 400" in shown
     for kind in ("library_network", "introspection", "self_organizing_map", "semantic_signature", "fused"):
         assert kind in shown

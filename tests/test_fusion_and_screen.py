@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
-from toy import LAYERS, NAMES, Trained, auroc
+from toy import NAMES, Trained, auroc
 
-from detectors import Fusion, Levels, Screen, ScreenError, Screening, Tap, Verdict
+from detectors import Fusion, Levels, Screen, ScreenError, Screening, Verdict, tap_for
 from detectors.conformal import p_value
 from detectors.errors import CalibrationError
 from detectors.fusion import all_components, all_two_sided
 from detectors.preprocessing import Preprocessing
 from detectors.screen import FUSED, read_all
 
-KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature")
+KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 
 # Fusion
 
@@ -41,6 +41,26 @@ def test_fused_score_by_hand() -> None:
     )
     low = fusion.score({"x/a": torch.tensor([2.0]), "x/b": torch.tensor([-99.0])})
     assert float(low) == pytest.approx(0.0)
+
+
+def test_weighed_fusion_by_hand() -> None:
+    """Each component's -log p by its weight, and the harmonic mean's by the last one."""
+    clean = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([30.0, 10.0, 20.0])}
+    fusion = Fusion.fit(clean, set()).weighed(torch.tensor([2.0, 0.5, 3.0], dtype=torch.float64))
+    asked = {"a": torch.tensor([2.5]), "b": torch.tensor([20.0])}
+    p_a, p_b = 0.5, 0.75  # (1 at least, 2 at least) of 3, over 4
+    harmonic = math.log((1 / p_a + 1 / p_b) / 2)
+    assert fusion.suspicions(asked).flatten().tolist() == pytest.approx([-math.log(p_a), -math.log(p_b), harmonic])
+    assert float(fusion.score(asked)) == pytest.approx(-2 * math.log(p_a) - 0.5 * math.log(p_b) + 3 * harmonic)
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 1.0], [1.0, -0.1, 1.0], [1.0, math.nan, 1.0]], ids=["few", "negative", "nan"]
+)
+def test_fusion_refuses_other_weights(weights: list[float]) -> None:
+    fusion = Fusion.fit({"a": torch.arange(4.0), "b": torch.arange(4.0)}, set())
+    with pytest.raises(CalibrationError, match="fusion of 2 components takes 3 weights, none of them negative"):
+        fusion.weighed(torch.tensor(weights))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +132,10 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
     images, _ = trained.part("evaluate")
     images = images[:40]
     answers = screened(screen(images))
-    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
+    with (
+        torch.no_grad(),
+        tap_for(trained.classifier, trained.detectors.values(), trained.preprocessing.normalize) as tap,
+    ):
         capture = tap(images)
     readings = read_all(trained.detectors, capture)
     probabilities = capture.logits.softmax(dim=1)
@@ -158,18 +181,22 @@ def test_clean_images_are_flagged_no_more_than_targeted(screen: Screen, trained:
             assert sum(word.p_value <= alpha for word in words) <= most, words[0].name
 
 
-FLOORS = {"library_network": 0.65, "introspection": 0.52, "self_organizing_map": 0.75, "semantic_signature": 0.6}
+FLOORS = {
+    "library_network": 0.65,
+    "introspection": 0.52,
+    "self_organizing_map": 0.75,
+    "semantic_signature": 0.6,  # the constellation's floor is in its own tests: it is for attacks near the boundary
+}
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.2, 1), (0.2, 20)], ids=["FGSM", "PGD"])
 def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, epsilon: float, steps: int) -> None:
     """Floors under quick fits; the pipeline's own are higher."""
     images, labels = trained.part("evaluate")
-    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
-        clean = tap(images)
     attacked_images = trained.attack(images, labels, epsilon, steps)
-    with torch.no_grad(), Tap(trained.classifier, LAYERS, trained.preprocessing.normalize) as tap:
-        attacked = tap(attacked_images)
+    detectors = trained.detectors.values()
+    with torch.no_grad(), tap_for(trained.classifier, detectors, trained.preprocessing.normalize) as tap:
+        clean, attacked = tap(images), tap(attacked_images)
     success = (clean.predicted == labels) & (attacked.predicted != labels)
     assert int(success.sum()) > 200
     before, after = read_all(trained.detectors, clean), read_all(trained.detectors, attacked)
@@ -238,6 +265,7 @@ def test_explanations_for_those_who_ask(screen: Screen, trained: Trained) -> Non
         "introspection": {"map_point", "estimated_error", "confidence", "log10_reconstruction_error"},
         "self_organizing_map": {"layers"},
         "semantic_signature": {"untypicality", "layers"},
+        "constellation": {"readings", "clean_share_above"},
     }
     assert words(screened(screen(images[:3]))[0]) == pytest.approx(words(answers[0]), abs=1e-6)
 
@@ -249,7 +277,7 @@ def test_one_classifier_call_serves_all_and_stages_are_observed(screen: Screen, 
     stages: list[tuple[str, float]] = []
     screen(images[:7], observe=lambda stage, seconds: stages.append((stage, seconds)))
     handle.remove()
-    assert calls == [7]
+    assert calls == [7 * (1 + 5)]  # each image and its five views
     assert [stage for stage, _ in stages] == ["classify", *KINDS, "fused"]
     assert all(0 <= seconds < 10 for _, seconds in stages)
 

@@ -10,9 +10,13 @@ import pytest
 import torch
 from calibration_support import CONFIGS
 from gensim.models.keyedvectors import KeyedVectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from calibration.metrics import detection
+from calibration.metrics import detection, detection_intervals, worst_case
 from calibration.scoring import Scores
 from calibration.stages import Stages
 from calibration.word_vectors import class_vectors
@@ -94,3 +98,42 @@ def test_word_vectors_text_binary_case_and_mapping(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("not a header\n")
     with pytest.raises(ConfigError, match=r"bad\.txt is not a word2vec file"):
         class_vectors(tmp_path / "bad.txt", ("frog",), {})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 3), st.integers(0, 10_000))
+def test_detection_is_scikit_learns(n: int, m: int, decimals: int, seed: int) -> None:
+    """Ties included (few decimals make many)."""
+    g = np.random.default_rng(seed)
+    clean, attacked = g.normal(size=n).round(decimals), g.normal(1, size=m).round(decimals)
+    figures = detection(torch.tensor(clean), torch.tensor(attacked))
+    truth, scores = np.repeat([0, 1], [n, m]), np.concatenate([clean, attacked])
+    false_positive, true_positive, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert figures is not None
+    assert figures["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert figures["aupr"] == pytest.approx(average_precision_score(truth, scores))
+    for rate in (0.05, 0.01, 0.001):
+        assert figures[f"tpr_at_fpr_{rate:g}"] == pytest.approx(true_positive[false_positive <= rate].max())
+
+
+def test_bootstrap_intervals_cover_and_narrow() -> None:
+    """The 95% interval holds the true AUROC, Phi(1 / sqrt 2), in about 95 of 100 draws, and narrows with more."""
+    g = np.random.default_rng(0)
+    truth, widths, covered = norm.cdf(1 / np.sqrt(2)), [], 0
+    for _ in range(100):
+        bounds = detection_intervals(torch.tensor(g.normal(size=300)), torch.tensor(g.normal(1, size=200)))
+        assert bounds is not None
+        low, high = bounds["auroc"]
+        covered += low <= truth <= high
+        widths.append(high - low)
+    assert 88 <= covered <= 100
+    more = detection_intervals(torch.tensor(g.normal(size=3000)), torch.tensor(g.normal(1, size=2000)))
+    assert more is not None
+    assert more["auroc"][1] - more["auroc"][0] < 0.5 * np.mean(widths)
+    assert detection_intervals(torch.empty(0), torch.ones(1)) is None
+
+
+def test_worst_case_by_hand() -> None:
+    scores = {"a": torch.tensor([5.0, 1.0, 3.0]), "b": torch.tensor([2.0, 4.0])}
+    succeeded = {"a": torch.tensor([True, False, False]), "b": torch.tensor([True, True])}
+    assert worst_case(scores, succeeded).tolist() == [2.0, 4.0]

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from calibration_support import DigitsRun
-from scipy.stats import betabinom
+from scipy.stats import betabinom, binom
 from torch import nn
 
 from calibration import pipeline
-from calibration.attacks import PixelClassifier, attack
+from calibration.attacks import PixelClassifier, perturb
 from calibration.config import Config, load_config
 from calibration.data import ImageStream
-from calibration.evaluation import evaluate
-from calibration.pipeline import calibrate, evaluate_bundle, load_subject
-from calibration.scoring import Scores, score
+from calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from calibration.metrics import FIGURES
+from calibration.pipeline import calibrate, evaluate_bundle
+from calibration.scoring import score
+from calibration.subject import load_subject
 from classifiers import build_classifier
-from detectors import Calibration, Fusion, Levels, LibraryNetwork
+from detectors import Levels, LibraryNetwork
 from detectors.conformal import table
 from detectors.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 from detectors.screen import FUSED, Screening
@@ -35,7 +37,6 @@ FLOORS = {
     "semantic_signature": 0.55,
     "fused": 0.93,
 }
-FIGURES = ("auroc", "aupr", "tpr_at_fpr_0.05", "tpr_at_fpr_0.01")
 
 
 def test_the_classifier_learned(digits_run: DigitsRun) -> None:
@@ -127,7 +128,7 @@ def test_attacked_images_are_flagged_and_clean_ones_pass(digits_run: DigitsRun) 
     subject = load_subject(digits_run.config)
     images = subject.splits["evaluate"][:100]
     predict = PixelClassifier(subject.classifier, digits_run.config.classifier.preprocessing)
-    attacked = attack(predict, images, digits_run.config.evaluation.attacks[1])
+    attacked = perturb(predict, digits_run.config.evaluation.attacks[1], images.pixels(), images.y, 0)
     screen = digits_run.bundle.screen(build_classifier)
 
     def flagged(pixels: torch.Tensor) -> float:
@@ -286,29 +287,42 @@ def test_a_layer_that_never_fires(digits_run: DigitsRun, tmp_path: Path, layer: 
 def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     """Hand-made scores: the successful attacks score above all clean images, the failed ones below."""
     n = 200
-    logits, labels = torch.eye(2)[torch.zeros(n, dtype=torch.long)], torch.zeros(n, dtype=torch.long)
-    clean = Scores({"d": torch.arange(n) / 1.0}, {"d/c": torch.arange(n) / 1.0}, frozenset(), logits, labels)
-    fusion = Fusion.fit(clean.components, frozenset())
-    calibration = Calibration(Levels(), {"d": table(clean.scores["d"])}, fusion, table(fusion.score(clean.components)))
+    zeros = torch.zeros(n, dtype=torch.long)
+    clean = SetScores({FUSED: torch.arange(n) / 1.0}, zeros, zeros)
     half = torch.arange(n) < n // 2
-    values = torch.where(half, 1000.0, -1000.0)
-    attacked = Scores({"d": values}, {"d/c": values}, frozenset(), torch.eye(2)[half.long()], labels)
-    one = digits_run.config.evaluation.model_copy(update={"attacks": digits_run.config.evaluation.attacks[:1]})
-    result = evaluate(clean, calibration, one, lambda _: attacked)
-    assert result["attacks"]["fgsm"]["attempted"] == n
-    assert result["attacks"]["fgsm"]["successful"] == n // 2
-    assert result["auroc"]["fgsm"]["d"] == 1.0
-    assert result["attacks"]["fgsm"]["failed_auroc"]["d"] == 0.0
+    attacked = SetScores({FUSED: torch.where(half, 1000.0, -1000.0)}, half.long(), zeros)
+    first, second = digits_run.config.evaluation.attacks[:2]
+    distances = {"linf": half.double(), "l2": 2 * half.double()}
+    evidence = Evidence(
+        clean,
+        {FUSED: table(clean.columns[FUSED])},
+        [AttackedSet(first, attacked, distances, True), AttackedSet(second, clean, distances, False)],
+        {"controls": {"calm": clean}},
+    )
+    result = evaluate(evidence, Levels(), ("a", "b"))
+    row = result["attacks"]["fgsm"]
+    assert (row["attempted"], row["successful"], row["seen"]) == (n, n // 2, True)
+    assert row["median_distance"] == {"linf": 1.0, "l2": 2.0}
+    assert result["auroc"]["fgsm"][FUSED] == 1.0
+    assert result["intervals"]["auroc"]["fgsm"][FUSED] == (1.0, 1.0)
+    assert result["failed_auroc"]["fgsm"][FUSED] == 0.0
+    assert result["attacks"]["pgd"]["successful"] == 0
+    assert "pgd" not in result["auroc"]
+    # the only attack that ever succeeded is the worst
+    assert result["auroc"]["worst_case"] == result["auroc"]["fgsm"]
     # each clean score met its own table: the j-th greatest of 200 has p = (1 + j) / 201
-    assert result["detector_clean_flag_rate"]["d"] == {"suspect": 9 / 200, "adversarial": 1 / 200}
-    assert result["clean_flag_rate"] == result["detector_clean_flag_rate"][FUSED]
+    assert result["clean_flag_rate"] == {"suspect": 9 / 200, "adversarial": 1 / 200}
+    assert result["class_clean_flag_rate"] == {"a": {"suspect": 9 / 200, "adversarial": 1 / 200, "images": n}}
+    assert result["controls"]["calm"]["flag_rate"][FUSED] == result["clean_flag_rate"]
+    assert result["controls"]["calm"]["auroc"][FUSED] == 0.5
+    low, high = result["clean_flag_rate_interval"]["suspect"]
+    assert (low, high) == (binom.ppf(0.025, n, 0.05) / n, binom.ppf(0.975, n, 0.05) / n)
 
 
 def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:
     subject = load_subject(digits_run.config)
-    layers = pipeline._layers(digits_run.config)
-    stream = replace(subject.stream("evaluate", layers), images=subject.splits["evaluate"][:40])
     detectors = digits_run.bundle.detectors()
+    stream = replace(subject.stream("evaluate", *detectors.values()), images=subject.splits["evaluate"][:40])
     assert isinstance(detectors["library_network"], LibraryNetwork)
     together = score(detectors, ImageStream(stream.tap, stream.images, 40), "together")
     alone = score(detectors, ImageStream(stream.tap, stream.images, 1), "alone")

@@ -16,6 +16,8 @@ from classifiers import DigitsCNN
 from detectors import (
     Calibration,
     Capture,
+    Constellation,
+    ConstellationOptions,
     Detector,
     Fusion,
     Introspection,
@@ -86,7 +88,11 @@ class Trained:
 
     def captures(self, name: str, size: int = 128) -> list[Capture]:
         images, labels = self.part(name)
-        with torch.no_grad(), Tap(self.classifier, LAYERS, self.preprocessing.normalize) as tap:
+        viewer = new_constellation()
+        with (
+            torch.no_grad(),
+            Tap(self.classifier, LAYERS, self.preprocessing.normalize, viewer.views, viewer.view_layers) as tap,
+        ):
             return [tap(x, y) for x, y in zip(images.split(size), labels.split(size), strict=True)]
 
     def copy(self) -> Trained:
@@ -127,8 +133,14 @@ def train_digits() -> Trained:
     return trained
 
 
+def new_constellation() -> Constellation:
+    """A constellation of three noisy copies, a rounded and a filtered one."""
+    options = ConstellationOptions(displacement_layers=("relu2", "fc1"), copies=3, noise=0.05, bit_depths=(2,))
+    return Constellation(options, (1, 8, 8))
+
+
 def new_detectors() -> dict[str, Detector]:
-    """The four detectors with options for the digits, unfitted."""
+    """The detectors with options for the digits, unfitted."""
     words = torch.randn(10, 12, generator=torch.Generator().manual_seed(8))
     introspection: dict[str, Any] = {"cycles": 3, "cycle_steps": 60, "latent_dimensions": 4}
     return {
@@ -142,6 +154,7 @@ def new_detectors() -> dict[str, Detector]:
         "semantic_signature": SemanticSignature(
             SemanticSignatureOptions(semantic_layers=("conv1", "relu2", "fc1", "fc2"), images_per_concept=20), words
         ),
+        "constellation": new_constellation(),
     }
 
 

@@ -1,0 +1,117 @@
+"""The contract of a peer, and what all of them read of a set of images in one pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from calibration.data import ImageStream
+from calibration.peers.squeezers import squeezers
+from calibration.progress import track
+from detectors import Tap
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the peers read of N images.
+
+    Attributes:
+        logits: [N, K].
+        labels: [N], the true classes.
+        features: {layer: [N, C]}, feature maps averaged over their positions (as in Lee et al. 2018), shallow to deep.
+        squeezed: {squeezer: [N, K]}, the softmax of squeezed images.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    features: Mapping[str, Tensor]
+    squeezed: Mapping[str, Tensor]
+
+    @property
+    def predicted(self) -> Tensor:
+        """The predicted classes, [N]."""
+        return self.logits.argmax(dim=1)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, index: Tensor) -> Observation:
+        return Observation(
+            self.logits[index],
+            self.labels[index],
+            {name: values[index] for name, values in self.features.items()},
+            {name: values[index] for name, values in self.squeezed.items()},
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As one flat dict, for a stage's file."""
+        features = {f"feature/{i:04d}/{name}": values for i, (name, values) in enumerate(self.features.items())}
+        squeezed = {f"squeezed/{name}": values for name, values in self.squeezed.items()}
+        return {"logits": self.logits, "labels": self.labels} | features | squeezed
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Observation:
+        """Undo `tensors`."""
+        return cls(
+            tensors["logits"],
+            tensors["labels"],
+            {key.split("/", 2)[2]: tensors[key] for key in sorted(tensors) if key.startswith("feature/")},
+            {key.split("/", 1)[1]: tensors[key] for key in sorted(tensors) if key.startswith("squeezed/")},
+        )
+
+
+@torch.no_grad()
+def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
+    """Read what the peers need of every image of `stream`, through its tapped layers and the squeezers.
+
+    Args:
+        tap: over the classifier and the layers that the peers read; the stream's own tap is not used.
+        stream: the images.
+        description: of the progress bar.
+    """
+    logits, labels = [], []
+    features: dict[str, list[Tensor]] = {layer: [] for layer in tap.layers}
+    squeezed: dict[str, list[Tensor]] = {}
+    for rows in track(stream.slices(), description):
+        pixels, truth = stream.batch(rows)
+        capture = tap(pixels, truth)
+        logits.append(capture.logits)
+        labels.append(truth)
+        for layer, parts in features.items():
+            activation = capture.activations[layer]
+            parts.append(activation.flatten(2).mean(dim=2) if activation.ndim > 2 else activation)
+        for name, squeeze in squeezers(pixels.shape[1]).items():
+            squeezed.setdefault(name, []).append(tap(squeeze(pixels)).logits.softmax(dim=1))
+    return Observation(
+        torch.cat(logits),
+        torch.cat(labels),
+        {layer: torch.cat(parts) for layer, parts in features.items()},
+        {name: torch.cat(parts) for name, parts in squeezed.items()},
+    )
+
+
+class Peer(ABC):
+    """A detector from the literature."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """What it is, and its paper."""
+
+    def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
+        """Learn; a peer that needs no fitting does nothing.
+
+        Args:
+            clean: the fit split.
+            tune: images that the classifier was not trained on, where the data has some.
+            seen: successful attacks on images of `tune`, of the one family that may be trained on; one set a budget.
+        """
+        return self
+
+    @abstractmethod
+    def score(self, inputs: Observation) -> Tensor:
+        """Scores [N], float64, higher = more suspicious."""

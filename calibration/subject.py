@@ -1,0 +1,131 @@
+"""The subject of a calibration: a classifier, its data and its detectors to be, as a config names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from calibration.config import Config
+from calibration.data import Images, ImageStream, load_splits
+from calibration.progress import say
+from calibration.training import accuracy
+from calibration.word_vectors import class_vectors
+from classifiers import build_classifier, load_weights
+from detectors import (
+    Constellation,
+    Detector,
+    Introspection,
+    LibraryNetwork,
+    SelfOrganizingMap,
+    SemanticSignature,
+    Tap,
+    tap_for,
+)
+from detectors.conformal import check_level
+from detectors.errors import ConfigError, DataError
+
+TRIED = 500  # images that show whether classifier and data fit one another
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier and its data: what a config names, loaded and checked."""
+
+    config: Config
+    classifier: nn.Module
+    weights: Mapping[str, Tensor]
+    splits: Mapping[str, Images]
+    class_names: tuple[str, ...]
+
+    def stream(self, split: str, *detectors: Detector) -> ImageStream:
+        """A stream of one split's Captures, with all that these detectors read."""
+        tap = tap_for(self.classifier, detectors, self.config.classifier.preprocessing.normalize)
+        return ImageStream(tap, self.splits[split], self.config.batch_size)
+
+
+def load_subject(config: Config) -> Subject:
+    """Load the classifier, weights and data of a config and check that they fit one another.
+
+    Raises:
+        ConfigError, DataError, LayerError, CalibrationError: they do not.
+    """
+    if not config.classifier.weights.exists():
+        raise ConfigError(
+            f"the classifier's weights {config.classifier.weights} do not exist: "
+            "put them there, or train an example classifier with `askance train CONFIG`"
+        )
+    weights = load_weights(config.classifier.weights)
+    classifier = build_classifier(config.classifier.factory, config.classifier.arguments, weights)
+    splits = load_splits(config.data, config.splits)
+    images, expected = splits["fit"], config.classifier.preprocessing.shape
+    if tuple(images.x.shape[1:]) != expected:
+        raise DataError(
+            f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
+            "(channels, height, width): they must be the same"
+        )
+    names = config.classifier.class_names or images.classes
+    with Tap(classifier, tapped_layers(config), config.classifier.preprocessing.normalize) as tap, torch.no_grad():
+        try:
+            outputs = tap(images[:2].pixels()).logits.shape[1]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"the classifier cannot take images of {list(expected)}: {reason}") from None
+    if outputs != len(names):
+        raise ConfigError(f"the classifier has {outputs} outputs for {len(names)} class names: expected one each")
+    if len(images.classes) != outputs:
+        raise DataError(
+            f"the data has {len(images.classes)} classes, the classifier {outputs} outputs: "
+            "they must be the same, in the same order"
+        )
+    for split in ("calibrate", "fuse"):
+        for level, alpha in config.levels.items():
+            check_level(alpha, len(splits[split]), f"{level} (split {split})")
+    share = accuracy(classifier, config.classifier.preprocessing, splits["calibrate"][:TRIED])
+    say(f"the classifier gets {share:.1%} of {min(TRIED, len(splits['calibrate']))} calibration images right")
+    if share == 0:
+        raise ConfigError(
+            "the classifier gets not one calibration image right: check the weights, the normalisation and the order "
+            "of the classes"
+        )
+    return Subject(config, classifier, weights, splits, names)
+
+
+def tapped_layers(config: Config) -> tuple[str, ...]:
+    """The layers that the config's detectors read."""
+    wanted = config.detectors
+    return tuple(
+        dict.fromkeys(
+            (
+                *(wanted.library_network.thresholds if wanted.library_network else ()),
+                *(wanted.introspection.hidden_layers if wanted.introspection else ()),
+                *(wanted.self_organizing_map.map_layers if wanted.self_organizing_map else ()),
+                *(wanted.semantic_signature.semantic_layers if wanted.semantic_signature else ()),
+                *(wanted.constellation.displacement_layers if wanted.constellation else ()),
+            )
+        )
+    )
+
+
+def new_detectors(config: Config, class_names: tuple[str, ...]) -> dict[str, Detector]:
+    """The config's detectors, unfitted, in order.
+
+    Raises:
+        DataError: a class has no word vector.
+    """
+    wanted, detectors = config.detectors, list[Detector]()
+    if wanted.library_network is not None:
+        detectors.append(LibraryNetwork(wanted.library_network))
+    if wanted.introspection is not None:
+        detectors.append(Introspection(wanted.introspection))
+    if wanted.self_organizing_map is not None:
+        detectors.append(SelfOrganizingMap(wanted.self_organizing_map))
+    if wanted.semantic_signature is not None:
+        semantic = wanted.semantic_signature
+        vectors = class_vectors(semantic.word_vectors, class_names, semantic.words)
+        detectors.append(SemanticSignature(semantic.options(), vectors))
+    if wanted.constellation is not None and wanted.constellation.copies > 0:
+        detectors.append(Constellation(wanted.constellation, config.classifier.preprocessing.shape))
+    return {detector.kind: detector for detector in detectors}

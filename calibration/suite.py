@@ -1,0 +1,166 @@
+"""The attack suite: many attacks on many images, in pieces spread over the cores, each piece cached."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.attack_options import AttackConfig
+from calibration.attacks import PixelClassifier, perturb
+from calibration.cache import ImageCache, tensor_digest
+from calibration.progress import say, track
+from classifiers import build_classifier
+from detectors.preprocessing import Preprocessing
+
+PIECE = 50  # images a piece: batch mates share nothing but an attack's random numbers, which go by the piece
+WORTH_PROCESSES = 20.0  # seconds of work left that pay for starting processes
+
+
+@dataclass(frozen=True)
+class Target:
+    """The classifier under attack, by what builds it: a process elsewhere can.
+
+    Attributes:
+        factory, arguments, weights: as in `classifiers.build_classifier`.
+        preprocessing: what stands between pixels and its input.
+    """
+
+    factory: str
+    arguments: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    preprocessing: Preprocessing
+
+    def build(self) -> PixelClassifier:
+        """The classifier in pixel space."""
+        return PixelClassifier(build_classifier(self.factory, self.arguments, self.weights), self.preprocessing)
+
+    def identity(self) -> dict[str, Any]:
+        """What attacked images depend on, JSON-ready."""
+        return {
+            "factory": self.factory,
+            "arguments": dict(self.arguments),
+            "weights": tensor_digest(*(self.weights[name] for name in sorted(self.weights))),
+            "preprocessing": self.preprocessing.model_dump(mode="json", include={"mean", "std"}),
+            "versions": {name: version(name) for name in ("advertorch", "foolbox", "torch")},
+        }
+
+
+@dataclass(frozen=True)
+class Assault:
+    """One attack on its images.
+
+    Attributes:
+        options: which attack.
+        images: float32 [N, C, H, W] in [0, 1].
+        labels: [N], the true classes, or the targets if the attack aims.
+    """
+
+    options: AttackConfig
+    images: Tensor
+    labels: Tensor
+
+    def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(the seed, images, labels) of each piece."""
+        parts = zip(self.images.split(PIECE), self.labels.split(PIECE), strict=True)
+        for i, (images, labels) in enumerate(parts):
+            yield self.options.seed * 1_000_003 + i, images, labels
+
+
+_Piece = tuple[AttackConfig, Tensor, Tensor, int]
+
+
+def run(target: Target, assaults: Sequence[Assault], cache: ImageCache) -> list[Tensor]:
+    """Run every attack; what the cache holds is not made again, and every piece made is cached at once.
+
+    The images do not depend on how many cores there are, nor on what was cached.
+
+    Returns:
+        The attacked images of each, float32 [N, C, H, W] in [0, 1].
+    """
+    identity = target.identity()
+    results: list[list[Tensor | None]] = []
+    todo: dict[tuple[int, int], tuple[str, _Piece]] = {}
+    for i, assault in enumerate(assaults):
+        options = assault.options.model_dump(mode="json", exclude={"name", "images", "seed"})
+        results.append([])
+        for j, (seed, images, labels) in enumerate(assault.pieces()):
+            key = cache.key({**identity, "attack": options, "seed": seed, "images": tensor_digest(images, labels)})
+            results[i].append(cache.get(key))
+            if results[i][j] is None:
+                todo[i, j] = key, (assault.options, images, labels, seed)
+    for (i, j), pixels in _made(target, {place: piece for place, (_, piece) in todo.items()}):
+        cache.put(todo[i, j][0], pixels)
+        results[i][j] = pixels
+    return [torch.cat([pixels for pixels in parts if pixels is not None]) for parts in results]
+
+
+def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Make the pieces here, or, when there is enough left to do after a while, in a process per core."""
+    waiting = dict(pieces)
+    if not waiting:
+        return
+    predict, total, begun = target.build(), len(waiting), time.perf_counter()
+    for place, (options, images, labels, seed) in pieces.items():
+        yield place, perturb(predict, options, images, labels, seed)
+        del waiting[place]
+        spent = time.perf_counter() - begun
+        if spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES:
+            break
+    if waiting:
+        yield from _in_processes(target, waiting)
+
+
+def _in_processes(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    say(f"attacks: {len(pieces)} pieces of {PIECE} images over {cores} processes")
+    # spawned, not forked: torch's threads do not survive a fork
+    with ProcessPoolExecutor(
+        cores, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(target,)
+    ) as pool:
+        # numpy in between, because tensors would travel through shared memory that may be small
+        futures = {
+            pool.submit(_attack, options, images.numpy(), labels.numpy(), seed): place
+            for place, (options, images, labels, seed) in pieces.items()
+        }
+        try:
+            for future in track(_Completed(futures), "attacks"):
+                yield futures[future], torch.from_numpy(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Completed:
+    """Futures as they complete, with a length for the progress bar."""
+
+    def __init__(self, futures: Mapping[Any, Any]) -> None:
+        self._futures = futures
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def __iter__(self) -> Iterator[Any]:
+        return as_completed(self._futures)
+
+
+_predict: PixelClassifier | None = None
+
+
+def _begin(target: Target) -> None:
+    global _predict  # noqa: PLW0603 (a process's one classifier)
+    torch.set_num_threads(1)
+    _predict = target.build()
+
+
+def _attack(options: AttackConfig, images: Any, labels: Any, seed: int) -> Any:
+    assert _predict is not None
+    return perturb(_predict, options, torch.from_numpy(images), torch.from_numpy(labels), seed).numpy()

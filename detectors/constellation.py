@@ -1,0 +1,183 @@
+"""Constellation: how far an input's copies, slightly altered, stray from it in activation space and in the answer.
+
+Source: Pardo et al. (2019), section 3.4, draws the constellation of one input under noise; the copies with fewer bits
+or a median filter are Xu et al.'s feature squeezing (2018), read here in the activations, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detectors.conformal import p_value
+from detectors.detector import Detector, Options, Reading
+from detectors.errors import ConfigError, DataError
+from detectors.tap import Capture, CaptureStream
+from detectors.views import add_noise, median_filter, reduce_bits
+
+REFERENCE_QUANTILES = 1000  # points kept of each reading's clean values, to put readings on one scale
+TINY = 1e-12  # below which a displacement counts as none
+
+
+class ConstellationOptions(Options):
+    """Parameters of Constellation.
+
+    Attributes:
+        displacement_layers: the layers in which displacements are measured.
+        copies: noisy copies of each input; 0 leaves the whole detector out.
+        noise: standard deviation of the noise, in pixel values.
+        bit_depths: one copy for each, rounded to so many bits a channel.
+        median_sizes: one copy for each, median-filtered by a square of so many pixels.
+        seed: of the noise, which is drawn once and kept (secret) in the bundle.
+    """
+
+    displacement_layers: tuple[str, ...] = Field(min_length=1)
+    copies: int = Field(default=8, ge=0)
+    noise: float = Field(default=0.02, gt=0)
+    bit_depths: tuple[int, ...] = (4,)
+    median_sizes: tuple[int, ...] = (2,)
+    seed: int = 0
+
+    def groups(self) -> dict[str, int]:
+        """The views by name, in order, and how many copies each has."""
+        return (
+            {"noise": self.copies}
+            | {f"bits_{bits}": 1 for bits in self.bit_depths}
+            | {f"median_{size}": 1 for size in self.median_sizes}
+        )
+
+
+class Constellation(Detector):
+    """Suspicion by instability under alterations that leave a natural image what it is.
+
+    Components, for each kind of copy, averaged over its copies: `drop:<kind>`, how much log-probability the predicted
+    class loses; `shift:<kind>`, the L1 distance between the softmaxes; `displacement:<layer>:<kind>`, how far the
+    activation moves, as a share of its length (either way: an attack can make it move less). And `grain:<layer>`, the
+    log of the displacement by the median filters over that by noise: a perturbation is fine-grained, so that a filter
+    undoes more, and added noise less, than in a natural image.
+    Score: -log of the product of the ranks, among clean inputs, of the mean shift and the mean grain.
+
+    Args:
+        options: the parameters.
+        shape: (C, H, W) of the inputs, to draw the noise for; not needed by `restore`.
+    """
+
+    kind: ClassVar[str] = "constellation"
+    patterns: Tensor
+    yardsticks: Tensor
+
+    def __init__(self, options: ConstellationOptions, shape: tuple[int, int, int] | None = None) -> None:
+        super().__init__()
+        if options.copies == 0:
+            raise ConfigError("a constellation needs copies: with copies = 0 leave it out")
+        self._options = options
+        generator = torch.Generator().manual_seed(options.seed)
+        noise = torch.empty(0) if shape is None else torch.randn(options.copies, *shape, generator=generator)
+        self.register_buffer("patterns", options.noise * noise)
+        self.register_buffer("yardsticks", torch.empty(0))
+
+    @property
+    def options(self) -> ConstellationOptions:
+        """The parameters."""
+        return self._options
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers in which displacements are measured."""
+        return self._options.displacement_layers
+
+    @property
+    def view_layers(self) -> tuple[str, ...]:
+        """The same."""
+        return self._options.displacement_layers
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the clean readings are tabulated."""
+        return self.yardsticks.numel() > 0
+
+    def views(self, images: Tensor) -> Tensor:
+        """Noisy, rounded and filtered copies, [B, C, H, W] -> [B, V, C, H, W] in [0, 1]."""
+        squeezed = [reduce_bits(images, bits) for bits in self._options.bit_depths]
+        squeezed += [median_filter(images, size) for size in self._options.median_sizes]
+        return torch.cat([add_noise(images, self.patterns), *(copy.unsqueeze(1) for copy in squeezed)], dim=1)
+
+    @torch.no_grad()
+    def fit(self, stream: CaptureStream) -> Self:
+        """Tabulate the mean shift and the mean grain of clean inputs: one walk.
+
+        Raises:
+            DataError: the stream is empty, or its Captures have no views.
+        """
+        readings = [self._summary(self._components(capture)) for capture in stream]
+        if not readings:
+            raise DataError("the data stream is empty: expected at least one input")
+        ordered = torch.cat(readings, dim=1).sort(dim=1).values
+        grid = torch.linspace(0, 1, REFERENCE_QUANTILES, dtype=torch.float64)
+        self.yardsticks = ordered[:, (grid * (ordered.shape[1] - 1)).round().long()].contiguous()
+        return self
+
+    def _components(self, capture: Capture) -> dict[str, Tensor]:
+        if capture.views is None:
+            raise DataError("the constellation reads altered copies of its inputs: this Capture has no views")
+        groups = self._options.groups()
+        # in float64, where a confident classifier's log-probabilities, of 1e-8 say, are still numbers
+        own = capture.logits.double().log_softmax(dim=1)
+        copies = capture.views.logits.double().log_softmax(dim=1).view(len(capture), -1, own.shape[1])
+        predicted = capture.predicted[:, None]
+        held = copies.gather(2, predicted.unsqueeze(2).expand(-1, copies.shape[1], 1)).squeeze(2)
+        readings = {
+            "drop": own.gather(1, predicted) - held,
+            "shift": (own.exp().unsqueeze(1) - copies.exp()).abs().sum(dim=2),
+        }
+        for layer in self.layers:
+            activation = capture.flat(layer)
+            moved = capture.views.flat(layer).view(*copies.shape[:2], -1) - activation.unsqueeze(1)
+            length = torch.linalg.vector_norm(activation, dim=1, keepdim=True).clamp_min(TINY)
+            readings[f"displacement:{layer}"] = torch.linalg.vector_norm(moved, dim=2) / length
+        components = {
+            f"{name}:{kind}": part.mean(dim=1).to(capture.logits.dtype)
+            for name, values in readings.items()
+            for kind, part in zip(groups, values.split(list(groups.values()), dim=1), strict=True)
+        }
+        medians = [f"median_{size}" for size in self._options.median_sizes]
+        for layer in self.layers if medians else ():
+            filtered = torch.stack([components[f"displacement:{layer}:{kind}"] for kind in medians]).mean(dim=0)
+            noisy = components[f"displacement:{layer}:noise"]
+            components[f"grain:{layer}"] = (filtered.clamp_min(TINY) / noisy.clamp_min(TINY)).log()
+        return components
+
+    def _summary(self, components: Mapping[str, Tensor]) -> Tensor:
+        """The mean shift and the mean grain (if there are median filters), [1 or 2, B]."""
+        means = [
+            torch.stack([values for name, values in components.items() if name.startswith(f"{reading}:")])
+            for reading in ("shift", "grain")
+            if any(name.startswith(f"{reading}:") for name in components)
+        ]
+        return torch.stack([values.mean(dim=0) for values in means])
+
+    def read(self, capture: Capture) -> Reading:
+        """All components, and the score of their means."""
+        self.require_fitted()
+        components = self._components(capture)
+        ranks = p_value(self._summary(components), self.yardsticks)
+        score = -ranks.log().sum(dim=0)
+        either = frozenset(name for name in components if name.startswith("displacement:"))
+        evidence = {"values": torch.stack(list(components.values()), dim=1), "p": ranks.T}
+        return Reading(score.to(capture.logits.dtype), components, either, evidence)
+
+    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Every reading, and the share of clean inputs whose answer shifts, and whose grain is, at least as much."""
+        kinds = self._options.groups()
+        names = [f"{name}:{kind}" for name in ("drop", "shift") for kind in kinds]
+        names += [f"displacement:{layer}:{kind}" for layer in self.layers for kind in kinds]
+        names += [f"grain:{layer}" for layer in self.layers if self._options.median_sizes]
+        shares = zip(("shift", "grain"), evidence["p"], strict=False)
+        return {
+            "readings": {name: round(float(value), 6) for name, value in zip(names, evidence["values"], strict=True)},
+            "clean_share_above": {name: round(float(share), 4) for name, share in shares},
+        }

@@ -1,0 +1,178 @@
+"""The peers, each against a case by hand or a second implementation, and the weights that the fusion learns."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from calibration.metrics import detection
+from calibration.peers import (
+    Energy,
+    FeatureSqueezing,
+    LocalIntrinsicDimensionality,
+    Mahalanobis,
+    MaxSoftmax,
+    NearestNeighbors,
+    Observation,
+    new_peers,
+)
+from calibration.peers.ensembles import LID_NEIGHBORS, REFERENCE, local_intrinsic_dimensionality
+from calibration.peers.single import NEIGHBORS
+from calibration.peers.squeezers import non_local_means, squeezers
+from calibration.weighing import learn_weights
+
+
+def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
+    """Three classes; features around their class's mean, moved by `shift`."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    means = 3 * torch.eye(3)[labels]
+    logits = 2 * means + torch.randn(count, 3, generator=g)
+    features = {
+        "early": torch.randn(count, 6, generator=g) + shift,
+        "late": torch.cat([means, means], dim=1) + 0.5 * torch.randn(count, 6, generator=g) + shift,
+        "linear": logits,
+    }
+    squeezed = {"bits": (logits + torch.randn(count, 3, generator=g)).softmax(dim=1)}
+    return Observation(logits, labels, features, squeezed)
+
+
+CLEAN, TUNE, OTHER = observation(600, 0), observation(300, 1), observation(300, 2)
+SEEN = [observation(200, 3, shift=1.0), observation(100, 4, shift=0.7)]
+
+
+def test_every_peer_is_there_and_ranks_the_moved_above_the_clean() -> None:
+    peers = [peer.fit(CLEAN, TUNE, SEEN) for peer in new_peers()]
+    assert [peer.name for peer in peers] == [
+        "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn",
+    ]  # fmt: skip
+    moved = observation(300, 5, shift=1.0)
+    for peer in peers:
+        assert peer.score(OTHER).shape == (300,)
+        assert peer.score(OTHER).dtype == torch.float64
+        figures = detection(peer.score(OTHER), peer.score(moved))
+        assert figures is not None
+        if peer.name in ("mahalanobis", "lid", "knn"):
+            assert figures["auroc"] > 0.8, peer.name
+    assert all(peer.title for peer in peers)
+
+
+def test_observations_survive_a_stage_in_order() -> None:
+    back = Observation.from_tensors(dict(sorted(CLEAN.tensors().items(), reverse=True)))
+    assert list(back.features) == ["early", "late", "linear"]
+    assert torch.equal(back.features["late"], CLEAN.features["late"])
+    assert torch.equal(back.squeezed["bits"], CLEAN.squeezed["bits"])
+    assert len(back[torch.arange(600) < 10]) == 10
+
+
+def one(logits: list[list[float]], squeezed: list[list[float]] | None = None) -> Observation:
+    values = torch.tensor(logits)
+    return Observation(values, torch.zeros(len(values)), {}, {} if squeezed is None else {"s": torch.tensor(squeezed)})
+
+
+def test_softmax_energy_and_squeezing_by_hand() -> None:
+    inputs = one([[math.log(3), 0.0], [40.0, 0.0]], [[0.5, 0.5], [1.0, 0.0]])
+    assert MaxSoftmax().score(inputs).tolist() == pytest.approx([0.25, math.exp(-40)], rel=1e-6)
+    assert Energy().score(inputs).tolist() == pytest.approx([-math.log(4), -40.0], rel=1e-6)
+    assert FeatureSqueezing().score(inputs).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+
+
+def test_feature_squeezing_takes_the_farthest_copy() -> None:
+    logits = torch.zeros(1, 2)
+    squeezed = {"a": torch.tensor([[0.6, 0.4]]), "b": torch.tensor([[0.1, 0.9]])}
+    assert FeatureSqueezing().score(Observation(logits, torch.zeros(1), {}, squeezed)).tolist() == pytest.approx([0.8])
+
+
+def test_nearest_neighbours_against_all_distances() -> None:
+    def unit(values: Tensor) -> np.ndarray:
+        array: np.ndarray = torch.nn.functional.normalize(values.double(), dim=1).numpy()
+        return array
+
+    expected = np.sort(cdist(unit(OTHER.features["late"]), unit(CLEAN.features["late"])), axis=1)[:, NEIGHBORS - 1]
+    assert NearestNeighbors().fit(CLEAN, TUNE, SEEN).score(OTHER).numpy() == pytest.approx(expected)
+
+
+def test_mahalanobis_against_the_formula() -> None:
+    readings = Mahalanobis().fit(CLEAN, TUNE, SEEN).readings(OTHER)
+    for column, layer in enumerate(CLEAN.features):
+        x = CLEAN.features[layer].double().numpy()
+        y = CLEAN.labels.numpy()
+        means = np.stack([x[y == k].mean(axis=0) for k in range(3)])
+        centred = x - means[y]
+        inverse = np.linalg.inv(centred.T @ centred / len(x))
+        offsets = OTHER.features[layer].double().numpy()[:, None] - means
+        expected = np.einsum("nkd,de,nke->nk", offsets, inverse, offsets).min(axis=1)
+        assert readings[:, column] == pytest.approx(expected, rel=1e-6)
+
+
+def test_lid_by_hand_and_against_a_loop() -> None:
+    distances = np.array([[1.0, 2.0, 4.0]])
+    expected = -1 / ((math.log(1 / 4) + math.log(2 / 4) + 0) / 3)
+    assert local_intrinsic_dimensionality(distances) == pytest.approx([expected])
+    assert np.isfinite(local_intrinsic_dimensionality(np.zeros((1, 3)))).all()
+    readings = LocalIntrinsicDimensionality().fit(CLEAN, TUNE, SEEN).readings(OTHER)
+    rows = torch.randperm(len(CLEAN), generator=torch.Generator().manual_seed(0))[:REFERENCE]
+    reference = CLEAN.features["late"][rows].double().numpy()
+    for i in range(5):
+        r = np.sort(cdist(OTHER.features["late"][i : i + 1].double().numpy(), reference)[0])[:LID_NEIGHBORS]
+        assert readings[i, 1] == pytest.approx(-1 / np.mean(np.log(r / r[-1])))
+
+
+def test_lid_finds_the_dimension_of_a_ball() -> None:
+    points = np.random.default_rng(0).normal(size=(20000, 3))
+    nearest = np.sort(cdist(points[:50], points[50:]), axis=1)[:, :100]
+    assert local_intrinsic_dimensionality(nearest).mean() == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"), [(1, {"bits_1", "median_2"}), (3, {"bits_5", "median_2", "non_local_means"})]
+)
+def test_squeezers_leave_shapes_alone(channels: int, names: set[str]) -> None:
+    images = torch.rand(3, channels, 16, 16)
+    made = squeezers(channels)
+    assert set(made) == names
+    for squeeze in made.values():
+        squeezed = squeeze(images)
+        assert squeezed.shape == images.shape
+        assert squeezed.min() >= 0
+        assert squeezed.max() <= 1
+
+
+def test_non_local_means_smooths_noise_and_keeps_flat_images() -> None:
+    flat = torch.full((1, 3, 16, 16), 100 / 255)
+    assert torch.equal(non_local_means(flat), flat)
+    noisy = (flat + 0.01 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert non_local_means(noisy).std() < noisy.std()
+
+
+def test_weights_are_never_negative_and_find_what_tells() -> None:
+    g = torch.Generator().manual_seed(0)
+    clean = -torch.rand(3, 2000, generator=g).log()  # u of uniform p-values
+    telling = -(torch.rand(1, 500, generator=g) ** 4).log()
+    useless, calming = -torch.rand(1, 500, generator=g).log(), -(torch.rand(1, 500, generator=g) ** 0.2).log()
+    weights = learn_weights(clean, [torch.cat([telling, useless, calming])])
+    assert weights.dtype == torch.float64
+    assert (weights >= 0).all()
+    assert weights[0] > 0.3
+    assert weights[1] < 0.1
+    assert weights[2] == 0  # that it is calmer under attack must not count as evidence for an attack, nor against
+
+
+def test_budgets_count_alike_and_empty_ones_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    clean = -torch.rand(2, 1000, generator=g).log()
+
+    def attacked(row: int, count: int) -> Tensor:
+        u = -torch.rand(2, count, generator=g).log()
+        u[row] *= 4
+        return u
+
+    few, many = attacked(0, 50), attacked(1, 5000)
+    weights = learn_weights(clean, [few, many, torch.empty(2, 0)])
+    assert weights[0] > 0.5 * weights[1]
+    assert torch.allclose(weights, learn_weights(clean, [few, many]))

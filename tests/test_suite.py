@@ -1,0 +1,163 @@
+"""The attack suite: what is cached is not made again, and nothing depends on how the work is spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy import Trained
+
+from calibration import attacks, suite
+from calibration.attack_options import FGSM, IterativeAttack
+from calibration.cache import ImageCache, cache_folder, tensor_digest
+from calibration.controls import ControlConfig, control
+from calibration.harness import targets
+from calibration.suite import PIECE, Assault, Target, run
+from detectors.errors import ConfigError
+
+PGD = IterativeAttack(name="p", kind="pgd", epsilon=0.2, steps=3)
+
+
+@pytest.fixture(scope="module")
+def target(trained: Trained) -> Target:
+    return Target("digits_cnn", {}, trained.classifier.state_dict(), trained.preprocessing)
+
+
+def assault(trained: Trained, count: int = 2 * PIECE + 10, options: Any = PGD) -> Assault:
+    images, labels = trained.part("evaluate")
+    return Assault(options, images[:count], labels[:count])
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of an attack made."""
+    counts: list[int] = []
+    original: Callable[..., Tensor] = attacks.perturb
+
+    def counted(predict: Any, options: Any, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        counts.append(len(images))
+        return original(predict, options, images, labels, seed)
+
+    monkeypatch.setattr(suite, "perturb", counted)
+    return counts
+
+
+def test_pieces_are_made_once(trained: Trained, target: Target, tmp_path: Path, made: list[int]) -> None:
+    cache, whole = ImageCache(tmp_path), assault(trained)
+    (first,) = run(target, [whole], cache)
+    assert made == [PIECE, PIECE, 10]
+    assert first.shape == whole.images.shape
+    (again,) = run(target, [whole], cache)
+    assert len(made) == 3
+    assert torch.equal(again, first)
+    # the first two pieces are the same work, under whatever name; another budget or seed is not
+    renamed = PGD.model_copy(update={"name": "q", "images": 7})
+    (shorter,) = run(target, [assault(trained, 2 * PIECE, renamed)], cache)
+    assert len(made) == 3
+    assert torch.equal(shorter, first[: 2 * PIECE])
+    for change in ({"epsilon": 0.1}, {"seed": 1}):
+        run(target, [assault(trained, PIECE, PGD.model_copy(update=change))], cache)
+    assert made[3:] == [PIECE, PIECE]
+
+
+def test_a_damaged_piece_is_made_anew(trained: Trained, target: Target, tmp_path: Path, made: list[int]) -> None:
+    cache = ImageCache(tmp_path)
+    (first,) = run(target, [assault(trained, 10)], cache)
+    (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    file.write_bytes(file.read_bytes()[:100])
+    (again,) = run(target, [assault(trained, 10)], cache)
+    assert made == [10, 10]
+    assert torch.equal(again, first)
+
+
+def test_processes_give_what_one_gives(
+    trained: Trained, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = FGSM(name="f", kind="fgsm", epsilon=0.2)
+    both = [assault(trained, PIECE + 5), assault(trained, PIECE + 5, options)]
+    here = run(target, both, ImageCache(tmp_path / "here"))
+    monkeypatch.setattr(suite, "WORTH_PROCESSES", -1.0)
+    elsewhere = run(target, both, ImageCache(tmp_path / "elsewhere"))
+    for a, b in zip(here, elsewhere, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_killed_run_keeps_the_pieces_it_made(
+    trained: Trained, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, original, calls = ImageCache(tmp_path), attacks.perturb, []
+
+    def dies_at_the_third(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(suite, "perturb", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(target, [assault(trained)], cache)
+    run(target, [assault(trained)], cache)
+    assert len(calls) == 4
+
+
+def test_the_cache_has_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("ASKANCE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "askance"
+
+
+def test_digests_tell_shape_type_and_values_apart() -> None:
+    x = torch.arange(4.0)
+    digests = {tensor_digest(t) for t in (x, x.view(2, 2), x.double(), x + 1)} | {tensor_digest(x, x)}
+    assert len(digests) == 5
+    assert tensor_digest(x) == tensor_digest(x.clone())
+
+
+def test_targets_by_word_similarity() -> None:
+    """Class 0 is most like 2, then 1; class 1 most like 2, then 0; class 2 most like 0, then 1."""
+    words = torch.tensor([[1.0, 0.1, 0.9], [0.1, 1.0, 0.5], [0.9, 0.5, 1.0]])
+    labels = torch.tensor([0, 1, 2, 0])
+    assert targets(words, labels, 1).tolist() == [2, 2, 0, 2]
+    assert targets(words, labels, 2).tolist() == targets(words, labels, -1).tolist() == [1, 0, 1, 1]
+    for rank in (0, 3, -3):
+        with pytest.raises(ConfigError, match=f"target_rank {rank} must be 1 to 2, or -1 to -2"):
+            targets(words, labels, rank)
+
+
+CONTROLS: dict[str, float] = {
+    "clip": 0, "uniform": 0.05, "gaussian": 0.05, "blur": 0.7, "jpeg": 75, "brightness": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_controls_change_little_and_are_seeded(kind: str, channels: int) -> None:
+    pixels = torch.rand(4, channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    config = ControlConfig.model_validate({"name": kind, "kind": kind, "amount": CONTROLS[kind]})
+    changed = control(config, pixels)
+    assert changed.shape == pixels.shape
+    assert changed.dtype == torch.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert torch.equal(control(config, pixels), changed)
+    assert 0 < (changed - pixels).abs().mean() < 0.25
+
+
+def test_noises_have_one_norm_and_the_others_their_amount() -> None:
+    pixels = torch.full((8, 1, 64, 64), 0.5)
+
+    def moved(kind: str, amount: float) -> Tensor:
+        return control(ControlConfig.model_validate({"name": "c", "kind": kind, "amount": amount}), pixels) - pixels
+
+    uniform, gaussian = moved("uniform", 0.06), moved("gaussian", 0.06)
+    assert uniform.abs().max() <= 0.06
+    assert float(uniform.norm()) == pytest.approx(float(gaussian.norm()), rel=0.02)
+    assert float(moved("brightness", 0.1).mean()) == pytest.approx(0.1)
+    assert float(moved("blur", 1.0).abs().max()) < 1e-6
+    assert float(moved("clip", 0).abs().max()) <= 0.5 / 255 + 1e-6
