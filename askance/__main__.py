@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
-EXTRA_PACKAGES = ("advertorch", "sklearn", "scipy", "gensim", "matplotlib")
+EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "gensim", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a return for each way to end)
     """Run `askance` and return its exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
     from askance.cli import app
 
@@ -38,6 +38,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from detectors.errors import AskanceError  # imports torch: not before it is needed
 
+        if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
+            return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
         if not isinstance(error, AskanceError):
             raise
         return _fail(str(error))

@@ -9,10 +9,17 @@ import typer
 
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
@@ -23,6 +30,14 @@ def _in_a_folder(path: Path | None) -> Path | None:
     if path is not None and not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
     return path
+
+
+def _host_and_port(target: str) -> str:
+    """Refuse what is not HOST:PORT before a connection fails for a reason that says less."""
+    host, colon, port = target.rpartition(":")
+    if not host or not colon or not port.isdigit() or "/" in target:
+        raise typer.BadParameter(f"expected HOST:PORT, got {target!r}")
+    return target
 
 
 JsonOption = Annotated[
@@ -43,13 +58,16 @@ def demo(json: JsonOption = None) -> None:
 
 
 @app.command()
-def train(config: ConfigArgument) -> None:
+def train(
+    config: ConfigArgument,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
+) -> None:
     """Train one of the example classifiers and write its weights where CONFIG says."""
     from askance.output import console
     from calibration.config import load_config
     from calibration.training import train as train_classifier
 
-    result = train_classifier(load_config(config))
+    result = train_classifier(load_config(config), overwrite=overwrite)
     console.print(
         f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
         f"on {result['test_images']} unseen ones; weights in {result['weights']}"
@@ -112,16 +130,20 @@ def serve(
 @app.command()
 def screen(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files.")],
-    target: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.")] = "127.0.0.1:8500",
+    target: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The server.", callback=_host_and_port)
+    ] = "127.0.0.1:8500",
     explain: Annotated[bool, typer.Option("--explain", help="Also print what each detector saw.")] = False,
     json: JsonOption = None,
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.output import print_verdicts, verdict_rows, write_json
-    from service.client import Client
+    from service.client import Client, readable
 
+    files = readable(images)
+    contents = [content for content in files.values() if isinstance(content, bytes)]
     with Client(target) as client:
-        rows = verdict_rows(images, client.screen_many(images, explain=explain))
+        rows = verdict_rows(files, client.screen_many(contents, explain=explain))
     print_verdicts(rows, explain=explain)
     write_json(json, {"images": rows})
     return 2 if any("error" in row for row in rows) else 0

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detectors.bundle import Bundle
-from detectors.errors import ConfigError
+from detectors.errors import ConfigError, DataError
 from detectors.screen import Verdict
 from service.client import ServiceError
 from service.pb.askance.v1 import screening_pb2 as pb
@@ -123,10 +123,17 @@ def print_demo(figures: Mapping[str, Any]) -> None:
     console.print(f"latency of one request: p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms")
 
 
-def verdict_rows(images: Sequence[Path], answers: Iterable[pb.ScreenResponse | ServiceError]) -> list[dict[str, Any]]:
-    """One JSON-ready row per image: the answer, or the error it met."""
+def verdict_rows(
+    images: Mapping[Path, bytes | DataError], answers: Iterable[pb.ScreenResponse | ServiceError]
+) -> list[dict[str, Any]]:
+    """One JSON-ready row per image: the answer, or the error it met, be it that its file could not be read."""
     rows: list[dict[str, Any]] = []
-    for image, answer in zip(images, answers, strict=True):
+    waiting = iter(answers)
+    for image, content in images.items():
+        if isinstance(content, DataError):
+            rows.append({"image": str(image), "error": str(content), "code": "NOT_FOUND"})
+            continue
+        answer = next(waiting)
         if isinstance(answer, ServiceError):
             rows.append({"image": str(image), "error": str(answer), "code": answer.code.name})
             continue

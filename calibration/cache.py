@@ -26,6 +26,11 @@ def tensor_digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
+def combined(*digests: str) -> str:
+    """A short digest of several, for the name of a file."""
+    return hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]
+
+
 def cache_folder() -> Path:
     """ASKANCE_CACHE, or the user's own cache folder; it can be removed at any time."""
     named = os.environ.get("ASKANCE_CACHE")

@@ -149,14 +149,18 @@ def _npz(path: str) -> tuple[Images, Images | None]:
     source, file = f"npz:{path}", _located(path)
     try:
         with np.load(file, allow_pickle=False) as content:
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise DataError(f"{source} holds one array: expected an .npz file with x, y and classes")
             missing = [key for key in ("x", "y", "classes") if key not in content]
             if missing:
                 raise DataError(f"{source} has no key {missing[0]!r}: expected x, y and classes")
             x, y, classes = content["x"], content["y"], content["classes"]
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source} is not a plain .npz file: {error}") from None
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        raise DataError(f"{source} is not an .npz file of plain arrays: expected x, y and classes") from None
+    if classes.ndim != 1:
+        raise DataError(f"{source}: classes must be a list of names, got shape {list(classes.shape)}")
     return make_images(x, y, tuple(str(name) for name in classes), source), None
 
 
@@ -166,7 +170,7 @@ def _folder(path: str) -> tuple[Images, Images | None]:
     source, root = f"folder:{path}", _located(path)
     if not root.is_dir():
         raise DataError(f"{source}: there is no such folder")
-    classes = tuple(sorted(child.name for child in root.iterdir() if child.is_dir()))
+    classes = tuple(sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")))
     arrays, labels = [], []
     for label, name in enumerate(classes):
         for file in sorted((root / name).iterdir()):
@@ -201,7 +205,10 @@ def load_pools(config: DataConfig) -> dict[str, Images]:
     if config.test_source is not None:
         test, _ = _load(config.test_source)
         if test.classes != train.classes:
-            raise DataError(f"{config.source} and {config.test_source} do not have the same classes")
+            raise DataError(
+                f"{config.source} has the classes {', '.join(train.classes)}; {config.test_source} has "
+                f"{', '.join(test.classes)}: they must be the same"
+            )
     pools = {"train": train} | ({"test": test} if test is not None else {})
     generator = torch.Generator().manual_seed(config.seed)
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibration.attack_options import AttackConfig
-from calibration.cache import attack_cache
+from calibration.cache import attack_cache, combined, tensor_digest
 from calibration.controls import control
 from calibration.data import Images, ImageStream, load_source
 from calibration.evaluation import SINGLE_PASS, UNTRAINED, AttackedSet, Evidence, SetScores
@@ -46,17 +46,23 @@ class Harness:
         self._tap = tap_for(subject.classifier, detectors.values(), normalize)
         self._plain = Tap(subject.classifier, self._tap.layers, normalize)
         self._cache = attack_cache()
+        state = [tensor for detector in detectors.values() for tensor in detector.state_dict().values()]
+        self._fitted = tensor_digest(*state)
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> Scores:
         """What our detectors read of a set of images, or of `pixels` in their place."""
+        pixels = images.pixels() if pixels is None else pixels
         stream = ImageStream(self._tap, images, self.subject.config.batch_size, pixels)
-        kept = self.stages.run(f"read-{name}", lambda: score(self.detectors, stream, name).tensors())
-        return Scores.from_tensors(kept)
+        # named by all that it depends on: other detectors, or other images under the same name, are read anew
+        stage = f"read-{name}-{combined(self._fitted, tensor_digest(pixels))}"
+        return Scores.from_tensors(self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors()))
 
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
         """What the peers read of a set of images, or of `pixels` in their place."""
+        pixels = images.pixels() if pixels is None else pixels
         stream = ImageStream(self._plain, images, self.subject.config.batch_size, pixels)
-        kept = self.stages.run(f"peers-{name}", lambda: observe(self._plain, stream, f"peers: {name}").tensors())
+        stage = f"peers-{name}-{combined(*self._plain.layers, tensor_digest(pixels))}"
+        kept = self.stages.run(stage, lambda: observe(self._plain, stream, f"peers: {name}").tensors())
         return Observation.from_tensors(kept)
 
     def attack(self, images: Mapping[str, Images], attacks: Mapping[str, AttackConfig]) -> dict[str, Tensor]:
@@ -115,6 +121,8 @@ def gather(harness: Harness, calibration: Calibration, calibrate: Scores, fuse: 
     config, splits = harness.subject.config.evaluation, harness.subject.splits
     clean = harness.scores("split-evaluate", splits["evaluate"])
     right = splits["evaluate"][clean.correct]
+    if len(right) == 0:
+        raise CalibrationError("the classifier gets no image of the evaluation split right: nothing can be attacked")
     starts = {one.name: right[: one.images or config.attacked_images] for one in config.attacks}
     pixels = harness.attack(starts, {one.name: one for one in config.attacks})
 

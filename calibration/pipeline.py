@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.cache import cache_folder, tensor_digest
+from calibration.cache import cache_folder, combined, tensor_digest
 from calibration.config import ClassifierConfig, Config
 from calibration.diagnostics import diagnose
 from calibration.evaluation import evaluate, summary
@@ -42,7 +42,8 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
     detectors = new_detectors(config, subject.class_names)
     stages = Stages(out.with_name(out.name + ".partial"), _identity(subject, detectors), resume=resume)
     for name, detector in detectors.items():
-        detector.restore(stages.run(f"fit-{name}", partial(_fit, detector, subject))).eval()
+        stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
+        detector.restore(stages.run(stage, partial(_fit, detector, subject))).eval()
     harness = Harness(subject, detectors, stages)
     calibrate_scores = harness.scores("split-calibrate", subject.splits["calibrate"])
     fuse_scores = harness.scores("split-fuse", subject.splits["fuse"])
@@ -91,9 +92,9 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
 
 
 def _identity(subject: Subject, detectors: Mapping[str, Detector]) -> dict[str, Any]:
-    """Everything that a calibration's results depend on, JSON-ready."""
+    """What all stages depend on, JSON-ready; what only some depend on is in their names."""
     identity = {
-        "config": subject.config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
+        "classifier": subject.config.classifier.model_dump(mode="json", exclude={"weights"}),
         "weights": tensor_digest(*(subject.weights[name] for name in sorted(subject.weights))),
         "data": {name: images.digest() for name, images in subject.splits.items()},
         "askance": version("askance"),

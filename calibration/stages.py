@@ -36,14 +36,14 @@ class Stages:
         self.folder = folder
         digest = self.digest(identity)
         marker = folder / "identity"
-        if marker.exists():
+        if any(folder.glob("*.safetensors")):  # a run that failed before it had finished anything leaves no work
             if not resume:
                 raise CalibrationError(
                     f"{folder} holds unfinished work: add --resume to continue it, or remove it to start over"
                 )
-            if marker.read_text() != digest:
+            if not marker.exists() or marker.read_text() != digest:
                 raise CalibrationError(
-                    f"{folder} was begun with another config, data or weights: remove it to start over"
+                    f"{folder} was begun with another classifier, data or words: remove it to start over"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, digest.encode())

@@ -69,10 +69,18 @@ def load_subject(config: Config) -> Subject:
     names = config.classifier.class_names or images.classes
     with Tap(classifier, tapped_layers(config), config.classifier.preprocessing.normalize) as tap, torch.no_grad():
         try:
-            outputs = tap(images[:2].pixels()).logits.shape[1]
+            logits, again = (tap(images[:8].pixels()).logits for _ in range(2))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"the classifier cannot take images of {list(expected)}: {reason}") from None
+    outputs = logits.shape[1]
+    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4):
+        raise ConfigError("the classifier answers the same images differently each time: it must not draw at random")
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
+        raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two classes are called {twice[0]!r}: class names must differ")
     if outputs != len(names):
         raise ConfigError(f"the classifier has {outputs} outputs for {len(names)} class names: expected one each")
     if len(images.classes) != outputs:

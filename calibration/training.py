@@ -69,18 +69,21 @@ def fit_classifier(
     return classifier.eval()
 
 
-def train(config: Config, splits: dict[str, Images] | None = None) -> dict[str, float | int | str]:
+def train(
+    config: Config, splits: dict[str, Images] | None = None, *, overwrite: bool = False
+) -> dict[str, float | int | str]:
     """Train the config's classifier on its `train` split and write the weights to `classifier.weights`.
 
     Args:
         config: of the calibration.
         splits: already loaded; else they are loaded.
+        overwrite: replace weights that are there.
 
     Returns:
         {"train_images", "test_images" (all that calibrate, fuse and evaluate), "accuracy" on them, "weights"}.
 
     Raises:
-        ConfigError: the weights are not a .safetensors path.
+        ConfigError: the weights are not a .safetensors path, or are there already.
         DataError: the data cannot be used.
     """
     path = config.classifier.weights
@@ -88,6 +91,8 @@ def train(config: Config, splits: dict[str, Images] | None = None) -> dict[str, 
         raise ConfigError(
             f"askance train writes safetensors: set classifier.weights to a .safetensors path, not {path}"
         )
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists: training would replace these weights; add --overwrite if that is meant")
     splits = load_splits(config.data, config.splits) if splits is None else splits
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)

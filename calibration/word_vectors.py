@@ -44,4 +44,7 @@ def class_vectors(path: Path, class_names: Sequence[str], words: Mapping[str, st
                 f'map it to a word that has one, [detectors.semantic_signature.words] "{name}" = "..."'
             )
         rows.append(vectors[word])
-    return torch.from_numpy(np.stack(rows)).float()
+    found = torch.from_numpy(np.stack(rows)).float()
+    if not bool(torch.isfinite(found).all()) or bool((found.std(dim=1) == 0).any()):
+        raise DataError(f"{path.name}: a class's vector is constant or holds NaN: nothing correlates with it")
+    return found

@@ -59,7 +59,7 @@ def build_classifier(
         classifier = make(**arguments)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {_one_line(error)}") from error
     if not isinstance(classifier, nn.Module):
@@ -146,7 +146,7 @@ def _imported(factory: str, module_name: str, attributes: str) -> Factory:
         raise ConfigError(f'classifier {factory!r} is not an import path: expected "package.module:callable"')
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"classifier {factory!r}: cannot import {module_name!r} ({_one_line(error)}); is its folder on PYTHONPATH?"
         ) from error
@@ -190,5 +190,5 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -20,6 +20,7 @@ from detectors.tap import Capture, CaptureStream
 from detectors.views import add_noise, median_filter, reduce_bits
 
 REFERENCE_QUANTILES = 1000  # points kept of each reading's clean values, to put readings on one scale
+TABULATED = 2000  # clean inputs that are enough for that; each costs a forward pass for every copy
 TINY = 1e-12  # below which a displacement counts as none
 
 
@@ -108,12 +109,16 @@ class Constellation(Detector):
 
     @torch.no_grad()
     def fit(self, stream: CaptureStream) -> Self:
-        """Tabulate the mean shift and the mean grain of clean inputs: one walk.
+        """Tabulate the mean shift and the mean grain of the first clean inputs: part of a walk.
 
         Raises:
             DataError: the stream is empty, or its Captures have no views.
         """
-        readings = [self._summary(self._components(capture)) for capture in stream]
+        readings: list[Tensor] = []
+        for capture in stream:
+            readings.append(self._summary(self._components(capture)))
+            if sum(reading.shape[1] for reading in readings) >= TABULATED:
+                break
         if not readings:
             raise DataError("the data stream is empty: expected at least one input")
         ordered = torch.cat(readings, dim=1).sort(dim=1).values

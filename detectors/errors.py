@@ -38,10 +38,13 @@ class ConfigError(AskanceError):
     """A configuration is not valid."""
 
 
+SHOWN = 12  # names that a message spells out
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `known` as a readable list, led by the nearest match to `name` when there is one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{hint}known: {shown}"

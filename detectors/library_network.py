@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class LibraryNetworkOptions(Options):
         seed: of the sampling; it travels only in the bundle.
     """
 
-    thresholds: dict[str, float] = Field(min_length=2)
+    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(min_length=2)
     neighbors: int = Field(default=3, ge=1)
     softmax: bool = False
     sampled_neurons: int | None = Field(default=None, ge=1)

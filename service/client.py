@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -139,6 +139,17 @@ class Client:
         else:
             message = first
         raise ServiceError(code, message) from None
+
+
+def readable(paths: Sequence[Path]) -> dict[Path, bytes | DataError]:
+    """The content of each file, or the error that reading it met: one bad file spoils nobody else's verdict."""
+    contents: dict[Path, bytes | DataError] = {}
+    for path in paths:
+        try:
+            contents[path] = path.read_bytes()
+        except OSError as error:
+            contents[path] = DataError(f"{path} cannot be read: {error.strerror}")
+    return contents
 
 
 def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:

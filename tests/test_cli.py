@@ -45,7 +45,10 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["inspect", "nowhere"], "nowhere is not a bundle"),
         (["serve", "nowhere", "--config", "none.toml"], "none.toml cannot be read: No such file"),
         (["serve", "nowhere", "--port", "70000"], "port: input should be less than or equal to 65535, got 70000"),
-        (["screen", "none.png", "--target", "127.0.0.1:1"], "none.png cannot be read|nothing answers at 127.0.0.1:1"),
+        (["screen", "none.png", "--target", "localhost"], "expected HOST:PORT, got 'localhost'"),
+        (["screen", "none.png", "--target", "http://localhost:1"], "expected HOST:PORT, got 'http://localhost:1'"),
+        (["screen", __file__, "--target", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
+        (["calibrate", "nowhere.toml", "--out", "B", "--resum"], "No such option: --resum"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
@@ -59,6 +62,18 @@ def test_mistakes_cost_one_line(
     monkeypatch.chdir(tmp_path)
     line = fails(arguments, capsys)
     assert any(part in line for part in message.split("|")), line
+
+
+def test_a_file_that_cannot_be_read_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["screen", "none.png", "--target", "127.0.0.1:1"]) == 2
+    shown = capsys.readouterr().out
+    assert "not screened" in shown
+    assert "none.png cannot be read: No such file or directory" in shown
+
+
+def test_bare_askance_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "\n  calibrate " in capsys.readouterr().out
 
 
 def test_help_is_instant_and_names_every_command() -> None:
@@ -175,6 +190,7 @@ def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
     from calibration.config import load_config
     from calibration.training import train
     from classifiers import load_weights
+    from detectors.errors import ConfigError
 
     shutil.copy(digits_run.folder / "digit_attributes.txt", tmp_path)
     path = tmp_path / "quick.toml"
@@ -183,6 +199,8 @@ def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
     train(config)
     first = load_weights(config.classifier.weights)
     torch.manual_seed(99)
-    train(config)
+    with pytest.raises(ConfigError, match=r"exists: training would replace these weights; add --overwrite"):
+        train(config)
+    train(config, overwrite=True)
     second = load_weights(config.classifier.weights)
     assert all(torch.equal(first[name], second[name]) for name in first)

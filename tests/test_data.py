@@ -134,10 +134,10 @@ def test_arrays_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message:
 
 def test_an_npz_with_pickles_or_nonsense_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", x=np.array([{}], dtype=object), y=np.zeros(1), classes=np.array(["a"]))
-    with pytest.raises(DataError, match="is not a plain"):
+    with pytest.raises(DataError, match=r"is not an \.npz file of plain arrays"):
         load_pools(DataConfig(source=f"npz:{tmp_path / 'p.npz'}"))
     (tmp_path / "n.npz").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="is not a plain"):
+    with pytest.raises(DataError, match=r"is not an \.npz file of plain arrays"):
         load_pools(DataConfig(source=f"npz:{tmp_path / 'n.npz'}"))
 
 

@@ -108,7 +108,7 @@ def test_novelty_is_strict_and_the_first_sample_always_kept() -> None:
     rows = torch.tensor([[5.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
     at = network({"a": 0.6, "b": 0.6 + 1e-9}).build([capture_of({"a": rows, "b": rows}, [0, 0], 2)])
     assert at.sizes() == {"a": 1, "b": 2}
-    low = network({"a": -2.0, "b": -2.0}).build([capture_of({"a": rows, "b": rows}, [0, 0], 2)])
+    low = network({"a": -1.0, "b": -1.0}).build([capture_of({"a": rows, "b": rows}, [0, 0], 2)])
     assert low.sizes() == {"a": 1, "b": 1}
 
 

@@ -67,9 +67,11 @@ def test_finished_stages_are_not_made_again(tmp_path: Path) -> None:
 
 def test_unfinished_work_is_never_overwritten_nor_mixed(tmp_path: Path) -> None:
     Stages(tmp_path / "work", {"seed": 1}, resume=False)
+    stages = Stages(tmp_path / "work", {"seed": 3}, resume=False)  # nothing was finished: nothing is lost
+    stages.run("one", lambda: {"x": torch.ones(1)})
     with pytest.raises(CalibrationError, match="holds unfinished work: add --resume to continue it"):
         Stages(tmp_path / "work", {"seed": 1}, resume=False)
-    with pytest.raises(CalibrationError, match="was begun with another config, data or weights"):
+    with pytest.raises(CalibrationError, match="was begun with another classifier, data or words"):
         Stages(tmp_path / "work", {"seed": 2}, resume=True)
 
 
