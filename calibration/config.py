@@ -232,7 +232,27 @@ def _resolved(config: Config, beside: Path) -> Config:
     if semantic is not None:
         semantic = semantic.model_copy(update={"word_vectors": find(semantic.word_vectors, beside)})
         detectors = detectors.model_copy(update={"semantic_signature": semantic})
-    return config.model_copy(update={"classifier": classifier, "detectors": detectors})
+    sources = {name: _source(getattr(config.data, name), beside) for name in ("source", "test_source")}
+    others = tuple(
+        other.model_copy(update={"source": _source(other.source, beside)})
+        for other in config.evaluation.out_of_distribution
+    )
+    return config.model_copy(
+        update={
+            "classifier": classifier,
+            "detectors": detectors,
+            "data": config.data.model_copy(update=sources),
+            "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others}),
+        }
+    )
+
+
+def _source(source: str | None, beside: Path) -> str | None:
+    """A data source whose path leads beside the config, if it is there; else as it was, for ASKANCE_DATA."""
+    kind, colon, path = (source or "").partition(":")
+    if kind in ("npz", "folder") and colon and (beside / path).exists():
+        return f"{kind}:{beside / path}"
+    return source
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

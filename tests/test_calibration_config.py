@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_no_detector_at_all(tmp_path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("name", ["digits.toml", "mnist.toml"])
+@pytest.mark.parametrize("name", ["digits.toml", "mnist.toml", "cifar10.toml"])
 def test_the_shipped_configs_are_valid(name: str) -> None:
     config = load_config(CONFIGS / name)
     assert config.name in name or name.removesuffix(".toml") in config.name
@@ -87,3 +88,65 @@ def test_paths_are_found_beside_the_config_then_under_the_data_root(
     (beside / "vectors.txt").touch()
     assert find(Path("vectors.txt"), beside) == beside / "vectors.txt"
     assert find(Path("nowhere.txt"), beside) == beside / "nowhere.txt"
+
+
+def test_data_beside_the_config_is_found_there(tmp_path: Path) -> None:
+    text = (CONFIGS / "digits.toml").read_text().replace('source = "sklearn:digits"', 'source = "npz:some.npz"')
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    assert load_config(path).data.source == "npz:some.npz"
+    (tmp_path / "some.npz").touch()
+    assert load_config(path).data.source == f"npz:{tmp_path / 'some.npz'}"
+
+
+ATTACKS = """
+attacks = [
+    {{ name = "a", kind = "pgd", epsilon = "8/255" }},
+    {{ name = "b", {second} }},
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('kind = "cw", confidnce = 2', "unknown key 'evaluation.attacks.1.confidnce': did you mean 'confidence'"),
+        ('kind = "fgsm", epsilom = 0.1', "unknown key 'evaluation.attacks.1.epsilom': did you mean 'epsilon'"),
+        ('kind = "fgsm"', "the key 'evaluation.attacks.1.epsilon' is missing"),
+        ("epsilon = 0.1", "the key 'evaluation.attacks.1.kind' is missing"),
+        (
+            'kind = "fgsm", epsilon = "8/0"',
+            'evaluation.attacks.1.epsilon: expected a number, or a fraction such as "8/255"',
+        ),
+        ('kind = "spsa", epsilon = 2', "evaluation.attacks.1.epsilon: Input should be less than or equal to 1, got 2"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_mistakes_in_an_attack_name_its_key(tmp_path: Path, second: str, message: str) -> None:
+    head = (CONFIGS / "digits.toml").read_text().partition("[[evaluation.attacks]]")[0]
+    path = tmp_path / "c.toml"
+    path.write_text(head + ATTACKS.format(second=second))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_config(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('peers = ["lid"]', "the peer lid is trained on an attack: give one in evaluation.seen"),
+        ('peers = ["vim"]', "evaluation.peers.0: Input should be 'max_softmax'"),
+        (
+            'seen = [{ name = "f", kind = "fgsm", epsilon = 0.1 }, { name = "p", kind = "pgd", epsilon = 0.1 }]',
+            "seen attacks must be of one kind, got fgsm and pgd",
+        ),
+        ('controls = [{ name = "c", kind = "clip" }, { name = "c", kind = "blur" }]', "two rows share the name 'c'"),
+    ],
+    ids=["no seen attack", "unknown peer", "two kinds", "one name twice"],
+)
+def test_mistakes_in_the_evaluation(tmp_path: Path, lines: str, message: str) -> None:
+    text = (CONFIGS / "digits.toml").read_text().replace("[evaluation]", f"[evaluation]\n{lines}")
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(path)

@@ -1,0 +1,116 @@
+"""Write the tables of docs/detection.md from a bundle's evaluation: python docs/tables.py SECTION BUNDLE."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent / "detection.md"
+OURS = (
+    "library_network",
+    "introspection",
+    "self_organizing_map",
+    "semantic_signature",
+    "constellation",
+    "fused_single_pass",
+    "fused_untrained",
+    "fused",
+)
+
+
+def number(value: float) -> str:
+    """0.9871 -> .987, 1.0 -> 1.0."""
+    return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1.0"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column left, the others right."""
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def by_attack(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+    """AUROC and its interval, a row per attack."""
+    rows = []
+    for attack, row in evaluation["attacks"].items():
+        values, bounds = evaluation["auroc"].get(attack), evaluation["intervals"]["auroc"].get(attack)
+        if values is None:
+            cells = ["" for _ in readers]
+        else:
+            cells = [
+                f"{number(values[r])} <sub>{number(bounds[r][0])} to {number(bounds[r][1])}</sub>" for r in readers
+            ]
+        name = f"{attack}{' (seen)' if row['seen'] else ''}"
+        rows.append((f"`{name}`", f"{row['successful']}/{row['attempted']}", *cells))
+    return table(("attack", "successful", *(reader.replace("_", " ") for reader in readers)), rows)
+
+
+def alarms(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+    """Flag rates on clean images, controls and other data."""
+    sets = {"clean": evaluation["detector_clean_flag_rate"]} | {
+        name: one["flag_rate"]
+        for kind in ("controls", "out_of_distribution")
+        for name, one in evaluation.get(kind, {}).items()
+    }
+    rows = (
+        (f"`{name}`, {level}", *(f"{rates[reader][level]:.1%}" for reader in readers))
+        for name, rates in sets.items()
+        for level in evaluation["target_flag_rate"]
+    )
+    return table(("images, level", *(reader.replace("_", " ") for reader in readers)), rows)
+
+
+def classes(evaluation: Mapping[str, Any]) -> str:
+    """Fused flag rates of clean images by predicted class."""
+    rows = [
+        (name, str(row["images"]), *(f"{row[level]:.1%}" for level in evaluation["target_flag_rate"]))
+        for name, row in evaluation["class_clean_flag_rate"].items()
+    ]
+    return table(("predicted class", "images", *evaluation["target_flag_rate"]), rows)
+
+
+def section(evaluation: Mapping[str, Any]) -> str:
+    """All of one data set."""
+    readers = list(evaluation["detector_clean_flag_rate"])
+    ours = [reader for reader in OURS if reader in readers]
+    peers = [reader for reader in readers if reader not in OURS]
+    splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation["splits"].items())
+    intervals = ", ".join(
+        f"{level} {target:.0%}: {low:.1%} to {high:.1%}"
+        for (level, target), (low, high) in zip(
+            evaluation["target_flag_rate"].items(), evaluation["clean_flag_rate_interval"].values(), strict=True
+        )
+    )
+    accuracy = evaluation["classifier"]["accuracy"]
+    return "\n\n".join(
+        (
+            f"Accuracy {accuracy:.2%} on the evaluation images. Images: {splits}.",
+            "AUROC on successful attacks, ours:",
+            by_attack(evaluation, ours),
+            "The peers, on the same images:",
+            by_attack(evaluation, ["fused", *peers]),
+            f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
+            alarms(evaluation, readers),
+            "Clean images flagged by the fused score, by predicted class:",
+            classes(evaluation),
+        )
+    )
+
+
+def main(name: str, bundle: str) -> None:
+    """Replace what stands between the section's two markers."""
+    evaluation = json.loads((Path(bundle) / "evaluation.json").read_text())
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page = PAGE.read_text()
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"{PAGE} has no section {name!r}")
+    PAGE.write_text(pattern.sub(lambda _: f"{begin}\n\n{section(evaluation)}\n\n{end}", page))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
