@@ -51,7 +51,12 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         subjects.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
         print_subject(subjects[-1])
     say("screening")
-    screened = [screening.measure(subject, batch, sizes) for subject in subjects for batch in sizes.calls]
+    screened = [
+        screening.measure(subject, batch, sizes, with_copies=with_copies)
+        for subject in subjects
+        for with_copies in (False, True)
+        for batch in sizes.calls
+    ]
     print_screening(screened)
     say("library construction")
     built = [library.measure(subject, layer, sizes) for subject in subjects for layer in subject.rows]

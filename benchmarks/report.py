@@ -27,20 +27,33 @@ def print_subject(subject: Subject) -> None:
 def print_screening(costs: Sequence[ScreeningCost]) -> None:
     """Screened calls beside bare ones, then where their time goes."""
     table = _table("screening beside the bare classifier, one call")
-    for column in ("network", "batch", "bare ms", "screened ms", "screened / bare: median (min..max)", "pairs"):
+    for column in (
+        "network",
+        "copies",
+        "batch",
+        "bare ms",
+        "screened ms",
+        "screened / bare: median (min..max)",
+        "pairs",
+    ):
         table.add_column(column, justify="left" if column == "network" else "right")
     for cost in costs:
         bare, screened = f"{cost.bare_ms:.2f}", f"{cost.screened_ms:.2f}"
-        table.add_row(cost.network, str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs))
+        table.add_row(cost.network, str(cost.copies), str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs))
     console.print(table)
     split = _table("where a screened call's time goes, median ms (share)")
     split.add_column("stage")
     for cost in costs:
-        split.add_column(f"{cost.network}, batch {cost.batch}", justify="right")
-    for stage in costs[0].stages_ms:
-        cells = (f"{c.stages_ms[stage]:.2f} ({c.stages_ms[stage] / sum(c.stages_ms.values()):.0%})" for c in costs)
-        split.add_row(stage, *cells)
+        split.add_column(f"{cost.network}, {cost.copies} copies, batch {cost.batch}", justify="right")
+    for stage in dict.fromkeys(stage for cost in costs for stage in cost.stages_ms):
+        split.add_row(stage, *(_share(cost, stage) for cost in costs))
     console.print(split)
+
+
+def _share(cost: ScreeningCost, stage: str) -> str:
+    if stage not in cost.stages_ms:
+        return "-"
+    return f"{cost.stages_ms[stage]:.2f} ({cost.stages_ms[stage] / sum(cost.stages_ms.values()):.0%})"
 
 
 def print_construction(costs: Sequence[ConstructionCost]) -> None:

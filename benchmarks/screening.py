@@ -21,6 +21,7 @@ class ScreeningCost:
 
     Attributes:
         network: its name.
+        copies: altered copies that the constellation adds to each image; 0 without it.
         batch: images in a call.
         pairs: measurements of each.
         bare_ms, screened_ms: median milliseconds of a call.
@@ -29,6 +30,7 @@ class ScreeningCost:
     """
 
     network: str
+    copies: int
     batch: int
     pairs: int
     bare_ms: float
@@ -37,12 +39,14 @@ class ScreeningCost:
     stages_ms: dict[str, float]
 
 
-def measure(subject: Subject, batch: int, sizes: Sizes) -> ScreeningCost:
-    """Time the Screen against normalisation and a forward pass of the classifier, in inference mode and hook-free.
+def measure(subject: Subject, batch: int, sizes: Sizes, *, with_copies: bool) -> ScreeningCost:
+    """Time the Screen, with or without the constellation, against normalisation and a forward pass of the classifier.
 
+    The bare classifier runs in inference mode and without hooks.
     Both take the same pixels [batch, C, H, W].
     """
-    screen, preprocessing = subject.screen, subject.network.preprocessing
+    screen = subject.with_copies if with_copies else subject.screen
+    preprocessing, copies = subject.network.preprocessing, sum(subject.network.constellation.groups().values())
     assert len(subject.images) >= batch
     pixels = subject.images[:batch].float() / 255
     classifier = subject.bare_classifier()
@@ -65,6 +69,7 @@ def measure(subject: Subject, batch: int, sizes: Sizes) -> ScreeningCost:
     measured = interleave(bare, screened, pairs=sizes.pairs, calls=sizes.calls[batch])
     return ScreeningCost(
         network=subject.network.name,
+        copies=copies if with_copies else 0,
         batch=batch,
         pairs=sizes.pairs,
         bare_ms=1000 * statistics.median(measured.base),

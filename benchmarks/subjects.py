@@ -18,6 +18,8 @@ from classifiers import build_classifier, load_weights
 from detectors import (
     Calibration,
     Capture,
+    Constellation,
+    ConstellationOptions,
     Detector,
     Fusion,
     Introspection,
@@ -31,6 +33,7 @@ from detectors import (
     SemanticSignature,
     SemanticSignatureOptions,
     Tap,
+    tap_for,
 )
 from detectors.conformal import table
 from detectors.errors import DataError
@@ -40,6 +43,7 @@ from detectors.screen import read_all
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration
+BATCH_OF_COPIES = 25  # images that come with their copies
 MNIST = Path(__file__).resolve().parent.parent / "configs" / "mnist.toml"
 # Training decides how well a detector scores, not how fast.
 BRIEFLY = {"cycles": 1, "cycle_steps": 50}
@@ -57,7 +61,8 @@ class Network:
         features, readout: its last two layers; without trained weights the second is made to tell classes apart.
         weights: trained, under ASKANCE_DATA if relative.
         source: of real images.
-        library_network, introspection, self_organizing_map, semantic_signature: the detectors' options.
+        library_network, introspection, self_organizing_map, semantic_signature: the single-pass detectors' options.
+        constellation: the options of the one that needs altered copies.
     """
 
     name: str
@@ -71,9 +76,10 @@ class Network:
     introspection: IntrospectionOptions
     self_organizing_map: SelfOrganizingMapOptions
     semantic_signature: SemanticSignatureOptions
+    constellation: ConstellationOptions
 
     def detectors(self) -> dict[str, Detector]:
-        """Unfitted detectors; random numbers stand for the classes' word vectors, whose values cost no time."""
+        """Unfitted single-pass detectors; random numbers stand for word vectors, whose values cost no time."""
         words = torch.randn(CLASSES, 25, generator=torch.Generator().manual_seed(0))
         introspection = self.introspection.model_copy(update=BRIEFLY)
         maps = self.self_organizing_map.model_copy(update=FEW_EPOCHS)
@@ -91,6 +97,7 @@ def lenet() -> Network:
     config = load_config(MNIST)
     wanted = config.detectors
     assert wanted.library_network and wanted.introspection and wanted.self_organizing_map and wanted.semantic_signature
+    assert wanted.constellation
     return Network(
         name="LeNet",
         factory=config.classifier.factory,
@@ -103,6 +110,7 @@ def lenet() -> Network:
         introspection=wanted.introspection,
         self_organizing_map=wanted.self_organizing_map,
         semantic_signature=wanted.semantic_signature.options(),
+        constellation=wanted.constellation,
     )
 
 
@@ -125,6 +133,7 @@ def resnet44() -> Network:
         introspection=IntrospectionOptions(hidden_layers=("pool", "linear")),  # 74 numbers; layer3 alone has 4096
         self_organizing_map=SelfOrganizingMapOptions(map_layers=layers),
         semantic_signature=SemanticSignatureOptions(semantic_layers=layers),
+        constellation=ConstellationOptions(displacement_layers=("layer1", "layer3.0", "layer3")),
     )
 
 
@@ -138,7 +147,8 @@ class Subject:
         classifier: in eval mode, under the Screen's hooks.
         images: those that no detector was fitted on, uint8 [N, C, H, W].
         fitted_on: the Captures that the detectors were fitted on.
-        screen: fitted and calibrated.
+        screen: fitted and calibrated, of the single-pass detectors.
+        with_copies: the same and the constellation.
         seconds: that fitting took.
     """
 
@@ -148,6 +158,7 @@ class Subject:
     images: Tensor
     fitted_on: Sequence[Capture]
     screen: Screen
+    with_copies: Screen
     seconds: float
 
     def bare_classifier(self) -> nn.Module:
@@ -182,23 +193,31 @@ def fit(network: Network, fit_images: int, calibration_images: int) -> Subject:
     real = data_root() is not None
     classifier, images = _trained(network, count) if real else _random(network, count)
     detectors = network.detectors()
-    layers = [layer for detector in detectors.values() for layer in detector.layers]
-    with Tap(classifier, layers, network.preprocessing.normalize) as tap:
-        ends = fit_images, fit_images + calibration_images, fit_images + 2 * calibration_images
-        fitted_on, calibrate, fuse = (
-            list(ImageStream(tap, images[first:last], BATCH)) for first, last in pairwise((0, *ends))
+    constellation = Constellation(network.constellation, network.preprocessing.shape)
+    everything: dict[str, Detector] = detectors | {constellation.kind: constellation}
+    ends = fit_images, fit_images + calibration_images, fit_images + 2 * calibration_images
+    with tap_for(classifier, detectors.values(), network.preprocessing.normalize) as tap:
+        fitted_on = list(ImageStream(tap, images[:fit_images], BATCH))
+    with tap_for(classifier, everything.values(), network.preprocessing.normalize) as tap:
+        calibrate, fuse = (
+            list(ImageStream(tap, images[first:last], BATCH_OF_COPIES)) for first, last in pairwise(ends)
         )
     for detector in detectors.values():
         detector.fit(fitted_on).eval()
+    constellation.fit(calibrate)
+
+    def screen(chosen: Mapping[str, Detector]) -> Screen:
+        tables = _calibrated(chosen, calibrate, fuse)
+        return Screen(classifier, network.preprocessing, images.classes, chosen, tables)
+
     return Subject(
         network=network,
         data=f"{network.source}, trained weights" if real else "random images, random weights (ASKANCE_DATA is unset)",
         classifier=classifier,
         images=images.x[-calibration_images:],
         fitted_on=fitted_on,
-        screen=Screen(
-            classifier, network.preprocessing, images.classes, detectors, _calibrated(detectors, calibrate, fuse)
-        ),
+        screen=screen(detectors),
+        with_copies=screen(everything),
         seconds=time.perf_counter() - start,
     )
 
