@@ -234,17 +234,23 @@ class SemanticSignature(Detector):
         shrinkage = self._options.shrinkage
         self.precision = torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True)
 
-    def margins(self, capture: Capture) -> tuple[Tensor, Tensor]:
-        """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
+    def pair_margins(self, capture: Capture) -> Tensor:
+        """The margin of the predicted class p over each other class q, in the order of the classes, [B, L, K - 1].
+
+        The 1 vs 2 test of p against q passes where it is positive.
+        """
         others, contrast = self.others[capture.predicted], self.contrast[capture.predicted]  # [B, K-1, K-2]
         batch = torch.arange(len(capture), device=others.device)[:, None, None]
-        margins, passes = [], []
+        margins = []
         for layer in self.layers:
             similarity = centred_unit(capture.flat(layer)) @ self.references(layer).T  # i, [B, K]
-            margin = (centred_unit(similarity[batch, others]) * contrast).sum(dim=2)
-            margins.append(margin.mean(dim=1))
-            passes.append((margin > 0).to(margin.dtype).mean(dim=1))
-        return torch.stack(margins, dim=1), torch.stack(passes, dim=1)
+            margins.append((centred_unit(similarity[batch, others]) * contrast).sum(dim=2))
+        return torch.stack(margins, dim=1)
+
+    def margins(self, capture: Capture) -> tuple[Tensor, Tensor]:
+        """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
+        margins = self.pair_margins(capture)
+        return margins.mean(dim=2), (margins > 0).to(margins.dtype).mean(dim=2)
 
     def read(self, capture: Capture) -> Reading:
         """Mahalanobis distance of the margins from what is typical for the predicted class, shared covariance."""

@@ -101,15 +101,19 @@ def section(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def main(name: str, bundle: str) -> None:
-    """Replace what stands between the section's two markers."""
-    evaluation = json.loads((Path(bundle) / "evaluation.json").read_text())
+def replace_section(page: Path, name: str, content: str) -> None:
+    """Put `content` between the two markers of a section of a page."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = PAGE.read_text()
+    text = page.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(page):
-        raise SystemExit(f"{PAGE} has no section {name!r}")
-    PAGE.write_text(pattern.sub(lambda _: f"{begin}\n\n{section(evaluation)}\n\n{end}", page))
+    if not pattern.search(text):
+        raise SystemExit(f"{page} has no section {name!r}")
+    page.write_text(pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text), encoding="utf-8")
+
+
+def main(name: str, bundle: str) -> None:
+    """Write the section of one data set."""
+    replace_section(PAGE, name, section(json.loads((Path(bundle) / "evaluation.json").read_text())))
 
 
 if __name__ == "__main__":
