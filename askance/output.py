@@ -19,7 +19,7 @@ from service.client import ServiceError
 from service.pb.askance.v1 import screening_pb2 as pb
 
 # Piped output is for other programs: never wrapped to a terminal's width.
-console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
 _COLOURS = {Verdict.CLEAN: "green", Verdict.SUSPECT: "yellow", Verdict.ADVERSARIAL: "red"}
 
 
