@@ -201,7 +201,7 @@ class _Readers:
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None, known: Scores | None = None) -> SetScores:
         scores = known or self._harness.scores(name, images, pixels)
-        columns = dict(scores.scores)
+        columns = {name: scores.scores[name] for name in self._harness.detectors}  # a stage does not keep their order
         for fused, fusion in self._fusions.items():
             columns[fused] = fusion.score(scores.only(fusion.names))
         if self._peers:
