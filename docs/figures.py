@@ -11,9 +11,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from calibration.attacks import PixelClassifier, attack
+from calibration.attack_options import IterativeAttack
+from calibration.attacks import PixelClassifier, perturb
 from calibration.config import load_config
-from calibration.pipeline import calibrate, load_subject
+from calibration.pipeline import calibrate
+from calibration.subject import load_subject
 from calibration.training import train
 from classifiers import build_classifier
 from detectors import Screening, Verdict
@@ -38,7 +40,9 @@ def main() -> None:
     images = subject.splits["evaluate"]
     predict = PixelClassifier(subject.classifier, config.classifier.preprocessing)
     attacks = {one.name: one for one in config.evaluation.attacks}
-    groups = {"clean": images.pixels()} | {name: attack(predict, images, one) for name, one in attacks.items()}
+    groups = {"clean": images.pixels()} | {
+        name: perturb(predict, one, images.pixels(), images.y, one.seed) for name, one in attacks.items()
+    }
     answers = {name: [r for r in screen(pixels) if isinstance(r, Screening)] for name, pixels in groups.items()}
     right = [a.index == int(y) for a, y in zip(answers["clean"], images.y, strict=True)]
 
@@ -56,7 +60,9 @@ def main() -> None:
         i for i, (ok, a, y) in enumerate(zip(right, answers["pgd"], images.y, strict=True)) if ok and a.index != y
     ]
     _gallery(right_half.subplots(2, SHOWN), groups, answers, chosen[:SHOWN])
-    epsilon = attacks["pgd"].epsilon
+    pgd = attacks["pgd"]
+    assert isinstance(pgd, IterativeAttack)
+    epsilon = pgd.epsilon
     right_half.suptitle(f"one digit per column: clean, and after PGD with a budget of {epsilon:g}", fontsize=10)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUT, dpi=120)
