@@ -166,7 +166,7 @@ def perturb(predict: PixelClassifier, options: AttackConfig, images: Tensor, lab
     for parameter, _ in frozen:
         parameter.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advertorch's own calls of what torch has since renamed
             torch.manual_seed(seed)
             with torch.no_grad():
