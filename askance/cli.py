@@ -138,12 +138,12 @@ def screen(
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.output import print_verdicts, verdict_rows, write_json
+    from detectors.errors import DataError
     from service.client import Client, readable
 
-    files = readable(images)
-    contents = [content for content in files.values() if isinstance(content, bytes)]
+    failed: dict[int, DataError] = {}
     with Client(target) as client:
-        rows = verdict_rows(files, client.screen_many(contents, explain=explain))
+        rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
     print_verdicts(rows, explain=explain)
     write_json(json, {"images": rows})
     return 2 if any("error" in row for row in rows) else 0

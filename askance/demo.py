@@ -20,7 +20,7 @@ from calibration.metrics import detection
 from calibration.pipeline import calibrate
 from calibration.progress import say, track
 from calibration.subject import load_subject
-from calibration.suite import Assault, Target, run
+from calibration.suite import Assault, run
 from calibration.training import train
 from detectors.screen import FUSED, Verdict
 from service.client import Client, ServiceError
@@ -56,13 +56,10 @@ def run_demo() -> dict[str, Any]:
             clean, seconds = _one_by_one(client, images.pixels())
             predicted = torch.tensor([answer.prediction.index for answer in clean])
             chosen = torch.nonzero(predicted == images.y).flatten()[: config.evaluation.attacked_images]
-            target = Target(
-                config.classifier.factory, config.classifier.arguments, subject.weights, config.classifier.preprocessing
-            )
             assaults = [Assault(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
             attacked = {
                 assault.options.name: _streamed(client, pixels)
-                for assault, pixels in zip(assaults, run(target, assaults, attack_cache()), strict=True)
+                for assault, pixels in zip(assaults, run(subject.target, assaults, attack_cache()), strict=True)
             }
 
     evaluation = bundle.evaluation()

@@ -124,20 +124,29 @@ def print_demo(figures: Mapping[str, Any]) -> None:
 
 
 def verdict_rows(
-    images: Mapping[Path, bytes | DataError], answers: Iterable[pb.ScreenResponse | ServiceError]
+    images: Sequence[Path], answers: Iterable[pb.ScreenResponse | ServiceError], failed: Mapping[int, DataError]
 ) -> list[dict[str, Any]]:
-    """One JSON-ready row per image: the answer, or the error it met, be it that its file could not be read."""
+    """One JSON-ready row per image: the answer, or the error it met.
+
+    Args:
+        images: the files.
+        answers: for those that could be read, in their order.
+        failed: why the others could not, by position; known at the latest when a later image's answer comes.
+    """
     rows: list[dict[str, Any]] = []
-    waiting = iter(answers)
-    for image, content in images.items():
-        if isinstance(content, DataError):
-            rows.append({"image": str(image), "error": str(content), "code": "NOT_FOUND"})
-            continue
-        answer = next(waiting)
+
+    def skip_failed() -> None:
+        while len(rows) in failed:
+            rows.append({"image": str(images[len(rows)]), "error": str(failed[len(rows)]), "code": "NOT_FOUND"})
+
+    for answer in answers:
+        skip_failed()
+        row: dict[str, Any] = {"image": str(images[len(rows)])}
         if isinstance(answer, ServiceError):
-            rows.append({"image": str(image), "error": str(answer), "code": answer.code.name})
-            continue
-        rows.append({"image": str(image)} | _plain(answer))
+            rows.append(row | {"error": str(answer), "code": answer.code.name})
+        else:
+            rows.append(row | _plain(answer))
+    skip_failed()
     return rows
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -15,20 +11,6 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from calibration.training import write_atomically
-
-
-def tensor_digest(*tensors: Tensor) -> str:
-    """SHA-256 over shapes, types and values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def combined(*digests: str) -> str:
-    """A short digest of several, for the name of a file."""
-    return hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
@@ -52,11 +34,6 @@ class ImageCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @staticmethod
-    def key(content: Mapping[str, Any]) -> str:
-        """The key of JSON-ready content that says everything the images depend on."""
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from calibration.attack_options import AttackConfig
@@ -77,11 +76,6 @@ class Evidence:
     tables: Mapping[str, Tensor]
     attacks: Sequence[AttackedSet]
     others: Mapping[str, Mapping[str, SetScores]]
-
-
-def choose_attacked(clean_correct: Tensor, count: int) -> Tensor:
-    """Positions of the first `count` correctly classified images, which an attack starts from."""
-    return torch.nonzero(clean_correct).flatten()[:count]
 
 
 def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> dict[str, Any]:
@@ -155,16 +149,13 @@ def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
     succeeded = {one.options.name: ~one.scores.correct for one in evidence.attacks}
     if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
         return
-    least: Tensor | None = None
     for reader, of_clean in evidence.clean.columns.items():
         least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded)
         _enter(result, WORST_CASE, reader, of_clean, least)
-    assert least is not None
-    longest = max(len(found) for found in succeeded.values())
     result["attacks"][WORST_CASE] = {
         "kind": WORST_CASE,
         "seen": False,
-        "attempted": longest,
+        "attempted": max(len(found) for found in succeeded.values()),
         "successful": len(least),
         "median_distance": {},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibration.attack_options import AttackConfig
-from calibration.cache import attack_cache, combined, tensor_digest
+from calibration.cache import attack_cache
 from calibration.controls import control
 from calibration.data import Images, ImageStream, load_source
+from calibration.digests import combined, state_digest, tensor_digest
 from calibration.evaluation import SINGLE_PASS, UNTRAINED, AttackedSet, Evidence, SetScores
 from calibration.peers import Observation, Peer, new_peers, observe
 from calibration.scoring import Scores, score
 from calibration.stages import Stages
 from calibration.subject import Subject
-from calibration.suite import Assault, Target, run
+from calibration.suite import Assault, run
 from calibration.weighing import learn_weights
 from detectors import Calibration, Detector, Fusion, SemanticSignature, Tap, tap_for
 from detectors.conformal import table
@@ -43,47 +44,51 @@ class Harness:
         self.detectors = detectors
         self.stages = stages
         normalize = subject.config.classifier.preprocessing.normalize
-        self._tap = tap_for(subject.classifier, detectors.values(), normalize)
-        self._plain = Tap(subject.classifier, self._tap.layers, normalize)
-        self._cache = attack_cache()
-        state = [tensor for detector in detectors.values() for tensor in detector.state_dict().values()]
-        self._fitted = tensor_digest(*state)
+        self._with_views = tap_for(subject.classifier, detectors.values(), normalize)
+        self.tap = Tap(subject.classifier, self._with_views.layers, normalize)
+        self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
+        self._read: dict[str, Scores] = {}
+
+    def _stage(self, name: str, images: Images, pixels: Tensor | None, *basis: str) -> str:
+        """A stage's name, by all that it depends on: other images under the same name, say, are read anew."""
+        return f"{name}-{combined(*basis, tensor_digest(images.x if pixels is None else pixels))}"
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> Scores:
         """What our detectors read of a set of images, or of `pixels` in their place."""
-        pixels = images.pixels() if pixels is None else pixels
-        stream = ImageStream(self._tap, images, self.subject.config.batch_size, pixels)
-        # named by all that it depends on: other detectors, or other images under the same name, are read anew
-        stage = f"read-{name}-{combined(self._fitted, tensor_digest(pixels))}"
-        return Scores.from_tensors(self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors()))
+        stage = self._stage(f"read-{name}", images, pixels, self._fitted)
+        if stage not in self._read:
+            stream = ImageStream(self._with_views, images, self.subject.config.batch_size, pixels)
+            kept = self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors())
+            self._read[stage] = Scores.from_tensors(kept)
+        return self._read[stage]
+
+    def split(self, name: str) -> Scores:
+        """What our detectors read of a split."""
+        return self.scores(f"split-{name}", self.subject.splits[name])
 
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
         """What the peers read of a set of images, or of `pixels` in their place."""
-        pixels = images.pixels() if pixels is None else pixels
-        stream = ImageStream(self._plain, images, self.subject.config.batch_size, pixels)
-        stage = f"peers-{name}-{combined(*self._plain.layers, tensor_digest(pixels))}"
-        kept = self.stages.run(stage, lambda: observe(self._plain, stream, f"peers: {name}").tensors())
+        stage = self._stage(f"peers-{name}", images, pixels, *self.tap.layers)
+        stream = ImageStream(self.tap, images, self.subject.config.batch_size, pixels)
+        kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"peers: {name}").tensors())
         return Observation.from_tensors(kept)
 
-    def attack(self, images: Mapping[str, Images], attacks: Mapping[str, AttackConfig]) -> dict[str, Tensor]:
-        """Run every attack on its images; pixels by name."""
-        config = self.subject.config.classifier
-        target = Target(config.factory, config.arguments, self.subject.weights, config.preprocessing)
+    def attack(self, right: Images, attacks: Sequence[AttackConfig]) -> dict[str, tuple[Images, Tensor]]:
+        """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
+        fewest = self.subject.config.evaluation.attacked_images
+        starts = [right[: one.images or fewest] for one in attacks]
         assaults = [
-            Assault(options, images[name].pixels(), self._labels(options, images[name]))
-            for name, options in attacks.items()
+            Assault(one, images.pixels(), self._labels(one, images))
+            for one, images in zip(attacks, starts, strict=True)
         ]
-        return dict(zip(attacks, run(target, assaults, self._cache), strict=True))
+        attacked = run(self.subject.target, assaults, attack_cache())
+        return {one.name: (images, pixels) for one, images, pixels in zip(attacks, starts, attacked, strict=True)}
 
     @cached_property
     def seen(self) -> dict[str, tuple[Images, Tensor]]:
         """The attacks that may be trained on, run on the calibration split: the images, and the attacked pixels."""
-        config = self.subject.config.evaluation
-        images = self.subject.splits["calibrate"]
-        right = images[self.scores("split-calibrate", images).correct]
-        starts = {one.name: right[: one.images or config.attacked_images] for one in config.seen}
-        pixels = self.attack(starts, {one.name: one for one in config.seen})
-        return {name: (starts[name], pixels[name]) for name in starts}
+        right = self.subject.splits["calibrate"][self.split("calibrate").correct]
+        return self.attack(right, self.subject.config.evaluation.seen)
 
     def _labels(self, options: AttackConfig, images: Images) -> Tensor:
         """The true classes, or the targets that the options ask for."""
@@ -110,27 +115,25 @@ def targets(word_correlations: Tensor, labels: Tensor, rank: int) -> Tensor:
     return order[labels, rank]
 
 
-def gather(harness: Harness, calibration: Calibration, calibrate: Scores, fuse: Scores) -> Evidence:
+def gather(harness: Harness, calibration: Calibration) -> Evidence:
     """Attack, read, and score everything that the evaluation needs.
 
     Args:
         harness: over fitted detectors.
         calibration: their conformal tables.
-        calibrate, fuse: the readings of these splits.
     """
     config, splits = harness.subject.config.evaluation, harness.subject.splits
-    clean = harness.scores("split-evaluate", splits["evaluate"])
-    right = splits["evaluate"][clean.correct]
+    right = splits["evaluate"][harness.split("evaluate").correct]
     if len(right) == 0:
         raise CalibrationError("the classifier gets no image of the evaluation split right: nothing can be attacked")
-    starts = {one.name: right[: one.images or config.attacked_images] for one in config.attacks}
-    pixels = harness.attack(starts, {one.name: one for one in config.attacks})
+    attacked = harness.attack(right, config.attacks)
 
-    readers = _Readers(harness, calibration, calibrate)
+    readers = _Readers(harness, calibration)
     attacks = []
     for one in config.attacks:
-        scores = readers.scores(f"attack-{one.name}", starts[one.name], pixels[one.name])
-        moved = (pixels[one.name] - starts[one.name].pixels()).flatten(1)
+        images, pixels = attacked[one.name]
+        scores = readers.scores(f"attack-{one.name}", images, pixels)
+        moved = (pixels - images.pixels()).flatten(1)
         distances = {"linf": moved.abs().amax(dim=1), "l2": moved.norm(dim=1)}
         seen = any(one.kind == trained.kind for trained in config.seen)
         attacks.append(AttackedSet(one, scores, distances, seen))
@@ -141,12 +144,13 @@ def gather(harness: Harness, calibration: Calibration, calibrate: Scores, fuse: 
     shape = harness.subject.config.classifier.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
-        images = as_input(load_source(other.source), shape)[: other.images]
-        foreign[other.name] = readers.scores(f"out-{other.name}", images)
-    of_fuse = readers.scores("split-fuse", splits["fuse"], known=fuse)
+        foreign[other.name] = readers.scores(
+            f"out-{other.name}", as_input(load_source(other.source), shape)[: other.images]
+        )
+    of_fuse = readers.scores("split-fuse", splits["fuse"])
     tables = {name: table(values) for name, values in of_fuse.columns.items()}
     return Evidence(
-        readers.scores("split-evaluate", splits["evaluate"], known=clean),
+        readers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
         tables | dict(calibration.tables) | {FUSED: calibration.fused_table},
         attacks,
@@ -154,14 +158,14 @@ def gather(harness: Harness, calibration: Calibration, calibrate: Scores, fuse: 
     )
 
 
-def fuse(harness: Harness, calibrate: Scores, components: Collection[str] | None = None) -> Fusion:
+def fuse(harness: Harness, components: Collection[str] | None = None) -> Fusion:
     """The fused score of some components (or all): trained on the seen attacks if the config has any.
 
     Args:
         harness: over fitted detectors.
-        calibrate: the readings of the calibration split.
         components: their names; None: all.
     """
+    calibrate = harness.split("calibrate")
     chosen = {name: v for name, v in calibrate.components.items() if components is None or name in components}
     fusion = Fusion.fit(chosen, calibrate.two_sided & chosen.keys())
     seen = []
@@ -176,12 +180,13 @@ def fuse(harness: Harness, calibrate: Scores, components: Collection[str] | None
 class _Readers:
     """All columns of the tables: our detectors, the fused scores and the peers."""
 
-    def __init__(self, harness: Harness, calibration: Calibration, calibrate: Scores) -> None:
+    def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
+        calibrate = harness.split("calibrate")
         self._fusions = {FUSED: calibration.fusion}
         single = [name for name in calibrate.components if not name.startswith(CONSTELLATION)]
         if len(single) < len(calibrate.components):
-            self._fusions[SINGLE_PASS] = fuse(harness, calibrate, single)
+            self._fusions[SINGLE_PASS] = fuse(harness, single)
         if harness.subject.config.evaluation.seen:
             self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
         self._peers = self._fitted_peers()
@@ -193,14 +198,12 @@ class _Readers:
             return ()
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED])
         tune = harness.observation("split-calibrate", splits["calibrate"])
-        attacked = [
-            harness.observation(f"seen-{name}", images, pixels) for name, (images, pixels) in harness.seen.items()
-        ]
+        attacked = [harness.observation(f"seen-{name}", *found) for name, found in harness.seen.items()]
         seen = [one[one.predicted != one.labels] for one in attacked]
         return tuple(peer.fit(clean, tune, seen) for peer in peers)
 
-    def scores(self, name: str, images: Images, pixels: Tensor | None = None, known: Scores | None = None) -> SetScores:
-        scores = known or self._harness.scores(name, images, pixels)
+    def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
+        scores = self._harness.scores(name, images, pixels)
         columns = {name: scores.scores[name] for name in self._harness.detectors}  # a stage does not keep their order
         for fused, fusion in self._fusions.items():
             columns[fused] = fusion.score(scores.only(fusion.names))

@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.cache import cache_folder, combined, tensor_digest
+from calibration.cache import cache_folder
 from calibration.config import ClassifierConfig, Config
 from calibration.diagnostics import diagnose
+from calibration.digests import combined, json_digest, state_digest, tensor_digest
 from calibration.evaluation import evaluate, summary
 from calibration.harness import Harness, fuse, gather
 from calibration.progress import Tracked, say
 from calibration.report import report
 from calibration.stages import Stages
-from calibration.subject import Subject, load_subject, new_detectors, tapped_layers
+from calibration.subject import Subject, load_subject, new_detectors
 from classifiers import build_classifier
-from detectors import Bundle, Calibration, Detector, Introspection, SemanticSignature, Tap
+from detectors import Bundle, Calibration, Detector, Introspection, SemanticSignature
 from detectors.bundle import publish, refuse_existing
 from detectors.conformal import table
 
@@ -39,27 +40,24 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
     """
     refuse_existing(out)
     subject = load_subject(config)
-    detectors = new_detectors(config, subject.class_names)
+    detectors = new_detectors(subject)
     stages = Stages(out.with_name(out.name + ".partial"), _identity(subject, detectors), resume=resume)
     for name, detector in detectors.items():
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, subject))).eval()
     harness = Harness(subject, detectors, stages)
-    calibrate_scores = harness.scores("split-calibrate", subject.splits["calibrate"])
-    fuse_scores = harness.scores("split-fuse", subject.splits["fuse"])
-    fusion = fuse(harness, calibrate_scores)
+    fusion = fuse(harness)
     tables = Calibration(
         levels=config.levels,
-        tables={name: table(values) for name, values in calibrate_scores.scores.items()},
+        tables={name: table(values) for name, values in harness.split("calibrate").scores.items()},
         fusion=fusion,
-        fused_table=table(fusion.score(fuse_scores.components)),
+        fused_table=table(fusion.score(harness.split("fuse").components)),
     )
-    evidence = gather(harness, tables, calibrate_scores, fuse_scores)
+    evidence = gather(harness, tables)
     say("figures and their intervals")
     evaluation = evaluate(evidence, config.levels, subject.class_names)
     say("diagnostics")
-    tap = Tap(subject.classifier, tapped_layers(config), config.classifier.preprocessing.normalize)
-    evaluation["diagnostics"] = diagnose(detectors, tap, subject.splits["fit"], subject.splits["evaluate"])
+    evaluation["diagnostics"] = diagnose(detectors, harness.tap, subject.splits["fit"], subject.splits["evaluate"])
     evaluation["splits"] = {name: len(images) for name, images in subject.splits.items()}
     publish(
         out,
@@ -67,7 +65,7 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
             "name": config.name,
             "factory": config.classifier.factory,
             "arguments": config.classifier.arguments,
-            "layers": tapped_layers(config),
+            "layers": harness.tap.layers,
             "preprocessing": config.classifier.preprocessing,
             "class_names": subject.class_names,
         },
@@ -95,7 +93,7 @@ def _identity(subject: Subject, detectors: Mapping[str, Detector]) -> dict[str, 
     """What all stages depend on, JSON-ready; what only some depend on is in their names."""
     identity = {
         "classifier": subject.config.classifier.model_dump(mode="json", exclude={"weights"}),
-        "weights": tensor_digest(*(subject.weights[name] for name in sorted(subject.weights))),
+        "weights": state_digest(subject.weights),
         "data": {name: images.digest() for name, images in subject.splits.items()},
         "askance": version("askance"),
     }
@@ -137,11 +135,10 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
     )
     subject = load_subject(config.model_copy(update={"classifier": classifier}))
     identity = _identity(subject, screen.detectors) | {"bundle": bundle.manifest.id}
-    folder = cache_folder() / "evaluations" / Stages.digest(identity)
+    folder = cache_folder() / "evaluations" / json_digest(identity)
     stages = Stages(folder, identity, resume=True)
     harness = Harness(subject, screen.detectors, stages)
-    readings = [harness.scores(f"split-{name}", subject.splits[name]) for name in ("calibrate", "fuse")]
-    evidence = gather(harness, screen.calibration, *readings)
+    evidence = gather(harness, screen.calibration)
     evaluation = evaluate(evidence, screen.calibration.levels, subject.class_names)
     stages.remove()
     return evaluation | {"bundle_id": bundle.manifest.id}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from calibration.digests import json_digest
 from calibration.progress import say
 from calibration.training import write_atomically
 from detectors.bundle import contiguous
@@ -34,7 +33,7 @@ class Stages:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = folder
-        digest = self.digest(identity)
+        digest = json_digest(identity)
         marker = folder / "identity"
         if any(folder.glob("*.safetensors")):  # a run that failed before it had finished anything leaves no work
             if not resume:
@@ -47,11 +46,6 @@ class Stages:
                 )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, digest.encode())
-
-    @staticmethod
-    def digest(identity: Mapping[str, Any]) -> str:
-        """SHA-256 of an identity."""
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def run(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return the stage's tensors: those kept from before, or those `make` gives now, kept before returning."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from calibration.config import Config
 from calibration.data import Images, ImageStream, load_splits
 from calibration.progress import say
+from calibration.suite import Target
 from calibration.training import accuracy
 from calibration.word_vectors import class_vectors
 from classifiers import build_classifier, load_weights
@@ -45,12 +46,18 @@ class Subject:
         tap = tap_for(self.classifier, detectors, self.config.classifier.preprocessing.normalize)
         return ImageStream(tap, self.splits[split], self.config.batch_size)
 
+    @property
+    def target(self) -> Target:
+        """The classifier as attacks want it."""
+        config = self.config.classifier
+        return Target(config.factory, config.arguments, self.weights, config.preprocessing)
+
 
 def load_subject(config: Config) -> Subject:
     """Load the classifier, weights and data of a config and check that they fit one another.
 
     Raises:
-        ConfigError, DataError, LayerError, CalibrationError: they do not.
+        ConfigError, DataError, CalibrationError: they do not.
     """
     if not config.classifier.weights.exists():
         raise ConfigError(
@@ -67,7 +74,7 @@ def load_subject(config: Config) -> Subject:
             "(channels, height, width): they must be the same"
         )
     names = config.classifier.class_names or images.classes
-    with Tap(classifier, tapped_layers(config), config.classifier.preprocessing.normalize) as tap, torch.no_grad():
+    with Tap(classifier, (), config.classifier.preprocessing.normalize) as tap, torch.no_grad():
         try:
             logits, again = (tap(images[:8].pixels()).logits for _ in range(2))
         except RuntimeError as error:
@@ -101,28 +108,14 @@ def load_subject(config: Config) -> Subject:
     return Subject(config, classifier, weights, splits, names)
 
 
-def tapped_layers(config: Config) -> tuple[str, ...]:
-    """The layers that the config's detectors read."""
-    wanted = config.detectors
-    return tuple(
-        dict.fromkeys(
-            (
-                *(wanted.library_network.thresholds if wanted.library_network else ()),
-                *(wanted.introspection.hidden_layers if wanted.introspection else ()),
-                *(wanted.self_organizing_map.map_layers if wanted.self_organizing_map else ()),
-                *(wanted.semantic_signature.semantic_layers if wanted.semantic_signature else ()),
-                *(wanted.constellation.displacement_layers if wanted.constellation else ()),
-            )
-        )
-    )
-
-
-def new_detectors(config: Config, class_names: tuple[str, ...]) -> dict[str, Detector]:
-    """The config's detectors, unfitted, in order.
+def new_detectors(subject: Subject) -> dict[str, Detector]:
+    """The config's detectors, unfitted, in order; their layers are tried on two images.
 
     Raises:
         DataError: a class has no word vector.
+        LayerError: a layer does not exist, or cannot be tapped.
     """
+    config = subject.config
     wanted, detectors = config.detectors, list[Detector]()
     if wanted.library_network is not None:
         detectors.append(LibraryNetwork(wanted.library_network))
@@ -132,8 +125,10 @@ def new_detectors(config: Config, class_names: tuple[str, ...]) -> dict[str, Det
         detectors.append(SelfOrganizingMap(wanted.self_organizing_map))
     if wanted.semantic_signature is not None:
         semantic = wanted.semantic_signature
-        vectors = class_vectors(semantic.word_vectors, class_names, semantic.words)
+        vectors = class_vectors(semantic.word_vectors, subject.class_names, semantic.words)
         detectors.append(SemanticSignature(semantic.options(), vectors))
     if wanted.constellation is not None and wanted.constellation.copies > 0:
         detectors.append(Constellation(wanted.constellation, config.classifier.preprocessing.shape))
+    with tap_for(subject.classifier, detectors, config.classifier.preprocessing.normalize) as tap, torch.no_grad():
+        tap(subject.splits["fit"][:2].pixels())
     return {detector.kind: detector for detector in detectors}

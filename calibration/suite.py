@@ -16,7 +16,8 @@ from torch import Tensor
 
 from calibration.attack_options import AttackConfig
 from calibration.attacks import PixelClassifier, perturb
-from calibration.cache import ImageCache, tensor_digest
+from calibration.cache import ImageCache
+from calibration.digests import json_digest, state_digest, tensor_digest
 from calibration.progress import say, track
 from classifiers import build_classifier
 from detectors.preprocessing import Preprocessing
@@ -48,7 +49,7 @@ class Target:
         return {
             "factory": self.factory,
             "arguments": dict(self.arguments),
-            "weights": tensor_digest(*(self.weights[name] for name in sorted(self.weights))),
+            "weights": state_digest(self.weights),
             "preprocessing": self.preprocessing.model_dump(mode="json", include={"mean", "std"}),
             "versions": {name: version(name) for name in ("advertorch", "foolbox", "torch")},
         }
@@ -93,7 +94,7 @@ def run(target: Target, assaults: Sequence[Assault], cache: ImageCache) -> list[
         options = assault.options.model_dump(mode="json", exclude={"name", "images", "seed"})
         results.append([])
         for j, (seed, images, labels) in enumerate(assault.pieces()):
-            key = cache.key({**identity, "attack": options, "seed": seed, "images": tensor_digest(images, labels)})
+            key = json_digest({**identity, "attack": options, "seed": seed, "images": tensor_digest(images, labels)})
             results[i].append(cache.get(key))
             if results[i][j] is None:
                 todo[i, j] = key, (assault.options, images, labels, seed)

@@ -23,6 +23,16 @@ def table(scores: Tensor) -> Tensor:
     return scores.sort(dim=-1).values.contiguous()
 
 
+def yardstick(values: Tensor, points: int = 1000) -> Tensor:
+    """Evenly spaced quantiles of clean values, [n] -> [points] or [F, n] -> [F, points], sorted: a `p_value` table.
+
+    A detector keeps them of its own readings to put them on one scale; they promise no false-positive rate.
+    """
+    ordered = values.sort(dim=-1).values
+    grid = torch.linspace(0, 1, points, dtype=values.dtype)
+    return ordered[..., (grid * (ordered.shape[-1] - 1)).round().long()].contiguous()
+
+
 def p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
     """Conformal p-value against n clean scores: p = (1 + #{s_i >= s}) / (n + 1), ties counted.
 

@@ -13,14 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detectors.conformal import p_value
+from detectors.conformal import p_value, yardstick
 from detectors.detector import Detector, Options, Reading
 from detectors.errors import ConfigError, DataError
 from detectors.tap import Capture, CaptureStream
 from detectors.views import add_noise, median_filter, reduce_bits
 
-REFERENCE_QUANTILES = 1000  # points kept of each reading's clean values, to put readings on one scale
-TABULATED = 2000  # clean inputs that are enough for that; each costs a forward pass for every copy
+TABULATED = 2000  # clean inputs that are enough for a yardstick; each costs a forward pass for every copy
 TINY = 1e-12  # below which a displacement counts as none
 
 
@@ -121,9 +120,7 @@ class Constellation(Detector):
                 break
         if not readings:
             raise DataError("the data stream is empty: expected at least one input")
-        ordered = torch.cat(readings, dim=1).sort(dim=1).values
-        grid = torch.linspace(0, 1, REFERENCE_QUANTILES, dtype=torch.float64)
-        self.yardsticks = ordered[:, (grid * (ordered.shape[1] - 1)).round().long()].contiguous()
+        self.yardsticks = yardstick(torch.cat(readings, dim=1))
         return self
 
     def _components(self, capture: Capture) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detectors.conformal import harmonic_suspicion, p_value
+from detectors.conformal import harmonic_suspicion, p_value, yardstick
 from detectors.detector import Detector, Options, Reading
 from detectors.errors import LayerError
 from detectors.spool import spool
@@ -21,7 +21,6 @@ from detectors.tap import Capture, CaptureStream
 from detectors.torus_map import TorusMap
 
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
-REFERENCE_QUANTILES = 1000  # points kept of each layer's clean distances, to put layers on one scale
 
 
 class SelfOrganizingMapOptions(Options):
@@ -145,9 +144,7 @@ class SelfOrganizingMap(Detector):
                 owners.index_put_((nearest.indices, labels), torch.ones_like(labels), accumulate=True)
             layer_map.hits = owners
             layer_map.find_minor_axes(layer_codes, predicted, count)
-            grid = torch.linspace(0, 1, REFERENCE_QUANTILES, dtype=layer_codes.dtype)
-            ordered = torch.cat(distances).sort().values
-            layer_map.yardstick = ordered[(grid * (len(ordered) - 1)).round().long()].clone()
+            layer_map.yardstick = yardstick(torch.cat(distances))
         self.prepare()
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -141,15 +141,23 @@ class Client:
         raise ServiceError(code, message) from None
 
 
-def readable(paths: Sequence[Path]) -> dict[Path, bytes | DataError]:
-    """The content of each file, or the error that reading it met: one bad file spoils nobody else's verdict."""
-    contents: dict[Path, bytes | DataError] = {}
-    for path in paths:
+def readable(paths: Iterable[Path], failed: dict[int, DataError]) -> Iterator[bytes]:
+    """The content of each file that can be read, when it is asked for; the others' errors go to `failed`, by position.
+
+    One bad file then spoils nobody else's verdict.
+    """
+    for i, path in enumerate(paths):
         try:
-            contents[path] = path.read_bytes()
-        except OSError as error:
-            contents[path] = DataError(f"{path} cannot be read: {error.strerror}")
-    return contents
+            yield _content(path)
+        except DataError as error:
+            failed[i] = error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:
@@ -160,10 +168,7 @@ def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "")
     """
     request = pb.ScreenRequest(request_id=request_id, explain=explain)
     if isinstance(image, Path):
-        try:
-            request.encoded = image.read_bytes()
-        except OSError as error:
-            raise DataError(f"{image} cannot be read: {error.strerror}") from None
+        request.encoded = _content(image)
     elif isinstance(image, bytes):
         request.encoded = image
     else:

@@ -64,13 +64,6 @@ def test_mistakes_cost_one_line(
     assert any(part in line for part in message.split("|")), line
 
 
-def test_a_file_that_cannot_be_read_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["screen", "none.png", "--target", "127.0.0.1:1"]) == 2
-    shown = capsys.readouterr().out
-    assert "not screened" in shown
-    assert "none.png cannot be read: No such file or directory" in shown
-
-
 def test_bare_askance_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     assert "\n  calibrate " in capsys.readouterr().out
@@ -167,6 +160,20 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
         assert "verdict" in rows[0]
         assert rows[1]["code"] == "INVALID_ARGUMENT"
         assert "8 x 8" in rows[2]["error"] or "8x8" in rows[2]["error"]
+
+        # a file that cannot be read is a row of its own; one named twice is two
+        capsys.readouterr()
+        assert run(["screen", "none.png", *target]) == 2
+        shown = capsys.readouterr().out
+        assert "not screened" in shown
+        assert "none.png cannot be read: No such file or directory" in shown
+        names = [str(good), "none.png", "no.png", str(good), "none.png"]
+        assert run(["screen", *names, *target, "--json", str(tmp_path / "s.json")]) == 2
+        rows = json.loads((tmp_path / "s.json").read_text())["images"]
+        assert [row["image"] for row in rows] == names
+        assert [row.get("code") for row in rows] == [None, "NOT_FOUND", "NOT_FOUND", None, "NOT_FOUND"]
+        assert rows[0]["p_value"] == rows[3]["p_value"]
+
         line = fails(["serve", str(digits_run.bundle.path), "--port", str(serving.port), "--metrics-port", "0"], capsys)
         assert f"port {serving.port} on 127.0.0.1 is in use" in line
     line = fails(["screen", str(good), *target], capsys)

@@ -13,8 +13,9 @@ from toy import Trained
 
 from calibration import attacks, suite
 from calibration.attack_options import FGSM, IterativeAttack
-from calibration.cache import ImageCache, cache_folder, tensor_digest
+from calibration.cache import ImageCache, cache_folder
 from calibration.controls import ControlConfig, control
+from calibration.digests import tensor_digest
 from calibration.harness import targets
 from calibration.suite import PIECE, Assault, Target, run
 from detectors.errors import ConfigError
