@@ -118,12 +118,15 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [default: 8500].")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
+    single_pass: Annotated[
+        bool | None, typer.Option("--single-pass", help="Leave out the constellation and its extra forward passes.")
+    ] = None,
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     from service.config import ServerConfig
     from service.server import serve as serve_bundle
 
-    settings = ServerConfig.load(config, host=host, port=port, metrics_port=metrics_port)
+    settings = ServerConfig.load(config, host=host, port=port, metrics_port=metrics_port, single_pass=single_pass)
     serve_bundle(bundle, settings, lambda serving: print(serving, flush=True))  # noqa: T201
 
 

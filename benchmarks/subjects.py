@@ -39,7 +39,7 @@ from detectors.conformal import table
 from detectors.errors import DataError
 from detectors.fusion import all_components, all_two_sided
 from detectors.preprocessing import Preprocessing
-from detectors.screen import read_all
+from detectors.screen import Fused, read_all
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration
@@ -235,7 +235,7 @@ def _calibrated(
     scores, components, two_sided = read(calibrate)
     fusion = Fusion.fit(components, two_sided)
     tables = {name: table(values) for name, values in scores.items()}
-    return Calibration(Levels(), tables, fusion, table(fusion.score(read(fuse)[1])))
+    return Calibration(Levels(), tables, Fused(fusion, table(fusion.score(read(fuse)[1]))))
 
 
 def _trained(network: Network, count: int) -> tuple[nn.Module, Images]:

@@ -50,10 +50,16 @@ class _Targetable(AttackOptions):
 
 
 class FGSM(_Targetable):
-    """Fast gradient sign method, L-infinity (Goodfellow et al. 2015)."""
+    """Fast gradient sign method, L-infinity (Goodfellow et al. 2015).
+
+    Attributes:
+        epsilon: the budget.
+        smallest: of 16 equal steps along the gradient's sign, up to the budget, take the first that succeeds.
+    """
 
     kind: Literal["fgsm"]
     epsilon: Pixels
+    smallest: bool = False
 
 
 class IterativeAttack(_Targetable):

@@ -40,7 +40,27 @@ def _cross_entropy() -> nn.Module:
 def _fgsm(predict: nn.Module, options: Any, _classes: int) -> Perturb:
     attack = import_advertorch().GradientSignAttack
     targeted = options.target_rank is not None
-    return _of(attack(predict, _cross_entropy(), eps=options.epsilon, targeted=targeted, **_CLIP))
+    whole = _of(attack(predict, _cross_entropy(), eps=options.epsilon, targeted=targeted, **_CLIP))
+    return _smallest(predict, whole, targeted=targeted) if options.smallest else whole
+
+
+def _smallest(predict: nn.Module, whole: Perturb, *, targeted: bool) -> Perturb:
+    """The smallest of 16 equal shares of a perturbation that succeeds; where none does, the whole."""
+    shares = 16
+
+    @torch.no_grad()
+    def perturb(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            step = whole(images, labels) - images
+        found = images + step
+        for share in range(shares - 1, 0, -1):
+            smaller = images + share / shares * step
+            answers: Tensor = predict(smaller).argmax(dim=1)
+            succeeds = answers == labels if targeted else answers != labels
+            found = torch.where(succeeds[:, None, None, None], smaller, found)
+        return found
+
+    return perturb
 
 
 def _iterative(predict: nn.Module, options: Any, _classes: int) -> Perturb:

@@ -23,6 +23,7 @@ from detectors.errors import ConfigError, did_you_mean
 from detectors.preprocessing import Preprocessing
 
 PeerName = Literal["max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn"]
+TRAINED_PEERS = ("mahalanobis", "lid")
 
 
 class _Section(BaseModel):
@@ -65,10 +66,12 @@ class DataConfig(_Section):
         test_source: a second source, the pool named `test`; torchvision sets bring their own.
         seed: each pool is shuffled once by it, so that splits are exchangeable (MNIST's first 5,000 test images, say,
             come from other writers than its last).
+        classes: the classes to keep, in the order of the labels; default: all.
     """
 
     source: str
     test_source: str | None = None
+    classes: tuple[str, ...] | None = Field(default=None, min_length=2)
     seed: int = 0
 
 
@@ -128,11 +131,13 @@ class OutOfDistributionConfig(_Section):
     Attributes:
         name: of the row in the tables.
         source: as in `data.source`; all its images, pools together.
+        classes: the classes to keep; default: all.
         images: how many of them, at most.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$")
     source: str
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
     images: int = Field(default=1000, ge=1)
 
 
@@ -170,7 +175,7 @@ class EvaluationConfig(_Section):
 
     @model_validator(mode="after")
     def _trained_peers_have_a_seen_attack(self) -> Self:
-        trained = [name for name in self.peers if name in ("mahalanobis", "lid")]
+        trained = [name for name in self.peers if name in TRAINED_PEERS]
         if trained and not self.seen:
             raise ValueError(f"the peer {trained[0]} is trained on an attack: give one in evaluation.seen")
         kinds = sorted({attack.kind for attack in self.seen})

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,20 @@ class Images:
     def pixels(self) -> Tensor:
         """The images in [0, 1], float32 [N, C, H, W]."""
         return self.x.float() / 255
+
+    def only(self, classes: Sequence[str]) -> Images:
+        """The images of some classes, labelled by their order in `classes`.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        for name in classes:
+            if name not in self.classes:
+                raise DataError(f"there is no class {name!r} to keep: {did_you_mean(name, self.classes)}")
+        label = torch.full((len(self.classes),), -1)
+        label[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+        kept = label[self.y] >= 0
+        return Images(self.x[kept], label[self.y[kept]], tuple(classes))
 
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
@@ -210,6 +224,8 @@ def load_pools(config: DataConfig) -> dict[str, Images]:
                 f"{', '.join(test.classes)}: they must be the same"
             )
     pools = {"train": train} | ({"test": test} if test is not None else {})
+    if config.classes is not None:
+        pools = {name: pool.only(config.classes) for name, pool in pools.items()}
     generator = torch.Generator().manual_seed(config.seed)
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}
 

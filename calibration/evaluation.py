@@ -12,9 +12,8 @@ from calibration.attack_options import AttackConfig
 from calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
 from detectors import Levels
 from detectors.conformal import p_value
-from detectors.screen import FUSED
+from detectors.screen import FUSED, SINGLE_PASS
 
-SINGLE_PASS = "fused_single_pass"
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"
 WORST_CASE = "worst_case"
@@ -70,12 +69,16 @@ class Evidence:
         tables: {reader: clean scores [n], sorted}, of a split that nothing else used.
         attacks: in the config's order.
         others: controls and out-of-distribution sets, {kind: {name: scores}}.
+        peers: the readers that are other people's.
+        forward_passes: of the classifier for each image, its altered copies included.
     """
 
     clean: SetScores
     tables: Mapping[str, Tensor]
     attacks: Sequence[AttackedSet]
     others: Mapping[str, Mapping[str, SetScores]]
+    peers: Sequence[str] = ()
+    forward_passes: int = 1
 
 
 def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> dict[str, Any]:
@@ -85,14 +88,17 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     *successful* attacks on images that the classifier got right; failed ones are reported apart.
 
     Returns:
-        JSON-ready. Per attack and reader the figures of `metrics.detection`, under `<figure>.<attack>.<reader>`, their
-        bootstrap intervals under `intervals.<figure>.<attack>.<reader>`; `worst_case` is an attack like the others:
-        each image's least score over all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>`
-        (fused), `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused).
+        JSON-ready. `peers` names the readers that are other people's. Per attack and reader the figures of
+        `metrics.detection`, under `<figure>.<attack>.<reader>`, their bootstrap intervals under
+        `intervals.<figure>.<attack>.<reader>`; `worst_case` is an attack like the others: each image's least score over
+        all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>` (fused),
+        `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused).
     """
     clean = evidence.clean
     result: dict[str, Any] = {
         "classifier": {"accuracy": float(clean.correct.double().mean()), "images": len(clean.labels)},
+        "peers": list(evidence.peers),
+        "forward_passes": {FUSED: evidence.forward_passes} | ({SINGLE_PASS: 1} if SINGLE_PASS in clean.columns else {}),
         "target_flag_rate": dict(levels.items()),
         "clean_flag_rate_interval": {n: binomial_interval(a, len(clean.labels)) for n, a in levels.items()},
         "attacks": {},
@@ -149,13 +155,16 @@ def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
     succeeded = {one.options.name: ~one.scores.correct for one in evidence.attacks}
     if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
         return
+    # the images that every attack of full size started from: others met too few for a worst case
+    full = [len(succeeded[one.options.name]) for one in evidence.attacks if one.options.images is None]
+    count = min(full or [len(found) for found in succeeded.values()])
     for reader, of_clean in evidence.clean.columns.items():
-        least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded)
+        least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded, count)
         _enter(result, WORST_CASE, reader, of_clean, least)
     result["attacks"][WORST_CASE] = {
         "kind": WORST_CASE,
         "seen": False,
-        "attempted": max(len(found) for found in succeeded.values()),
+        "attempted": count,
         "successful": len(least),
         "median_distance": {},
     }
@@ -186,5 +195,5 @@ def _by_class(evidence: Evidence, levels: Levels, class_names: Sequence[str]) ->
 
 def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The part that a bundle's manifest carries."""
-    keys = ("classifier", "target_flag_rate", "clean_flag_rate", "auroc")
+    keys = ("classifier", "forward_passes", "target_flag_rate", "clean_flag_rate", "auroc")
     return {key: evaluation[key] for key in keys if key in evaluation}

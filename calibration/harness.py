@@ -14,8 +14,8 @@ from calibration.cache import attack_cache
 from calibration.controls import control
 from calibration.data import Images, ImageStream, load_source
 from calibration.digests import combined, state_digest, tensor_digest
-from calibration.evaluation import SINGLE_PASS, UNTRAINED, AttackedSet, Evidence, SetScores
-from calibration.peers import Observation, Peer, new_peers, observe
+from calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
+from calibration.peers import PEERS, Observation, Peer, observe
 from calibration.scoring import Scores, score
 from calibration.stages import Stages
 from calibration.subject import Subject
@@ -24,9 +24,8 @@ from calibration.weighing import learn_weights
 from detectors import Calibration, Detector, Fusion, SemanticSignature, Tap, tap_for
 from detectors.conformal import table
 from detectors.errors import CalibrationError, ConfigError
-from detectors.screen import FUSED
+from detectors.screen import FUSED, SINGLE_PASS, Fused
 
-CONSTELLATION = "constellation/"  # the components that need extra forward passes begin so
 MOST_FITTED = 10_000  # images of the fit split that the peers learn from
 
 
@@ -72,6 +71,19 @@ class Harness:
         stream = ImageStream(self.tap, images, self.subject.config.batch_size, pixels)
         kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"peers: {name}").tensors())
         return Observation.from_tensors(kept)
+
+    @cached_property
+    def single_pass(self) -> tuple[str, ...] | None:
+        """The components that need no altered copies; None where none needs them."""
+        viewers = [name for name, detector in self.detectors.items() if detector.view_layers]
+        names = self.split("calibrate").components
+        return tuple(name for name in names if name.partition("/")[0] not in viewers) if viewers else None
+
+    @cached_property
+    def forward_passes(self) -> int:
+        """Of the classifier for each image, its altered copies included."""
+        one = self.subject.splits["calibrate"][:1].pixels()
+        return 1 + sum(d.views(one).shape[1] for d in self.detectors.values() if d.view_layers)
 
     def attack(self, right: Images, attacks: Sequence[AttackConfig]) -> dict[str, tuple[Images, Tensor]]:
         """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
@@ -144,22 +156,25 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     shape = harness.subject.config.classifier.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
-        foreign[other.name] = readers.scores(
-            f"out-{other.name}", as_input(load_source(other.source), shape)[: other.images]
-        )
+        images = load_source(other.source)
+        kept = (images if other.classes is None else images.only(other.classes))[: other.images]
+        foreign[other.name] = readers.scores(f"out-{other.name}", as_input(kept, shape))
     of_fuse = readers.scores("split-fuse", splits["fuse"])
     tables = {name: table(values) for name, values in of_fuse.columns.items()}
+    single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass.table}
     return Evidence(
         readers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
-        tables | dict(calibration.tables) | {FUSED: calibration.fused_table},
+        tables | dict(calibration.tables) | {FUSED: calibration.fused.table} | single,
         attacks,
         {"controls": controls, "out_of_distribution": foreign},
+        config.peers,
+        harness.forward_passes,
     )
 
 
-def fuse(harness: Harness, components: Collection[str] | None = None) -> Fusion:
-    """The fused score of some components (or all): trained on the seen attacks if the config has any.
+def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
+    """The fused score of some components (or all): one trained opinion for each seen attack, whatever its budgets.
 
     Args:
         harness: over fitted detectors.
@@ -168,13 +183,21 @@ def fuse(harness: Harness, components: Collection[str] | None = None) -> Fusion:
     calibrate = harness.split("calibrate")
     chosen = {name: v for name, v in calibrate.components.items() if components is None or name in components}
     fusion = Fusion.fit(chosen, calibrate.two_sided & chosen.keys())
-    seen = []
-    for name, (images, pixels) in harness.seen.items():
+    clean = fusion.suspicions(chosen)
+    seen: dict[str, list[Tensor]] = {}
+    for options in harness.subject.config.evaluation.seen:
+        name, (images, pixels) = options.name, harness.seen[options.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
         if bool(scores.correct.all()):
             raise CalibrationError(f"the seen attack {name} never succeeds on the calibration split: raise its budget")
-        seen.append(fusion.suspicions(scores.only(fusion.names))[:, ~scores.correct])
-    return fusion.weighed(learn_weights(fusion.suspicions(chosen), seen)) if seen else fusion
+        attack = options.model_dump_json(exclude={"name", "epsilon", "images"})
+        seen.setdefault(attack, []).append(fusion.suspicions(scores.only(fusion.names))[:, ~scores.correct])
+    if seen:
+        weights, biases = zip(*(learn_weights(clean, budgets) for budgets in seen.values()), strict=True)
+        counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
+        # every budget counts alike: an opinion by its share of them
+        fusion = fusion.trained(torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
+    return Fused(fusion, table(fusion.score(harness.split("fuse").only(fusion.names))))
 
 
 class _Readers:
@@ -183,17 +206,16 @@ class _Readers:
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
         calibrate = harness.split("calibrate")
-        self._fusions = {FUSED: calibration.fusion}
-        single = [name for name in calibrate.components if not name.startswith(CONSTELLATION)]
-        if len(single) < len(calibrate.components):
-            self._fusions[SINGLE_PASS] = fuse(harness, single)
+        self._fusions = {FUSED: calibration.fused.fusion}
+        if calibration.single_pass is not None:
+            self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
         if harness.subject.config.evaluation.seen:
             self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
         self._peers = self._fitted_peers()
 
     def _fitted_peers(self) -> tuple[Peer, ...]:
         harness, splits = self._harness, self._harness.subject.splits
-        peers = tuple(peer for peer in new_peers() if peer.name in harness.subject.config.evaluation.peers)
+        peers = tuple(PEERS[name]() for name in harness.subject.config.evaluation.peers)
         if not peers:
             return ()
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED])

@@ -100,20 +100,20 @@ def binomial_interval(rate: float, count: int) -> tuple[float, float]:
     return float(low) / count, float(high) / count
 
 
-def worst_case(scores: Mapping[str, Tensor], succeeded: Mapping[str, Tensor]) -> Tensor:
+def worst_case(scores: Mapping[str, Tensor], succeeded: Mapping[str, Tensor], count: int) -> Tensor:
     """Each image's least score over all attacks that succeeded on it (Granese et al. 2022, MEAD).
 
     Args:
         scores: {attack: [N_a]}, of the first N_a of the same images.
         succeeded: {attack: bool [N_a]}.
+        count: how many images, from the first on, are looked at; an attack that met fewer counts on those.
 
     Returns:
         Scores [M] of the images that at least one attack succeeded on.
     """
-    count = max(len(values) for values in scores.values())
     least = np.full(count, np.inf)
     for attack, values in scores.items():
-        found = succeeded[attack].numpy()
+        found = succeeded[attack].numpy()[:count]
         rows = np.flatnonzero(found)
-        least[rows] = np.minimum(least[rows], values.double().numpy()[found])
+        least[rows] = np.minimum(least[rows], values.double().numpy()[:count][found])
     return torch.from_numpy(least[np.isfinite(least)])

@@ -46,12 +46,11 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, subject))).eval()
     harness = Harness(subject, detectors, stages)
-    fusion = fuse(harness)
     tables = Calibration(
         levels=config.levels,
         tables={name: table(values) for name, values in harness.split("calibrate").scores.items()},
-        fusion=fusion,
-        fused_table=table(fusion.score(harness.split("fuse").components)),
+        fused=fuse(harness),
+        single_pass=None if harness.single_pass is None else fuse(harness, harness.single_pass),
     )
     evidence = gather(harness, tables)
     say("figures and their intervals")

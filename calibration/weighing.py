@@ -1,4 +1,4 @@
-"""Weighing: the fusion's weights, learned by telling clean images from the one attack that may be seen."""
+"""Weighing: a trained opinion of the fusion, learned by telling clean images from an attack that may be seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 PENALTY = 1e-3  # on the squared weights, per unit of mean loss
 
 
-def learn_weights(clean: Tensor, seen: Sequence[Tensor], penalty: float = PENALTY) -> Tensor:
+def learn_weights(clean: Tensor, seen: Sequence[Tensor], penalty: float = PENALTY) -> tuple[Tensor, Tensor]:
     """Logistic regression with weights that are not negative: clean against seen, each budget counting alike.
 
     Args:
@@ -22,7 +22,7 @@ def learn_weights(clean: Tensor, seen: Sequence[Tensor], penalty: float = PENALT
         penalty: on the squared weights.
 
     Returns:
-        Weights [F], float64, >= 0.
+        Weights [F], >= 0, and the bias [], float64.
     """
     parts = [part for part in seen if part.shape[1] > 0]
     x = torch.cat([clean, *parts], dim=1).double().numpy().T
@@ -42,4 +42,4 @@ def learn_weights(clean: Tensor, seen: Sequence[Tensor], penalty: float = PENALT
     start = np.zeros(x.shape[1] + 1)
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
-    return torch.from_numpy(np.maximum(found.x[:-1], 0))
+    return torch.from_numpy(np.maximum(found.x[:-1], 0)), torch.tensor(found.x[-1], dtype=torch.float64)

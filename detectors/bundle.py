@@ -32,7 +32,7 @@ from detectors.manifest import (
     Manifest,
 )
 from detectors.registry import unfitted
-from detectors.screen import FUSED, Calibration, Screen
+from detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
 
 MANIFEST = "manifest.json"
 BuildClassifier = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
@@ -50,14 +50,18 @@ def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
-    return contiguous(
-        {f"scores/{name}": values for name, values in calibration.tables.items()}
-        | {
-            f"scores/{FUSED}": calibration.fused_table,
-            "components": calibration.fusion.tables,
-            "weights": calibration.fusion.weights,
-        }
-    )
+    tensors = {f"scores/{name}": values for name, values in calibration.tables.items()}
+    tensors["components"] = calibration.fused.fusion.tables
+    for name, fused in _fused(calibration).items():
+        tensors |= {f"scores/{name}": fused.table}
+        tensors |= {f"{name}/weights": fused.fusion.weights, f"{name}/biases": fused.fusion.biases}
+    return contiguous(tensors)
+
+
+def _fused(calibration: Calibration) -> dict[str, Fused]:
+    """The fused scores by name."""
+    single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass}
+    return {FUSED: calibration.fused} | single
 
 
 def publish(
@@ -90,8 +94,9 @@ def publish(
         CalibrationError: the tables cannot support the levels.
     """
     refuse_existing(path)
+    fused = {name: one.table for name, one in _fused(calibration).items()}
     for name, alpha in calibration.levels.items():
-        for scores in (*calibration.tables.values(), calibration.fused_table):
+        for scores in (*calibration.tables.values(), *fused.values()):
             check_level(alpha, scores.shape[-1], name)
 
     files: dict[str, bytes] = {"classifier.safetensors": save_safetensors(contiguous(weights))}
@@ -110,7 +115,7 @@ def publish(
     files["calibration.safetensors"] = save_safetensors(_calibration_tensors(calibration))
     files["evaluation.json"] = json.dumps(evaluation, indent=2, allow_nan=False).encode()
     files |= extra_files or {}
-    tables = {**calibration.tables, FUSED: calibration.fused_table}
+    tables = {**calibration.tables, **fused}
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         classifier=ClassifierEntry(
@@ -119,14 +124,15 @@ def publish(
         detectors=tuple(entries),
         calibration=CalibrationEntry(
             samples=min(t.shape[-1] for t in calibration.tables.values()),
-            fusion_samples=calibration.fused_table.shape[-1],
+            fusion_samples=calibration.fused.table.shape[-1],
             levels=calibration.levels,
             thresholds={
                 name: {level: threshold(t, alpha) for level, alpha in calibration.levels.items()}
                 for name, t in tables.items()
             },
-            components=calibration.fusion.names,
-            two_sided=tuple(sorted(calibration.fusion.two_sided)),
+            components=calibration.fused.fusion.names,
+            two_sided=tuple(sorted(calibration.fused.fusion.two_sided)),
+            single_pass=() if calibration.single_pass is None else calibration.single_pass.fusion.names,
             file="calibration.safetensors",
             sha256=sha256(files["calibration.safetensors"]),
         ),
@@ -246,18 +252,20 @@ class Bundle:
         Raises:
             BundleError: a table is missing.
         """
-        tensors = self.tensors(self.manifest.calibration.file)
+        tensors, entry = self.tensors(self.manifest.calibration.file), self.manifest.calibration
+
+        def fused(name: str, components: tuple[str, ...]) -> Fused:
+            rows = [entry.components.index(component) for component in components]
+            either = set(entry.two_sided) & set(components)
+            trained = tensors[f"{name}/weights"], tensors[f"{name}/biases"]
+            return Fused(Fusion(components, either, tensors["components"][rows], *trained), tensors[f"scores/{name}"])
+
         try:
             return Calibration(
-                levels=self.manifest.calibration.levels,
-                tables={entry.kind: tensors[f"scores/{entry.kind}"] for entry in self.manifest.detectors},
-                fusion=Fusion(
-                    self.manifest.calibration.components,
-                    self.manifest.calibration.two_sided,
-                    tensors["components"],
-                    tensors["weights"],
-                ),
-                fused_table=tensors[f"scores/{FUSED}"],
+                levels=entry.levels,
+                tables={detector.kind: tensors[f"scores/{detector.kind}"] for detector in self.manifest.detectors},
+                fused=fused(FUSED, entry.components),
+                single_pass=fused(SINGLE_PASS, entry.single_pass) if entry.single_pass else None,
             )
         except KeyError as error:
             raise BundleError(f"{self.path}: the calibration has no table {error}") from None
@@ -267,19 +275,25 @@ class Bundle:
         entry = self.manifest.classifier
         return build(entry.factory, entry.arguments, self.tensors(entry.file))
 
-    def screen(self, build: BuildClassifier) -> Screen:
+    def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
         """The Screen this bundle describes.
+
+        Args:
+            build: makes the classifier.
+            single_pass: leave out the detectors that need altered copies of the input.
 
         Raises:
             BundleError: a part does not fit; the message names the bundle.
         """
         try:
+            detectors, whole = self.detectors(), self.calibration()
+            calibration = whole.in_a_single_pass() if single_pass else whole
             return Screen(
                 self.classifier(build),
                 self.manifest.classifier.preprocessing,
                 self.manifest.classifier.class_names,
-                self.detectors(),
-                self.calibration(),
+                {name: detector for name, detector in detectors.items() if name in calibration.tables},
+                calibration,
             )
         except BundleError:
             raise

@@ -50,27 +50,6 @@ def p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
     return (1 + at_least).double() / (n + 1)
 
 
-def two_sided_p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
-    """Two-sided conformal p-value: min(1, 2 min(p_upper, p_lower)), for readings that can be untypical either way.
-
-    Shapes as in `p_value`; range [2/(n+1), 1].
-    """
-    n = sorted_scores.shape[-1]
-    at_most = torch.searchsorted(sorted_scores, scores.contiguous(), right=True)
-    lower = (1 + at_most).double() / (n + 1)
-    return (2 * torch.minimum(p_value(scores, sorted_scores), lower)).clamp(max=1.0)
-
-
-def harmonic_suspicion(p_values: Tensor) -> Tensor:
-    """-log of the harmonic mean of p-values over the first dimension, [F, B] -> [B], in [0, inf).
-
-    D. J. Wilson, "The harmonic mean p-value for combining dependent tests" (PNAS 2019): a few strongly untypical
-    readings speak among many typical ones, which is what attacks look like: some disturb only the shallow layers,
-    others only the deep. A score, to be calibrated: no distribution is claimed for it.
-    """
-    return p_values.reciprocal().mean(dim=0).log()
-
-
 def samples_needed(alpha: float) -> int:
     """The fewest calibration samples whose smallest p-value, 1/(n+1), does not exceed `alpha`."""
     return max(1, math.ceil(1 / alpha - 1e-9) - 1)

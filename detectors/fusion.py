@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from detectors.conformal import harmonic_suspicion, p_value, table, two_sided_p_value
+from detectors.conformal import table
 from detectors.detector import Reading
 from detectors.errors import CalibrationError
+from detectors.suspicion import Suspicion, harmonic_mean
+
+EVEN_ODDS = 0.01  # the harmonic mean of all p at which the untrained opinion gives even odds
 
 
 def all_components(readings: Mapping[str, Reading]) -> dict[str, Tensor]:
@@ -27,12 +31,13 @@ def all_two_sided(readings: Mapping[str, Reading]) -> frozenset[str]:
 
 
 class Fusion(nn.Module):
-    """Fused score = sum over f of w_f u_f, with u_f = -log p_f for each of F components, and one more u, below.
+    """Fused score = log of the odds of an attack, added over opinions: log(sum over e of exp(o_e)).
 
-    p is one-sided where a component's paper fixes the suspicious side, else two-sided. No component can speak *for* an
-    input: at its most typical it adds 0. The last u is -log of the harmonic mean of all p (`harmonic_suspicion`): a few
-    strongly untypical readings speak among many typical ones. The weights are never negative: a score rises with every
-    suspicion. Untrained, only that last u counts; trained, the weights come from `calibration.weighing`.
+    Each opinion is on S suspicions u_s = -log p_s (`Suspicion`): one for each of F components where its paper fixes the
+    suspicious side, else one for either side. The untrained opinion, always there, is -log of their harmonic mean p
+    plus log 0.01: even odds where that mean is 1%. A trained one is a logistic regression o_e = b_e + sum w_es u_s
+    (`calibration.weighing`), learned from one seen attack: it knows what to look for, and the untrained one remains
+    for what was never seen. Weights are never negative: no component can speak *for* an input.
 
     Its own conformal calibration on its own split turns the score into a p-value, whatever the dependence between
     components and however the weights were found.
@@ -41,51 +46,57 @@ class Fusion(nn.Module):
         names: of the F components, in order.
         two_sided: those among them that can be untypical either way.
         tables: their clean calibration values, sorted, float32 [F, n].
-        weights: float64 [F + 1], not negative.
+        weights: of the E trained opinions, float64 [E, S], not negative.
+        biases: theirs, float64 [E].
     """
 
     tables: Tensor
     weights: Tensor
-    either_way: Tensor
+    biases: Tensor
 
-    def __init__(self, names: tuple[str, ...], two_sided: Collection[str], tables: Tensor, weights: Tensor) -> None:
+    def __init__(
+        self, names: tuple[str, ...], two_sided: Collection[str], tables: Tensor, weights: Tensor, biases: Tensor
+    ) -> None:
         super().__init__()
         self.names = tuple(names)
         self.two_sided = frozenset(two_sided)
-        if weights.shape != (len(self.names) + 1,) or not bool((weights >= 0).all()):
+        if weights.shape != (len(biases), self.suspicion_count) or not bool((weights >= 0).all()):
             raise CalibrationError(
-                f"fusion of {len(self.names)} components takes {len(self.names) + 1} weights, none of them negative"
+                f"fusion takes {self.suspicion_count} weights for each of its {len(biases)} trained opinions, "
+                f"none of them negative, got {list(weights.shape)}"
             )
         self.register_buffer("tables", tables)
         self.register_buffer("weights", weights)
-        self.register_buffer(
-            "either_way", torch.tensor([name in self.two_sided for name in self.names]).unsqueeze(1), persistent=False
-        )
+        self.register_buffer("biases", biases)
+        self._suspicion = Suspicion(tables, torch.tensor([name in self.two_sided for name in self.names]))
 
     @classmethod
     def fit(cls, components: Mapping[str, Tensor], two_sided: Collection[str]) -> Fusion:
         """Tabulate the clean components {name: [n]} of the calibration split; untrained."""
         names = tuple(components)
-        weights = torch.zeros(len(names) + 1, dtype=torch.float64)
-        weights[-1] = 1
-        return cls(names, two_sided, table(torch.stack(list(components.values())).float()), weights)
+        tables = table(torch.stack(list(components.values())).float())
+        none = torch.zeros(0, len(names) + len(two_sided), dtype=torch.float64)
+        return cls(names, two_sided, tables, none, none[:, 0])
 
-    def weighed(self, weights: Tensor) -> Fusion:
-        """The same tables under other weights, [F + 1]."""
-        return Fusion(self.names, self.two_sided, self.tables, weights)
+    @property
+    def suspicion_count(self) -> int:
+        """S: one for each component, one more for each that can be untypical either way."""
+        return len(self.names) + len(self.two_sided)
+
+    def trained(self, weights: Tensor, biases: Tensor) -> Fusion:
+        """The same tables with trained opinions, [E, S] and [E]."""
+        return Fusion(self.names, self.two_sided, self.tables, weights, biases)
 
     def suspicions(self, components: Mapping[str, Tensor]) -> Tensor:
-        """u of every component and of their harmonic mean, {name: [B]} -> float64 [F + 1, B], each >= 0.
+        """All suspicions of the components, {name: [B]} -> float64 [S, B], each >= 0.
 
         Raises:
             CalibrationError: the components are not the ones it was fitted on.
         """
         if tuple(components) != self.names:
             raise CalibrationError(f"fusion was calibrated on {list(self.names)}, got {list(components)}")
-        values = torch.stack([components[name] for name in self.names]).float()
-        upper, either = p_value(values, self.tables), two_sided_p_value(values, self.tables)
-        p = torch.where(self.either_way, either, upper)
-        return torch.cat([-p.log(), harmonic_suspicion(p).unsqueeze(0)])
+        values: Tensor = self._suspicion(torch.stack([components[name] for name in self.names]).float())
+        return values
 
     def score(self, components: Mapping[str, Tensor]) -> Tensor:
         """Fused scores of {name: [B]}, [B], higher = more suspicious.
@@ -93,5 +104,8 @@ class Fusion(nn.Module):
         Raises:
             CalibrationError: the components are not the ones it was fitted on.
         """
+        u = self.suspicions(components)
         # summed in a fixed order: a matrix product's last bits depend on the batch, and ranks on the last bits
-        return (self.suspicions(components) * self.weights.unsqueeze(1)).sum(dim=0)
+        trained = (u * self.weights.unsqueeze(2)).sum(dim=1) + self.biases.unsqueeze(1)
+        untrained = harmonic_mean(u) + math.log(EVEN_ODDS)
+        return torch.cat([trained, untrained.unsqueeze(0)]).logsumexp(dim=0)

@@ -62,6 +62,17 @@ def log_error(logits: Tensor, labels: Tensor) -> Tensor:
     return (0.5 * (difference**2).sum(dim=1)).clamp_min(ERROR_FLOOR).log10()
 
 
+def declared_margin(logits: Tensor) -> Tensor:
+    """The classifier's own confidence: log of the difference of the two greatest logits, [B, K] -> [B].
+
+    An attack that stops at the decision boundary leaves next to none, one that goes on leaves more than any clean image
+    has: untypical either way. The logarithm gives both tails a scale.
+    """
+    greatest = logits.double().topk(2, dim=1).values
+    difference = (greatest[:, 0] - greatest[:, 1]).clamp_min(torch.finfo(logits.dtype).tiny)
+    return difference.log().to(logits.dtype)
+
+
 def _labels(capture: Capture) -> Tensor:
     if capture.labels is None:
         raise DataError("the error estimator learns from labelled inputs: this stream has no labels")
@@ -71,8 +82,8 @@ def _labels(capture: Capture) -> Tensor:
 class Introspection(Detector):
     """Suspicion by estimated error: score = log10 of the error expected of activations like these.
 
-    Components: `estimated_error` (the score), `estimated_error:latent` or `:hidden` (the other estimator's), and
-    `reconstruction_error`, log10 of the mean squared residual of the standardised activations.
+    Components: `estimated_error` (the score), `estimated_error:latent` or `:hidden` (the other estimator's),
+    `reconstruction_error`, log10 of the mean squared residual of the standardised activations, and `declared_margin`.
     """
 
     kind: ClassVar[str] = "introspection"
@@ -266,6 +277,7 @@ class Introspection(Detector):
             "estimated_error": score,
             f"estimated_error:{other_name}": other,
             "reconstruction_error": reconstruction,
+            "declared_margin": declared_margin(capture.logits),
         }
         evidence = {"point": z, "error": score, "reconstruction": reconstruction}
         # An attack can leave a classifier more confident than any clean image does: a low estimate is news, too.

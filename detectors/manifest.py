@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from detectors.preprocessing import Preprocessing
 from detectors.screen import Levels
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Part(BaseModel):
@@ -44,7 +44,10 @@ class DetectorEntry(FileEntry):
 
 
 class CalibrationEntry(FileEntry):
-    """The conformal tables: how many clean scores, the targets, and the score above which each level flags."""
+    """The conformal tables: how many clean scores, the targets, and the score above which each level flags.
+
+    `single_pass` are the components that need no altered copies of the input; empty where none does.
+    """
 
     samples: int
     fusion_samples: int
@@ -52,6 +55,7 @@ class CalibrationEntry(FileEntry):
     thresholds: dict[str, dict[str, float]]
     components: tuple[str, ...]
     two_sided: tuple[str, ...]
+    single_pass: tuple[str, ...]
 
 
 class Manifest(_Part):

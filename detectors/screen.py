@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ from detectors.preprocessing import Preprocessing
 from detectors.tap import Capture
 
 FUSED = "fused"
+SINGLE_PASS = "fused_single_pass"
 Observe = Callable[[str, float], None]  # (stage, seconds)
 
 
@@ -110,20 +111,41 @@ class ScreenError(AskanceError):
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A fused score and its conformal table.
+
+    Attributes:
+        fusion: the score, tabulated on the calibration split.
+        table: sorted clean scores [m] of the fusion split.
+    """
+
+    fusion: Fusion
+    table: Tensor
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The conformal tables.
 
     Attributes:
         levels: the false-positive targets.
         tables: {detector: sorted clean scores [n]} of the calibration split.
-        fusion: the fused score, tabulated on the calibration split.
-        fused_table: sorted clean fused scores [m] of the fusion split.
+        fused: of all detectors.
+        single_pass: of the detectors that need no altered copies of the input; None where none needs them.
     """
 
     levels: Levels
     tables: Mapping[str, Tensor]
-    fusion: Fusion
-    fused_table: Tensor
+    fused: Fused
+    single_pass: Fused | None = None
+
+    def in_a_single_pass(self) -> Calibration:
+        """The same without the detectors that need altered copies."""
+        if self.single_pass is None:
+            return self
+        kept = {name.partition("/")[0] for name in self.single_pass.fusion.names}
+        tables = {name: values for name, values in self.tables.items() if name in kept}
+        return replace(self, tables=tables, fused=self.single_pass, single_pass=None)
 
 
 def read_all(detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None) -> dict[str, Reading]:
@@ -194,9 +216,9 @@ class Screen:
             for name, detector in self.detectors.items()
         }
         start = time.perf_counter()
-        fused = self.calibration.fusion.score(all_components(readings))
+        fused = self.calibration.fused.fusion.score(all_components(readings))
         scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused}
-        tables = {**self.calibration.tables, FUSED: self.calibration.fused_table}
+        tables = {**self.calibration.tables, FUSED: self.calibration.fused.table}
         columns = {
             name: (values.tolist(), p_value(values.to(tables[name].dtype), tables[name]).tolist())
             for name, values in scores.items()

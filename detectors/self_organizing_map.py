@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detectors.conformal import harmonic_suspicion, p_value, yardstick
+from detectors.conformal import p_value, yardstick
 from detectors.detector import Detector, Options, Reading
 from detectors.errors import LayerError
 from detectors.spool import spool
+from detectors.suspicion import harmonic_mean
 from detectors.tap import Capture, CaptureStream
 from detectors.torus_map import TorusMap
 
@@ -180,7 +181,7 @@ class SelfOrganizingMap(Detector):
             evidence["distance"].append(nearest.values)
             evidence["p"].append(rank)
         stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
-        suspicion = harmonic_suspicion(stacked["p"].T).to(stacked["distance"].dtype)
+        suspicion = harmonic_mean(-stacked["p"].T.log()).to(stacked["distance"].dtype)
         return Reading(suspicion, components, evidence=stacked)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def section(evaluation: Mapping[str, Any]) -> str:
     """All of one data set."""
     readers = list(evaluation["detector_clean_flag_rate"])
     ours = [reader for reader in OURS if reader in readers]
-    peers = [reader for reader in readers if reader not in OURS]
+    peers = evaluation["peers"]
     splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation["splits"].items())
     intervals = ", ".join(
         f"{level} {target:.0%}: {low:.1%} to {high:.1%}"

@@ -29,6 +29,8 @@ class ServerConfig(BaseModel):
         decode_threads: how many images are decoded at a time.
         inference_threads: torch's threads inside one call of the classifier; 0 takes one less than the CPUs, so
             that the event loop keeps one: threads that outnumber them cost most of the throughput.
+        single_pass: leave out the constellation, which needs a forward pass for each of its altered copies; the fused
+            score has a calibration of its own for that.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
     """
 
@@ -44,6 +46,7 @@ class ServerConfig(BaseModel):
     max_message_bytes: int = Field(default=16 * MEBIBYTE, ge=1024, le=2**31 - 1)
     decode_threads: int = Field(default=2, ge=1, le=64)
     inference_threads: int = Field(default=0, ge=0, le=1024)
+    single_pass: bool = False
     drain_seconds: float = Field(default=20.0, ge=0)
 
     @classmethod

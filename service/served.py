@@ -30,12 +30,13 @@ class Served:
     screen: Screen
 
     @classmethod
-    def open(cls, path: Path, build: BuildClassifier | None = None) -> Served:
+    def open(cls, path: Path, build: BuildClassifier | None = None, *, single_pass: bool = False) -> Served:
         """Open and verify the bundle at `path`.
 
         Args:
             path: the bundle's directory.
             build: makes the classifier; None stands for `classifiers.build_classifier`.
+            single_pass: leave out the detectors that need altered copies of each image.
 
         Raises:
             BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
@@ -46,9 +47,8 @@ class Served:
             build = build_classifier
         bundle = Bundle.open(path)
         manifest = bundle.manifest
-        return cls(
-            manifest.id, datetime.fromisoformat(manifest.created), manifest.classifier.name, bundle.screen(build)
-        )
+        screen = bundle.screen(build, single_pass=single_pass)
+        return cls(manifest.id, datetime.fromisoformat(manifest.created), manifest.classifier.name, screen)
 
     @property
     def calibration_samples(self) -> int:
@@ -58,7 +58,7 @@ class Served:
     @property
     def fusion_samples(self) -> int:
         """Clean images behind the fused p-value."""
-        return self.screen.calibration.fused_table.shape[-1]
+        return self.screen.calibration.fused.table.shape[-1]
 
     def warm_up(self) -> None:
         """Screen one black image: what cannot work fails now, and the first client does not wait.

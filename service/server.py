@@ -198,7 +198,7 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
     Raises:
         AskanceError: the bundle is refused, or a port is in use.
     """
-    run(lambda: Served.open(bundle_path), config, ready)
+    run(lambda: Served.open(bundle_path, single_pass=config.single_pass), config, ready)
 
 
 def run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:

@@ -40,7 +40,7 @@ from detectors.bundle import publish
 from detectors.conformal import table
 from detectors.fusion import all_components, all_two_sided
 from detectors.preprocessing import Preprocessing
-from detectors.screen import Observe, read_all
+from detectors.screen import Fused, Observe, read_all
 from service.config import ServerConfig
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
@@ -95,8 +95,8 @@ def parts(preprocessing: Preprocessing = GREY) -> tuple[nn.Module, dict[str, Det
         readings = read_all(detectors, captures[1])
     tables = {name: table(reading.score.float()) for name, reading in readings.items()}
     fusion = Fusion.fit(all_components(readings), all_two_sided(readings))
-    fused = table(fusion.score(all_components(readings)))
-    return classifier, detectors, Calibration(Levels(), tables, fusion, fused)
+    fused = Fused(fusion, table(fusion.score(all_components(readings))))
+    return classifier, detectors, Calibration(Levels(), tables, fused)
 
 
 def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen:

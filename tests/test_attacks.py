@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -50,6 +51,19 @@ def test_fgsm_is_one_signed_step_in_pixel_space(predict: PixelClassifier) -> Non
     )
     aimed = FGSM(name="f", kind="fgsm", epsilon=0.1, target_rank=1)
     torch.testing.assert_close(perturb(predict, aimed, IMAGES, LABELS, 0), IMAGES - step)  # towards the class it has
+
+
+def test_the_smallest_fgsm_step_ends_just_past_the_boundary(predict: PixelClassifier) -> None:
+    options = FGSM(name="f", kind="fgsm", epsilon=0.3, smallest=True)
+    attacked = perturb(predict, options, IMAGES, LABELS, 0)
+    assert predict(attacked).argmax(dim=1).tolist() == [1, 0]
+    # the boundary is at grey: 27.5 / 255 from the first image, 52.5 / 255 from the second, in steps of 0.3 / 16
+    steps = torch.tensor([math.ceil(27.5 / 255 / (0.3 / 16)), -math.ceil(52.5 / 255 / (0.3 / 16))])
+    torch.testing.assert_close(attacked, IMAGES + steps.view(2, 1, 1, 1) * 0.3 / 16)
+    # out of reach: the whole budget is used, as without the option
+    short = FGSM(name="f", kind="fgsm", epsilon=0.05, smallest=True)
+    whole = FGSM(name="f", kind="fgsm", epsilon=0.05)
+    torch.testing.assert_close(perturb(predict, short, IMAGES, LABELS, 0), perturb(predict, whole, IMAGES, LABELS, 0))
 
 
 def iterative(kind: str, epsilon: object) -> IterativeAttack:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from torch import Tensor
 from toy import LAYERS, NAMES, Trained, new_detectors
 
 from classifiers import DigitsCNN, build_classifier
-from detectors import AskanceError, Bundle, Calibration, NotFittedError, Screen
+from detectors import AskanceError, Bundle, Calibration, NotFittedError, Screen, Screening
 from detectors.bundle import publish
+from detectors.conformal import p_value
 from detectors.errors import BundleError, CalibrationError
+from detectors.fusion import all_components
 from detectors.manifest import Manifest
+from detectors.screen import read_all
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"
@@ -87,13 +91,49 @@ def test_round_trip_is_exact(trained: Trained, published: Path) -> None:
     calibration = opened.calibration()
     assert trained.calibration is not None
     assert calibration.levels == trained.calibration.levels
-    assert calibration.fusion.names == trained.calibration.fusion.names
-    assert calibration.fusion.two_sided == trained.calibration.fusion.two_sided
-    assert torch.equal(calibration.fusion.tables, trained.calibration.fusion.tables)
-    assert torch.equal(calibration.fused_table, trained.calibration.fused_table)
+    assert trained.calibration.single_pass is not None
+    assert calibration.single_pass is not None
+    for found, made in (
+        (calibration.fused, trained.calibration.fused),
+        (calibration.single_pass, trained.calibration.single_pass),
+    ):
+        assert found.fusion.names == made.fusion.names
+        assert found.fusion.two_sided == made.fusion.two_sided
+        assert torch.equal(found.fusion.tables, made.fusion.tables)
+        assert torch.equal(found.table, made.table)
     for kind in KINDS:
         assert torch.equal(calibration.tables[kind], trained.calibration.tables[kind])
     assert opened.evaluation() == {"auroc": {"pgd": {"fused": 0.875}}}
+
+
+def test_a_single_pass_leaves_the_copies_out(trained: Trained, published: Path) -> None:
+    """One forward pass an image, the other detectors' words unchanged, the fused score by its own calibration."""
+    images = trained.part("evaluate")[0][:40]
+    whole, single = Bundle.open(published).screen(build_classifier), single_pass_of(published)
+    sizes: list[int] = []
+    single.tap.module.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    assert trained.calibration is not None
+    assert trained.calibration.single_pass is not None
+    names = trained.calibration.single_pass.fusion.names
+    assert len(names) < len(trained.calibration.fused.fusion.names)
+    for full, short in zip(whole(images), single(images), strict=True):
+        assert isinstance(full, Screening)
+        assert isinstance(short, Screening)
+        assert [word.name for word in short.detectors] == [kind for kind in KINDS if kind != "constellation"]
+        for mine, theirs in zip(short.detectors, full.detectors, strict=False):
+            assert mine.score == pytest.approx(theirs.score, abs=1e-4)
+    assert sizes == [len(images)]
+    with torch.no_grad():
+        readings = read_all(single.detectors, single.tap(images))
+    expected = trained.calibration.single_pass.fusion.score(all_components(readings))
+    found = [answer.fused for answer in single(images) if isinstance(answer, Screening)]
+    assert [word.score for word in found] == pytest.approx(expected.tolist())
+    p = p_value(expected, trained.calibration.single_pass.table)
+    assert [word.p_value for word in found] == pytest.approx(p.tolist())
+
+
+def single_pass_of(path: Path) -> Screen:
+    return Bundle.open(path).screen(build_classifier, single_pass=True)
 
 
 def test_what_a_bundle_holds(published: Path) -> None:
@@ -105,7 +145,7 @@ def test_what_a_bundle_holds(published: Path) -> None:
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
@@ -183,7 +223,7 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "file", "is not a bundle: it has no readable manifest.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"schema_version": 2'])
+@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"schema_version": 3'])
 def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
     refused(bundle, "manifest.json is not JSON: the bundle is damaged")
@@ -224,16 +264,16 @@ def drop(tensors: dict[str, Tensor], name: str) -> None:
     del tensors[name]
 
 
-@pytest.mark.parametrize("version", [0, 1, None, "2"])
+@pytest.mark.parametrize("version", [0, 1, 2, None, "3"])
 def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
-    refused(bundle, rf"has schema version {version!r}, this askance reads version 2: calibrate it again")
+    refused(bundle, rf"has schema version {version!r}, this askance reads version 3: calibrate it again")
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 2")
-    (bundle / "manifest.json").write_text('{"schema_version": 2}')
+    refused(bundle, "has schema version None, this askance reads version 3")
+    (bundle / "manifest.json").write_text('{"schema_version": 3}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 
@@ -386,13 +426,14 @@ def test_a_failed_publication_leaves_nothing_behind(
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("which", ["tables", "fused_table"])
+@pytest.mark.parametrize("which", ["tables", "fused", "single_pass"])
 def test_too_few_calibration_samples_are_refused(trained: Trained, tmp_path: Path, which: str) -> None:
     assert trained.calibration is not None
     whole: Calibration = copy.deepcopy(trained.calibration)
-    parts: dict[str, Any] = {"tables": whole.tables, "fused_table": whole.fused_table}
-    parts[which] = {k: t[:98] for k, t in whole.tables.items()} if which == "tables" else whole.fused_table[:98]
-    short = Calibration(levels=whole.levels, fusion=whole.fusion, **parts)
+    one: Any = getattr(whole, which)
+    cut = {k: t[:98] for k, t in one.items()} if which == "tables" else replace(one, table=one.table[:98])
+    changes: dict[str, Any] = {which: cut}
+    short = replace(whole, **changes)
     with pytest.raises(CalibrationError, match=r"adversarial = 0\.01 needs at least 99 calibration samples, got 98"):
         publish_trained(trained, tmp_path / "bundle", calibration=short)
     assert nothing_left(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.conformal import check_level, p_value, samples_needed, table, threshold, two_sided_p_value
+from detectors.conformal import check_level, p_value, samples_needed, table, threshold
 from detectors.errors import CalibrationError
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -25,19 +25,11 @@ def test_p_value_by_hand_with_ties() -> None:
     assert p_value(asked, clean).dtype == torch.float64
 
 
-def test_two_sided_by_hand() -> None:
-    clean = table(torch.tensor([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
-    asked = torch.tensor([0.0, 1.0, 2.0, 4.5, 8.0, 9.0])
-    # (1 + #at least, 1 + #at most): (10, 1) (10, 2) (9, 4) (5, 6) (2, 10) (1, 10), over 10, doubled, at most 1.
-    assert two_sided_p_value(asked, clean).tolist() == pytest.approx([0.2, 0.4, 0.8, 1.0, 0.4, 0.2], abs=1e-15)
-
-
 def test_each_reading_has_its_own_row() -> None:
     clean = table(torch.tensor([[3.0, 1.0, 2.0], [30.0, 10.0, 20.0]]))
     assert clean.tolist() == [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
     asked = torch.tensor([[2.5, 0.0], [2.5, 40.0]])
     assert p_value(asked, clean).tolist() == [[0.5, 1.0], [1.0, 0.25]]
-    assert two_sided_p_value(asked, clean).tolist() == [[1.0, 0.5], [0.5, 0.5]]
 
 
 @given(scores, scores)
@@ -46,25 +38,19 @@ def test_p_value_is_its_definition(clean: list[float], asked: list[float]) -> No
     n = len(clean)
     p = p_value(torch.tensor(asked), table(torch.tensor(clean)))
     assert p.tolist() == [(1 + sum(s_i >= s for s_i in clean)) / (n + 1) for s in asked]
-    both = two_sided_p_value(torch.tensor(asked), table(torch.tensor(clean)))
-    for value, s in zip(both.tolist(), asked, strict=True):
-        upper, lower = 1 + sum(s_i >= s for s_i in clean), 1 + sum(s_i <= s for s_i in clean)
-        assert value == pytest.approx(min(1.0, 2 * min(upper, lower) / (n + 1)), abs=1e-15)
 
 
 @given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=40))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_p_values_are_super_uniform(exchangeable: list[float]) -> None:
     """Leave each of n + 1 scores out in turn: at most a share alpha of them has p <= alpha, ties or not."""
-    ps, both = [], []
+    ps = []
     for i, s in enumerate(exchangeable):
         rest = table(torch.tensor(exchangeable[:i] + exchangeable[i + 1 :]))
         ps.append(float(p_value(torch.tensor([s]), rest)))
-        both.append(float(two_sided_p_value(torch.tensor([s]), rest)))
     count = len(exchangeable)
     for k in range(1, count + 1):
         assert sum(p <= k / count + 1e-12 for p in ps) <= k
-        assert sum(p <= k / count + 1e-12 for p in both) <= k
 
 
 @given(st.lists(st.integers(0, 30).map(float), min_size=1, max_size=250), st.integers(1, 99), st.integers(-1, 31))

@@ -49,6 +49,17 @@ def test_digits_are_shuffled_once_by_the_seed() -> None:
     assert torch.equal(torch.bincount(first.y), torch.bincount(other.y))
 
 
+def test_classes_can_be_held_out() -> None:
+    whole = load_pools(DataConfig(source="sklearn:digits"))["train"]
+    kept = load_pools(DataConfig(source="sklearn:digits", classes=("seven", "two")))["train"]
+    assert kept.classes == ("seven", "two")
+    rows = (whole.y == 7) | (whole.y == 2)
+    assert torch.equal(kept.x, whole.x[rows])
+    assert torch.equal(kept.y, (whole.y[rows] == 2).long())
+    with pytest.raises(DataError, match="there is no class 'sevn' to keep: did you mean 'seven'"):
+        load_pools(DataConfig(source="sklearn:digits", classes=("sevn", "two")))
+
+
 def test_splits_are_slices_of_the_shuffled_pool() -> None:
     config = DataConfig(source="sklearn:digits")
     pool = load_pools(config)["train"]

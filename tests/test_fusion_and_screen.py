@@ -26,13 +26,13 @@ KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_si
 
 
 def test_fused_score_by_hand() -> None:
-    """-log of the harmonic mean of the p-values; `a` is read on both sides, `b` on the upper one."""
+    """Untrained: 1% over the harmonic mean of the p-values; `a` is read on both sides, `b` on the upper one."""
     clean = {"x/a": torch.tensor([1.0, 2.0, 3.0]), "x/b": torch.tensor([30.0, 10.0, 20.0])}
     fusion = Fusion.fit(clean, {"x/a"})
     asked = {"x/a": torch.tensor([2.5, 0.0, 2.0]), "x/b": torch.tensor([20.0, 40.0, 0.0])}
-    p_a = [1.0, 0.5, 1.0]  # (2 at least, 3 at most), (4, 1), (3, 3), over 4, doubled
+    p_a_high, p_a_low = [0.5, 1.0, 0.75], [0.75, 0.25, 0.75]  # 1 + at least, 1 + at most, over 4
     p_b = [0.75, 0.25, 1.0]
-    expected = [math.log((1 / a + 1 / b) / 2) for a, b in zip(p_a, p_b, strict=True)]
+    expected = [math.log(0.01 * sum(1 / p for p in three) / 3) for three in zip(p_a_high, p_a_low, p_b, strict=True)]
     assert fusion.score(asked).tolist() == pytest.approx(expected, abs=1e-12)
     assert fusion.names == ("x/a", "x/b")
     # More untypical in any component, on a side that counts, is never less suspicious.
@@ -40,27 +40,29 @@ def test_fused_score_by_hand() -> None:
         {"x/a": torch.tensor([9.0]), "x/b": torch.tensor([15.0])}
     )
     low = fusion.score({"x/a": torch.tensor([2.0]), "x/b": torch.tensor([-99.0])})
-    assert float(low) == pytest.approx(0.0)
+    assert float(low) == pytest.approx(math.log(0.01 * (4 / 3 + 4 / 3 + 1) / 3))
 
 
-def test_weighed_fusion_by_hand() -> None:
-    """Each component's -log p by its weight, and the harmonic mean's by the last one."""
+def test_trained_fusion_by_hand() -> None:
+    """The odds of two trained opinions and of the untrained one, added."""
     clean = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([30.0, 10.0, 20.0])}
-    fusion = Fusion.fit(clean, set()).weighed(torch.tensor([2.0, 0.5, 3.0], dtype=torch.float64))
+    weights, biases = torch.tensor([[2.0, 0.5], [0.0, 3.0]]).double(), torch.tensor([-1.0, 0.5]).double()
+    fusion = Fusion.fit(clean, set()).trained(weights, biases)
     asked = {"a": torch.tensor([2.5]), "b": torch.tensor([20.0])}
     p_a, p_b = 0.5, 0.75  # (1 at least, 2 at least) of 3, over 4
-    harmonic = math.log((1 / p_a + 1 / p_b) / 2)
-    assert fusion.suspicions(asked).flatten().tolist() == pytest.approx([-math.log(p_a), -math.log(p_b), harmonic])
-    assert float(fusion.score(asked)) == pytest.approx(-2 * math.log(p_a) - 0.5 * math.log(p_b) + 3 * harmonic)
+    assert fusion.suspicions(asked).flatten().tolist() == pytest.approx([-math.log(p_a), -math.log(p_b)])
+    odds = math.exp(-1) * p_a**-2 * p_b**-0.5 + math.exp(0.5) * p_b**-3 + 0.01 * (1 / p_a + 1 / p_b) / 2
+    assert float(fusion.score(asked)) == pytest.approx(math.log(odds))
 
 
 @pytest.mark.parametrize(
-    "weights", [[1.0, 1.0], [1.0, -0.1, 1.0], [1.0, math.nan, 1.0]], ids=["few", "negative", "nan"]
+    "weights", [[[1.0]], [[1.0, -0.1]], [[1.0, math.nan]], [[1.0, 1.0]] * 2], ids=["few", "negative", "nan", "biases"]
 )
-def test_fusion_refuses_other_weights(weights: list[float]) -> None:
+def test_fusion_refuses_other_weights(weights: list[list[float]]) -> None:
     fusion = Fusion.fit({"a": torch.arange(4.0), "b": torch.arange(4.0)}, set())
-    with pytest.raises(CalibrationError, match="fusion of 2 components takes 3 weights, none of them negative"):
-        fusion.weighed(torch.tensor(weights))
+    message = "fusion takes 2 weights for each of its 1 trained opinions, none of them negative, got"
+    with pytest.raises(CalibrationError, match=message):
+        fusion.trained(torch.tensor(weights), torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
     probabilities = capture.logits.softmax(dim=1)
     calibration = trained.calibration
     assert calibration is not None
-    fused = calibration.fusion.score(all_components(readings))
+    fused = calibration.fused.fusion.score(all_components(readings))
     for i, answer in enumerate(answers):
         assert answer.index == int(capture.predicted[i])
         assert answer.label == NAMES[answer.index]
@@ -157,7 +159,7 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
             assert word.explanation is None
         assert answer.fused.name == FUSED
         assert answer.fused.score == pytest.approx(float(fused[i]), abs=1e-6)
-        assert answer.fused.p_value == float(p_value(fused[i : i + 1], calibration.fused_table))
+        assert answer.fused.p_value == float(p_value(fused[i : i + 1], calibration.fused.table))
         assert answer.verdict is calibration.levels.verdict(answer.fused.p_value)
 
 
@@ -203,7 +205,7 @@ def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, e
     for kind, floor in FLOORS.items():
         assert auroc(before[kind].score, after[kind].score[success]) > floor, kind
     assert trained.calibration is not None
-    fusion = trained.calibration.fusion
+    fusion = trained.calibration.fused.fusion
     assert auroc(fusion.score(all_components(before)), fusion.score(all_components(after))[success]) > 0.8
     assert all_two_sided(before) <= set(all_components(before))
 

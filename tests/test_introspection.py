@@ -14,7 +14,7 @@ from toy import Trained, auroc, split
 from detectors import Capture, Introspection, IntrospectionOptions, NotFittedError
 from detectors.errors import DataError, LayerError
 from detectors.infovae import InfoVAE, dense, maximum_mean_discrepancy
-from detectors.introspection import log_error
+from detectors.introspection import declared_margin, log_error
 
 QUICK: dict[str, Any] = {"cycles": 4, "cycle_steps": 120}
 
@@ -111,6 +111,13 @@ def fitted() -> Introspection:
     return introspection(seed=1).fit(split(uncertain_region(900, 0), [400, 500]))
 
 
+def test_declared_margin_by_hand() -> None:
+    """The log of the difference of the two greatest logits; ties and confident answers keep finite values."""
+    found = declared_margin(torch.tensor([[1.0, 4.0, 2.0], [3.0, 3.0, 0.0], [60.0, 0.0, -5.0]]))
+    assert found[[0, 2]].tolist() == pytest.approx([math.log(2.0), math.log(60.0)])
+    assert -90 < float(found[1]) < -80
+
+
 @pytest.mark.parametrize("reads", ["hidden", "latent"])
 def test_planted_errors_are_ranked_first(reads: str) -> None:
     detector = introspection(estimator_reads=reads).fit([uncertain_region(900, 0)])
@@ -121,7 +128,8 @@ def test_planted_errors_are_ranked_first(reads: str) -> None:
     assert 30 < int(wrong.sum()) < 200
     assert auroc(reading.score[~wrong], reading.score[wrong]) > 0.85
     other = "latent" if reads == "hidden" else "hidden"
-    assert set(reading.components) == {"estimated_error", f"estimated_error:{other}", "reconstruction_error"}
+    other_names = {f"estimated_error:{other}", "reconstruction_error", "declared_margin"}
+    assert set(reading.components) == {"estimated_error"} | other_names
     assert torch.equal(reading.components["estimated_error"], reading.score)
     assert auroc(reading.components[f"estimated_error:{other}"][~wrong],
                  reading.components[f"estimated_error:{other}"][wrong]) > 0.85  # fmt: skip

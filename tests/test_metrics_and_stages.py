@@ -138,4 +138,5 @@ def test_bootstrap_intervals_cover_and_narrow() -> None:
 def test_worst_case_by_hand() -> None:
     scores = {"a": torch.tensor([5.0, 1.0, 3.0]), "b": torch.tensor([2.0, 4.0])}
     succeeded = {"a": torch.tensor([True, False, False]), "b": torch.tensor([True, True])}
-    assert worst_case(scores, succeeded).tolist() == [2.0, 4.0]
+    assert worst_case(scores, succeeded, 2).tolist() == [2.0, 4.0]
+    assert worst_case(scores, succeeded, 1).tolist() == [2.0]

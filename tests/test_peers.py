@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from calibration.config import TRAINED_PEERS, PeerName
 from calibration.metrics import detection
 from calibration.peers import (
+    PEERS,
     Energy,
     FeatureSqueezing,
     LocalIntrinsicDimensionality,
@@ -19,12 +22,17 @@ from calibration.peers import (
     MaxSoftmax,
     NearestNeighbors,
     Observation,
-    new_peers,
+    Peer,
 )
 from calibration.peers.ensembles import LID_NEIGHBORS, REFERENCE, local_intrinsic_dimensionality
 from calibration.peers.single import NEIGHBORS
 from calibration.peers.squeezers import non_local_means, squeezers
 from calibration.weighing import learn_weights
+
+
+def test_configs_may_name_every_peer() -> None:
+    assert tuple(PEERS) == get_args(PeerName)
+    assert {name for name, peer in PEERS.items() if peer.fit is not Peer.fit} == {*TRAINED_PEERS, "knn"}
 
 
 def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
@@ -47,7 +55,7 @@ SEEN = [observation(200, 3, shift=1.0), observation(100, 4, shift=0.7)]
 
 
 def test_every_peer_is_there_and_ranks_the_moved_above_the_clean() -> None:
-    peers = [peer.fit(CLEAN, TUNE, SEEN) for peer in new_peers()]
+    peers = [peer.fit(CLEAN, TUNE, SEEN) for peer in (kind() for kind in PEERS.values())]
     assert [peer.name for peer in peers] == [
         "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn",
     ]  # fmt: skip
@@ -155,7 +163,8 @@ def test_weights_are_never_negative_and_find_what_tells() -> None:
     clean = -torch.rand(3, 2000, generator=g).log()  # u of uniform p-values
     telling = -(torch.rand(1, 500, generator=g) ** 4).log()
     useless, calming = -torch.rand(1, 500, generator=g).log(), -(torch.rand(1, 500, generator=g) ** 0.2).log()
-    weights = learn_weights(clean, [torch.cat([telling, useless, calming])])
+    weights, bias = learn_weights(clean, [torch.cat([telling, useless, calming])])
+    assert bias < 0
     assert weights.dtype == torch.float64
     assert (weights >= 0).all()
     assert weights[0] > 0.3
@@ -173,6 +182,6 @@ def test_budgets_count_alike_and_empty_ones_not() -> None:
         return u
 
     few, many = attacked(0, 50), attacked(1, 5000)
-    weights = learn_weights(clean, [few, many, torch.empty(2, 0)])
+    weights, _ = learn_weights(clean, [few, many, torch.empty(2, 0)])
     assert weights[0] > 0.5 * weights[1]
-    assert torch.allclose(weights, learn_weights(clean, [few, many]))
+    assert torch.allclose(weights, learn_weights(clean, [few, many])[0])

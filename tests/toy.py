@@ -35,7 +35,7 @@ from detectors import (
 from detectors.conformal import table
 from detectors.fusion import all_components, all_two_sided
 from detectors.preprocessing import Preprocessing
-from detectors.screen import read_all
+from detectors.screen import Fused, read_all
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}
@@ -165,11 +165,17 @@ def fit_everything(trained: Trained) -> Trained:
     with torch.no_grad():
         (calibrate,), (fuse,) = trained.captures("calibrate", 1000), trained.captures("fuse", 1000)
         readings = read_all(trained.detectors, calibrate)
-        fusion = Fusion.fit(all_components(readings), all_two_sided(readings))
+        of_fuse = all_components(read_all(trained.detectors, fuse))
+
+        def fused(names: list[str]) -> Fused:
+            components = {name: all_components(readings)[name] for name in names}
+            fusion = Fusion.fit(components, all_two_sided(readings) & components.keys())
+            return Fused(fusion, table(fusion.score({name: of_fuse[name] for name in names})))
+
         trained.calibration = Calibration(
             levels=Levels(),
             tables={kind: table(reading.score) for kind, reading in readings.items()},
-            fusion=fusion,
-            fused_table=table(fusion.score(all_components(read_all(trained.detectors, fuse)))),
+            fused=fused(list(of_fuse)),
+            single_pass=fused([name for name in of_fuse if not name.startswith("constellation/")]),
         )
     return trained

@@ -1,23 +1,18 @@
 """Peers: other people's detectors, fitted and scored on the same inputs as ours, in the same run."""
 
+from calibration.config import PeerName
 from calibration.peers.base import Observation, Peer, observe
 from calibration.peers.ensembles import LocalIntrinsicDimensionality, Mahalanobis
 from calibration.peers.single import Energy, FeatureSqueezing, MaxSoftmax, NearestNeighbors
 
-
-def new_peers() -> tuple[Peer, ...]:
-    """All peers, unfitted, in the order of the tables."""
-    return (
-        MaxSoftmax(),
-        Energy(),
-        Mahalanobis(),
-        LocalIntrinsicDimensionality(),
-        FeatureSqueezing(),
-        NearestNeighbors(),
-    )
-
+PEERS: dict[PeerName, type[Peer]] = {
+    peer.name: peer
+    for peer in (MaxSoftmax, Energy, Mahalanobis, LocalIntrinsicDimensionality, FeatureSqueezing, NearestNeighbors)
+}
+"""All peers by name, in the order of the tables."""
 
 __all__ = [
+    "PEERS",
     "Energy",
     "FeatureSqueezing",
     "LocalIntrinsicDimensionality",
@@ -26,6 +21,5 @@ __all__ = [
     "NearestNeighbors",
     "Observation",
     "Peer",
-    "new_peers",
     "observe",
 ]

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from calibration.config import PeerName
 from calibration.data import ImageStream
 from calibration.peers.squeezers import squeezers
 from calibration.progress import track
@@ -98,7 +99,7 @@ def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
 class Peer(ABC):
     """A detector from the literature."""
 
-    name: ClassVar[str]
+    name: ClassVar[PeerName]
     title: ClassVar[str]
     """What it is, and its paper."""
 

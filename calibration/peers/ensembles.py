@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from calibration.config import PeerName
 from calibration.peers.base import Observation, Peer
 
 REFERENCE = 100  # Ma et al. measure dimensionality within minibatches of 100
@@ -62,7 +63,7 @@ class Mahalanobis(_LayerEnsemble):
     Without the paper's gradient step on the input, which needs a backward pass for every request.
     """
 
-    name: ClassVar[str] = "mahalanobis"
+    name: ClassVar[PeerName] = "mahalanobis"
     title: ClassVar[str] = "Mahalanobis layer ensemble, Lee et al. (2018)"
 
     def _learn(self, clean: Observation) -> None:
@@ -90,7 +91,7 @@ class LocalIntrinsicDimensionality(_LayerEnsemble):
     The paper draws them anew for each minibatch of its evaluation; a service cannot, nor should an answer depend on it.
     """
 
-    name: ClassVar[str] = "lid"
+    name: ClassVar[PeerName] = "lid"
     title: ClassVar[str] = "local intrinsic dimensionality, Ma et al. (2018)"
 
     def _learn(self, clean: Observation) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 from torch import Tensor
 
+from calibration.config import PeerName
 from calibration.peers.base import Observation, Peer
 
 NEIGHBORS = 50  # Sun et al. use 50 for CIFAR-10
@@ -18,7 +19,7 @@ NEIGHBORS = 50  # Sun et al. use 50 for CIFAR-10
 class MaxSoftmax(Peer):
     """One minus the greatest softmax probability."""
 
-    name: ClassVar[str] = "max_softmax"
+    name: ClassVar[PeerName] = "max_softmax"
     title: ClassVar[str] = "maximum softmax probability, Hendrycks and Gimpel (2017)"
 
     def score(self, inputs: Observation) -> Tensor:
@@ -30,7 +31,7 @@ class MaxSoftmax(Peer):
 class Energy(Peer):
     """The free energy at temperature 1: -logsumexp of the logits."""
 
-    name: ClassVar[str] = "energy"
+    name: ClassVar[PeerName] = "energy"
     title: ClassVar[str] = "energy, Liu et al. (2020)"
 
     def score(self, inputs: Observation) -> Tensor:
@@ -41,7 +42,7 @@ class Energy(Peer):
 class FeatureSqueezing(Peer):
     """The greatest L1 distance between the softmax of an image and that of its squeezed copies, in [0, 2]."""
 
-    name: ClassVar[str] = "feature_squeezing"
+    name: ClassVar[PeerName] = "feature_squeezing"
     title: ClassVar[str] = "feature squeezing, Xu et al. (2018)"
 
     def score(self, inputs: Observation) -> Tensor:
@@ -54,7 +55,7 @@ class FeatureSqueezing(Peer):
 class NearestNeighbors(Peer):
     """The distance to the k-th nearest clean neighbour in the penultimate layer, features at unit length."""
 
-    name: ClassVar[str] = "knn"
+    name: ClassVar[PeerName] = "knn"
     title: ClassVar[str] = "deep nearest neighbours, Sun et al. (2022)"
 
     def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
