@@ -92,7 +92,8 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
         `metrics.detection`, under `<figure>.<attack>.<reader>`, their bootstrap intervals under
         `intervals.<figure>.<attack>.<reader>`; `worst_case` is an attack like the others: each image's least score over
         all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>` (fused),
-        `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused).
+        `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused). `mistakes_auroc`:
+        how well each reader ranks the clean images that the classifier gets wrong above the others.
     """
     clean = evidence.clean
     result: dict[str, Any] = {
@@ -109,6 +110,11 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     result["clean_flag_rate"] = rates[FUSED]
     result["detector_clean_flag_rate"] = rates
     result["class_clean_flag_rate"] = _by_class(evidence, levels, class_names)
+    result["mistakes_auroc"] = {
+        reader: found["auroc"]
+        for reader, scores in clean.columns.items()
+        if (found := detection(scores[clean.correct], scores[~clean.correct])) is not None
+    }
     for attacked in evidence.attacks:
         succeeded = ~attacked.scores.correct
         result["attacks"][attacked.options.name] = attacked.options.model_dump(mode="json", exclude={"name"}) | {

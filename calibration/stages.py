@@ -13,8 +13,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from calibration.digests import json_digest
+from calibration.files import write_atomically
 from calibration.progress import say
-from calibration.training import write_atomically
 from detectors.bundle import contiguous
 from detectors.errors import CalibrationError
 

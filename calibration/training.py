@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as save_safetensors
@@ -13,24 +9,11 @@ from torch import Tensor, nn
 
 from calibration.config import Config, TrainingConfig
 from calibration.data import Images, load_splits
+from calibration.files import write_atomically
 from calibration.progress import say, track
 from classifiers import build_classifier
 from detectors.errors import ConfigError
 from detectors.preprocessing import Preprocessing
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(staging).chmod(0o644)
-        Path(staging).replace(path)
-    except BaseException:
-        Path(staging).unlink(missing_ok=True)
-        raise
 
 
 def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images, batch_size: int = 500) -> float:

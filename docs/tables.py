@@ -1,4 +1,4 @@
-"""Write the tables of docs/detection.md from a bundle's evaluation: python docs/tables.py SECTION BUNDLE."""
+"""Write the tables of docs/detection.md and README.md from a bundle: python docs/tables.py mnist|cifar10 BUNDLE."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent / "detection.md"
+README = PAGE.parent.parent / "README.md"
 OURS = (
     "library_network",
     "introspection",
@@ -64,6 +65,15 @@ def alarms(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
     return table(("images, level", *(reader.replace("_", " ") for reader in readers)), rows)
 
 
+def elsewhere(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+    """AUROC on what is no attack: the classifier's own mistakes against its right answers, other data against clean."""
+    sets = {"mistakes": evaluation["mistakes_auroc"]} | {
+        name: one["auroc"] for name, one in evaluation["out_of_distribution"].items()
+    }
+    rows = ((f"`{name}`", *(number(values[reader]) for reader in readers)) for name, values in sets.items())
+    return table(("images", *(reader.replace("_", " ") for reader in readers)), rows)
+
+
 def classes(evaluation: Mapping[str, Any]) -> str:
     """Fused flag rates of clean images by predicted class."""
     rows = [
@@ -95,8 +105,36 @@ def section(evaluation: Mapping[str, Any]) -> str:
             by_attack(evaluation, ["fused", *peers]),
             f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
             alarms(evaluation, readers),
+            "AUROC on what is no attack (the classifier's own mistakes; other data):",
+            elsewhere(evaluation, readers),
             "Clean images flagged by the fused score, by predicted class:",
             classes(evaluation),
+        )
+    )
+
+
+def headline(evaluation: Mapping[str, Any]) -> str:
+    """The README's share: every attack that succeeded, fused with and without copies, and the best peer."""
+    rows = []
+    for attack, values in evaluation["auroc"].items():
+        best = max(evaluation["peers"], key=lambda peer: values[peer])
+        low, high = evaluation["intervals"]["auroc"][attack]["fused"]
+        rows.append(
+            (
+                f"`{attack}` ({evaluation['attacks'][attack]['successful']})",
+                f"**{number(values['fused'])}** <sub>{number(low)} to {number(high)}</sub>",
+                number(values["fused_single_pass"]),
+                f"{number(values[best])} {best.replace('_', ' ')}",
+            )
+        )
+    passes = evaluation["forward_passes"]
+    head = ("attack (successful)", f"fused, {passes['fused']} forward passes", "fused, a single pass", "best peer")
+    accuracy, flagged = evaluation["classifier"], evaluation["clean_flag_rate"]
+    return "\n\n".join(
+        (
+            table(head, rows),
+            f"Accuracy {accuracy['accuracy']:.1%} on {accuracy['images']} images that nothing was fitted on. "
+            f"Clean images flagged: {flagged['suspect']:.1%} at the 5% level, {flagged['adversarial']:.1%} at 1%.",
         )
     )
 
@@ -112,8 +150,10 @@ def replace_section(page: Path, name: str, content: str) -> None:
 
 
 def main(name: str, bundle: str) -> None:
-    """Write the section of one data set."""
-    replace_section(PAGE, name, section(json.loads((Path(bundle) / "evaluation.json").read_text())))
+    """Write the sections of one data set."""
+    evaluation = json.loads((Path(bundle) / "evaluation.json").read_text())
+    replace_section(PAGE, name, section(evaluation))
+    replace_section(README, name, headline(evaluation))
 
 
 if __name__ == "__main__":
