@@ -28,7 +28,7 @@ figures: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
-		proto/askance/v1/screening.proto
+		proto/askance/v1/screening.proto proto/inference/inference.proto
 
 # The environment, by a stamp that changes with what is to be installed.
 $(STAMP):

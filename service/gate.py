@@ -39,9 +39,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     Args:
         services: full names of the services guarded.
         telemetry: counts the calls.
+        any_state: methods that are answered while loading and draining, too.
     """
 
-    def __init__(self, services: Collection[str], telemetry: Telemetry) -> None:
+    def __init__(self, services: Collection[str], telemetry: Telemetry, any_state: Collection[str] = ()) -> None:
         self.state = State.LOADING
         self.drained = asyncio.Event()
         """Set once draining and no call is left."""
@@ -49,6 +50,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Set once draining: streams end."""
         self._services = frozenset(services)
         self._telemetry = telemetry
+        self._any_state = frozenset(any_state)
         self.calls = 0
         """Guarded calls under way."""
         self.arrived = 0
@@ -103,7 +105,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def call(request: Any, context: Context) -> Any:
             try:
                 with self._entered(), self._telemetry.request(method, deadline_of(context)):
-                    self._check()
+                    if method not in self._any_state:
+                        self._check()
                     return await behaviour(_parsed(request), context)
             except Exception as error:
                 await _abort(context, error)

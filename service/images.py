@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -111,15 +112,28 @@ def from_tensor(tensor: screening_pb2.Tensor, preprocessing: Preprocessing) -> T
     if len(tensor.data) != size:
         name = screening_pb2.Tensor.DataType.Name(tensor.dtype)
         raise invalid("tensor.data", f"{size} bytes ({'x'.join(map(str, shape))} {name})", f"{len(tensor.data)}")
-    values = torch.from_numpy(np.frombuffer(tensor.data, dtype).reshape(shape).astype(np.float32))
-    if tensor.dtype == screening_pb2.Tensor.UINT8:
+    return pixels_of(np.frombuffer(tensor.data, dtype).reshape(shape), "tensor.data")
+
+
+def pixels_of(array: NDArray[Any], field: str) -> Tensor:
+    """An image's values, uint8 or float32 of any shape, as float32 in [0, 1].
+
+    Args:
+        array: uint8 is divided by 255.
+        field: of the request, for the error.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for NaN, infinity, or values outside [0, 1].
+    """
+    values = torch.from_numpy(array.astype(np.float32))
+    if array.dtype == np.uint8:
         return values.div_(255)
     inside = (values >= 0) & (values <= 1)  # false for NaN
     if not bool(inside.all()):
         where = [int(i) for i in torch.nonzero(~inside)[0]]
         value = float(values[tuple(where)])
         hint = " (divide pixels 0..255 by 255, or send UINT8)" if math.isfinite(value) and value > 1 else ""
-        raise invalid("tensor.data", "finite values in [0, 1]", f"{value:g} at {where}{hint}")
+        raise invalid(field, "finite values in [0, 1]", f"{value:g} at {where}{hint}")
     return values
 
 

@@ -51,6 +51,11 @@ class Served:
         return cls(manifest.id, datetime.fromisoformat(manifest.created), manifest.classifier.name, screen)
 
     @property
+    def version(self) -> str:
+        """The model's version, as clients name it: the first digits of the bundle's id, the same on every replica."""
+        return self.bundle_id[:12]
+
+    @property
     def calibration_samples(self) -> int:
         """Clean images behind each detector's p-values (the fewest)."""
         return min(table.shape[-1] for table in self.screen.calibration.tables.values())

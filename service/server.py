@@ -26,19 +26,22 @@ from grpc_reflection.v1alpha import reflection
 from PIL import Image
 
 from detectors.errors import AskanceError, ConfigError
+from service import inference, screening
+from service.answering import Answering
 from service.batcher import Batcher
 from service.config import ServerConfig
 from service.exposition import Exposition, cannot_listen
 from service.gate import Gate
 from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2_grpc
-from service.screening import SERVICE, ScreeningServicer
+from service.pb.inference import inference_pb2_grpc
 from service.served import Served
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-HEALTH_NAMES = ("", SERVICE)
+SERVICES = (screening.SERVICE, inference.SERVICE)
+HEALTH_NAMES = ("", *SERVICES)
 QUIET, LINGER = 0.05, 1.0  # seconds without a call until gRPC stops, and the most that takes
 LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
 ENVELOPE = 1024  # bytes of a request beside its tensor
@@ -71,10 +74,10 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.telemetry = Telemetry(config.max_batch)
-        self.gate = Gate({SERVICE}, self.telemetry)
+        self.gate = Gate(SERVICES, self.telemetry, inference.ANY_STATE)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
-        self._servicer = ScreeningServicer(config, self.gate, self.telemetry, self._decoders)
+        self._answering = Answering(config, self.telemetry, self._decoders)
         self._health = HealthServicer()
         self._batcher: Batcher | None = None
         self._exposition: Exposition | None = None
@@ -97,11 +100,17 @@ class Server:
                 ("grpc.max_receive_message_length", config.max_message_bytes),
             ],
         )
-        screening_pb2_grpc.add_ScreeningServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
+        parts = config, self.gate, self.telemetry, self._answering
+        screening_pb2_grpc.add_ScreeningServicer_to_server(  # type: ignore[no-untyped-call]
+            screening.ScreeningServicer(*parts), self._grpc
+        )
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            inference.InferenceServicer(*parts), self._grpc
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
             await self._health.set(name, _NOT_SERVING)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         port = _bind(self._grpc, config.host, config.port)
         await self._grpc.start()
         return BoundPorts(port, self._exposition.port)
@@ -121,7 +130,7 @@ class Server:
         self._batcher = batcher
         self.telemetry.watch_queue(lambda: batcher.held)
         self.telemetry.deployed(served)
-        self._servicer.deploy(served, batcher)
+        self._answering.deploy(served, batcher)
         self.gate.open()
         for name in HEALTH_NAMES:
             await self._health.set(name, _SERVING)

@@ -15,11 +15,24 @@ from service.served import Served
 from service.status import StatusError
 
 OTHER = "other"  # the method label of whatever is not ours
-METHODS = ("Screen", "ScreenStream", "Describe", OTHER)
+INFERENCES = ("Screen", "ScreenStream", "ModelInfer", "ModelStreamInfer")
+QUESTIONS = (
+    "Describe",
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+)
+METHODS = (*INFERENCES, *QUESTIONS, OTHER)
 CODES = (
     grpc.StatusCode.OK,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.INTERNAL,
@@ -44,6 +57,8 @@ class Telemetry:
 
     def __init__(self, max_batch: int) -> None:
         self.registry = registry = CollectorRegistry()
+        self.last_inference = 0.0
+        """When an image was last screened, in Unix time; 0 before the first."""
         self._requests = Counter(
             "askance_requests",
             "Requests answered, by method and gRPC status; each item of a ScreenStream is one.",
@@ -208,12 +223,39 @@ class Telemetry:
 
     def screened(self, screening: Screening) -> None:
         """Count one answer."""
+        self.last_inference = time.time()
         self._verdicts.labels(screening.verdict.value).inc()
         self._predictions.labels(screening.label).inc()
         for word in (*screening.detectors, screening.fused):
             self._p_value.labels(word.name).observe(word.p_value)
             for level in word.flags:
                 self._flags.labels(word.name, level).inc()
+
+    def _value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def batches(self) -> tuple[int, int]:
+        """Calls of the classifier so far, and the images in them."""
+        return round(self._value("askance_batch_size_count")), round(self._value("askance_batch_size_sum"))
+
+    def stages(self, *names: str) -> tuple[float, float]:
+        """How often the first of some stages was observed, and the seconds of all of them together."""
+        seconds = sum(self._value("askance_stage_seconds_sum", stage=name) for name in names)
+        return self._value("askance_stage_seconds_count", stage=names[0]), seconds
+
+    def inferences(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Requests to screen so far, those answered and those failed: each their count, and their seconds.
+
+        Times are not kept by outcome: they are shared out by count.
+        """
+        counts = [
+            sum(self._value("askance_requests_total", method=method, code=code.name) for method in INFERENCES)
+            for code in CODES
+        ]
+        seconds = sum(self._value("askance_request_seconds_sum", method=method) for method in INFERENCES)
+        answered, total = counts[0], sum(counts)
+        share = answered / total if total else 0.0
+        return (answered, seconds * share), (total - answered, seconds * (1 - share))
 
 
 def _is_past(deadline: float | None) -> bool:

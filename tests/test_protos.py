@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROTO = "proto/askance/v1/screening.proto"
+PROTOS = ("proto/askance/v1/screening.proto", "proto/inference/inference.proto")
 
 
 def protoc(*arguments: str) -> None:
@@ -22,17 +22,20 @@ def test_the_committed_stubs_are_fresh(tmp_path: Path) -> None:
         f"--python_out={tmp_path}",
         f"--pyi_out={tmp_path}",
         f"--grpc_python_out={tmp_path}",
-        PROTO,
+        *PROTOS,
     )
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.py*"))
-    assert [path.name for path in made] == ["screening_pb2.py", "screening_pb2.pyi", "screening_pb2_grpc.py"]
+    stubs = ("{}_pb2.py", "{}_pb2.pyi", "{}_pb2_grpc.py")
+    assert [path.name for path in made] == [stub.format(Path(proto).stem) for proto in PROTOS for stub in stubs]
     for path in made:
         assert (ROOT / path).read_text() == (tmp_path / path).read_text(), f"{path} is stale: run `make protos`"
 
 
-def test_the_proto_compiles_stand_alone(tmp_path: Path) -> None:
-    protoc("-I", "proto", f"--python_out={tmp_path}", PROTO)
-    assert (tmp_path / "askance/v1/screening_pb2.py").exists()
+@pytest.mark.parametrize("proto", PROTOS)
+def test_a_proto_compiles_stand_alone(tmp_path: Path, proto: str) -> None:
+    protoc("-I", "proto", f"--python_out={tmp_path}", proto)
+    stub = Path(proto).relative_to("proto").with_suffix("")
+    assert (tmp_path / f"{stub}_pb2.py").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "proto").rglob("*.proto")), ids=lambda path: path.name)

@@ -406,6 +406,7 @@ def test_a_generic_client_finds_and_calls_the_service_by_reflection() -> None:
                 "askance.v1.Screening",
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1alpha.ServerReflection",
+                "inference.GRPCInferenceService",
             ]
             expected = direct(noise(5))
             assert answer["requestId"] == "generic"

@@ -1,0 +1,116 @@
+"""Answering: from what a client sent to its Screening, whatever the protocol; every servicer asks here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from detectors.preprocessing import Preprocessing
+from detectors.screen import Screening
+from service.batcher import Batcher, Place
+from service.config import ServerConfig
+from service.served import Served
+from service.status import StatusError, unavailable
+from service.telemetry import Telemetry
+
+SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as a client sent it.
+
+    Attributes:
+        read: validates it, given what the classifier takes and the most pixels of an encoded image; float32 [C, H, W]
+            in [0, 1], or StatusError.
+        small: whether that takes next to no time.
+    """
+
+    read: Callable[[Preprocessing, int], Tensor]
+    small: bool
+
+
+class Answering:
+    """Validates images, has them screened in batches, and counts the answers.
+
+    Args:
+        config: the limits.
+        telemetry: gets the stages and the answers.
+        decoders: the threads that decode images.
+    """
+
+    def __init__(self, config: ServerConfig, telemetry: Telemetry, decoders: Executor) -> None:
+        self._config = config
+        self._telemetry = telemetry
+        self._decoders = decoders
+        self._deployment: tuple[Served, Batcher] | None = None
+
+    def deploy(self, served: Served, batcher: Batcher) -> None:
+        """Answer from `served` through `batcher` from now on; requests under way keep theirs."""
+        self._deployment = served, batcher
+
+    @property
+    def served(self) -> Served:
+        """What is served.
+
+        Raises:
+            StatusError: UNAVAILABLE, nothing yet.
+        """
+        return self._deployed()[0]
+
+    async def screen(
+        self, pictures: Sequence[Picture], explain: bool, deadline: float | None
+    ) -> tuple[Served, list[Screening | StatusError]]:
+        """Screen the images of one request, each of which may fail alone.
+
+        Args:
+            pictures: as many as places are taken in the queue, all of them or none.
+            explain: whether the detectors explain themselves.
+            deadline: on `time.monotonic`'s clock.
+
+        Returns:
+            What answered, and the outcome of each image.
+
+        Raises:
+            StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue is full.
+        """
+        served, batcher = self._deployed()
+        with ExitStack() as stack:
+            places = [stack.enter_context(batcher.place()) for _ in pictures]
+            outcomes = await asyncio.gather(
+                *(
+                    self._screen(picture, place, served, explain, deadline)
+                    for picture, place in zip(pictures, places, strict=True)
+                )
+            )
+        return served, outcomes
+
+    def _deployed(self) -> tuple[Served, Batcher]:
+        if self._deployment is None:
+            raise unavailable("loading")
+        return self._deployment
+
+    async def _screen(
+        self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None
+    ) -> Screening | StatusError:
+        try:
+            with self._telemetry.timed("decode"):
+                image = await self._read(picture, served)
+            screening = await place.screen(image, explain, deadline)
+        except StatusError as error:
+            place.free()
+            return error
+        self._telemetry.screened(screening)
+        return screening
+
+    async def _read(self, picture: Picture, served: Served) -> Tensor:
+        preprocessing, limit = served.screen.preprocessing, self._config.max_image_pixels
+        if picture.small:
+            return picture.read(preprocessing, limit)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, picture.read, preprocessing, limit)

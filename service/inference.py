@@ -1,0 +1,181 @@
+"""Inference: the servicer of the Open Inference Protocol v2, package `inference`, that Triton's clients speak."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from functools import partial
+
+import grpc
+
+from detectors.screen import Screening
+from service import models
+from service.answering import Answering
+from service.config import ServerConfig
+from service.gate import Context, Gate, State, deadline_of
+from service.pb.inference import inference_pb2 as pb
+from service.pb.inference import inference_pb2_grpc
+from service.served import Served
+from service.status import StatusError, failed, invalid
+from service.streaming import in_order
+from service.telemetry import Telemetry
+from service.tensors import Output, outputs_of, pictures_of
+
+logger = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+"""What is answered while loading and draining, too."""
+EXPLANATION = "explanation"
+_ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)  # what befalls one image of a batch alone
+
+
+class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """A batch of images a request. Raises StatusError; stands behind a Gate.
+
+    Args:
+        config: the limits.
+        gate: knows the server's state.
+        telemetry: gets the stream's items, and gives the statistics.
+        answering: screens the images.
+    """
+
+    def __init__(self, config: ServerConfig, gate: Gate, telemetry: Telemetry, answering: Answering) -> None:
+        self._config = config
+        self._gate = gate
+        self._telemetry = telemetry
+        self._answering = answering
+
+    @property
+    def _max_batch(self) -> int:
+        return min(self._config.max_batch, self._config.queue_size)
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: ARG002, N802
+        """Whether the server answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:  # noqa: ARG002, N802
+        """Whether it serves."""
+        return pb.ServerReadyResponse(ready=self._gate.state is State.SERVING)
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: ARG002, N802
+        """Whether the model is served; another name or version is not."""
+        ready = self._gate.state is State.SERVING and self._is_served(request.name, request.version)
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(  # noqa: N802
+        self,
+        request: pb.ServerMetadataRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> pb.ServerMetadataResponse:
+        """Name, version, extensions."""
+        return models.server_metadata()
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: ARG002, N802
+        """Inputs and outputs."""
+        return models.model_metadata(self._model(request.name, request.version))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: ARG002, N802
+        """Inputs, outputs and the largest batch."""
+        served = self._model(request.name, request.version)
+        return pb.ModelConfigResponse(config=models.model_config(served, self._max_batch))
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802
+        """Counts and times of the model, or of all models, which is the same."""
+        served = self._model(request.name, request.version) if request.name else self._answering.served
+        return pb.ModelStatisticsResponse(model_stats=[models.model_statistics(served, self._telemetry)])
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
+        """The one model."""
+        return models.repository_index(self._answering.served)
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
+        """Screen a batch; an image that fails gets its error in its row, unless all fail."""
+        return await self._infer(request, deadline_of(context))
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Screen a stream of batches, answered in order; a request that fails gets an error in its place."""
+        answer = partial(self._item, deadline=deadline_of(context))
+        stream = in_order(request_iterator, answer, self._config.stream_window, self._gate.closing)
+        async with aclosing(stream) as responses:
+            async for response in responses:
+                yield response
+
+    def _is_served(self, name: str, version: str) -> bool:
+        served = self._answering.served
+        return name == served.classifier and version in ("", served.version)
+
+    def _model(self, name: str, version: str) -> Served:
+        served = self._answering.served
+        if not self._is_served(name, version):
+            asked = f"{name} {version}".rstrip()
+            raise StatusError(
+                grpc.StatusCode.NOT_FOUND,
+                f"model {asked[:80]!r} is not served: {served.classifier} version {served.version} is",
+                "invalid",
+            )
+        return served
+
+    async def _infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
+        served = self._model(request.model_name, request.model_version)
+        outputs = _wanted(request, served)
+        pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
+        explain = any(output.name == EXPLANATION for output in outputs)
+        answered, outcomes = await self._answering.screen(pictures, explain, deadline)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
+        fatal = [error for error in errors if error.code not in _ITEMS]
+        if fatal or len(errors) == len(outcomes):
+            raise (fatal or errors)[0]
+        with self._telemetry.timed("respond"):
+            return _response(request.id, answered, outputs, outcomes)
+
+    async def _item(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelStreamInferResponse:
+        """One request of a stream: its answer, or its error in its place."""
+        try:
+            with self._telemetry.request("ModelStreamInfer", deadline):
+                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, deadline))
+        except StatusError as error:
+            message = str(error)
+        except Exception as error:
+            logger.exception("a request of a stream failed")
+            message = str(failed(error))
+        # the id tells which request it was
+        return pb.ModelStreamInferResponse(
+            error_message=message, infer_response=pb.ModelInferResponse(id=request.id, model_name=request.model_name)
+        )
+
+
+def _wanted(request: pb.ModelInferRequest, served: Served) -> list[Output]:
+    """The outputs that a request names, in its order; without names all but the explanation."""
+    known = outputs_of(served.screen)
+    if not request.outputs:
+        return [output for name, output in known.items() if name != EXPLANATION]
+    for asked in request.outputs:
+        if asked.name not in known:
+            raise invalid("outputs", f"names among {', '.join(known)}", repr(asked.name[:40]))
+        if asked.parameters:
+            raise invalid(f"outputs[{asked.name}].parameters", "none", ", ".join(sorted(asked.parameters))[:80])
+    return [known[asked.name] for asked in request.outputs]
+
+
+def _response(
+    request_id: str, served: Served, outputs: Sequence[Output], outcomes: Sequence[Screening | StatusError]
+) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(
+        model_name=served.classifier,
+        model_version=served.version,
+        id=request_id,
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(
+                name=output.name, datatype=output.datatype, shape=[len(outcomes), output.width]
+            )
+            for output in outputs
+        ],
+        raw_output_contents=[output.raw(outcomes) for output in outputs],
+    )
+    response.parameters["bundle_id"].string_param = served.bundle_id
+    response.parameters["detectors"].string_param = ",".join(served.screen.detectors)
+    return response

@@ -1,0 +1,1 @@
+"""Generated from proto/ (`make protos`); do not edit."""
