@@ -8,17 +8,40 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
 from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
 from detectors.screen import Screening
 from service.batcher import Batcher, Place
 from service.config import ServerConfig
+from service.gate import Context, client_of, deadline_of
+from service.limits import Budget, RateLimit
 from service.served import Served
 from service.status import StatusError, unavailable
 from service.telemetry import Telemetry
 
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks.
+
+    Attributes:
+        client: its address, which limits go by.
+        deadline: on `time.monotonic`'s clock, None if it has none.
+        size: bytes of the request.
+    """
+
+    client: str
+    deadline: float | None
+    size: int
+
+    @classmethod
+    def of(cls, context: Context, request: Message) -> Call:
+        """The call of a servicer's method."""
+        return cls(client_of(context), deadline_of(context), request.ByteSize())
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,8 @@ class Answering:
         self._telemetry = telemetry
         self._decoders = decoders
         self._deployment: tuple[Served, Batcher] | None = None
+        self._rate = RateLimit(config.client_rate, config.client_burst)
+        self.budget = Budget(config.max_in_flight_bytes)
 
     def deploy(self, served: Served, batcher: Batcher) -> None:
         """Answer from `served` through `batcher` from now on; requests under way keep theirs."""
@@ -64,27 +89,30 @@ class Answering:
         return self._deployed()[0]
 
     async def screen(
-        self, pictures: Sequence[Picture], explain: bool, deadline: float | None
+        self, pictures: Sequence[Picture], explain: bool, call: Call
     ) -> tuple[Served, list[Screening | StatusError]]:
         """Screen the images of one request, each of which may fail alone.
 
         Args:
             pictures: as many as places are taken in the queue, all of them or none.
             explain: whether the detectors explain themselves.
-            deadline: on `time.monotonic`'s clock.
+            call: who asks.
 
         Returns:
             What answered, and the outcome of each image.
 
         Raises:
-            StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue is full.
+            StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue or the bytes in flight
+                are at their limit, or the client is.
         """
         served, batcher = self._deployed()
+        self._rate.take(call.client, len(pictures))
         with ExitStack() as stack:
+            stack.enter_context(self.budget.hold(call.size))
             places = [stack.enter_context(batcher.place()) for _ in pictures]
             outcomes = await asyncio.gather(
                 *(
-                    self._screen(picture, place, served, explain, deadline)
+                    self._screen(picture, place, served, explain, call.deadline)
                     for picture, place in zip(pictures, places, strict=True)
                 )
             )

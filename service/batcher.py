@@ -90,6 +90,7 @@ class Batcher:
         self._waiting: dict[_Item, Place] = {}  # in order of arrival
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
         self.held = 0
         """How many places are taken: requests accepted and not yet with the classifier."""
 
@@ -106,6 +107,10 @@ class Batcher:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
+
+    def busy_seconds(self) -> float:
+        """How long the inference thread has been at its present batch."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     def place(self) -> Place:
         """Take a place in the queue.
@@ -140,12 +145,15 @@ class Batcher:
                 continue
             self._telemetry.batch(len(batch))
             call = loop.run_in_executor(self._executor, self._run, batch)
+            self._busy_since = time.monotonic()
             try:
                 outcomes = await asyncio.shield(call)
             except asyncio.CancelledError:  # stopping: the thread cannot be interrupted
                 outcomes = await call
                 _settle(batch, outcomes)
                 raise
+            finally:
+                self._busy_since = None
             _settle(batch, outcomes)
 
     def _take(self) -> list[_Item]:

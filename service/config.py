@@ -23,12 +23,20 @@ class ServerConfig(BaseModel):
         metrics_port: of HTTP, for /metrics and /healthz; 0 takes a free one.
         max_batch: the most images that share one call of the classifier.
         queue_size: the most requests accepted and not yet with the classifier; one more is refused.
+        max_in_flight_bytes: of all requests accepted and not yet answered.
+        client_rate: images a second from one client (by its address); 0 is no limit.
+        client_burst: the most images at once from one client, where there is a rate.
         stream_window: the most requests of one stream in flight; the server reads no further ahead.
         max_image_pixels: the largest encoded image, width x height; judged by its header, before it is decoded.
         max_message_bytes: the largest request.
         decode_threads: how many images are decoded at a time.
         inference_threads: torch's threads inside one call of the classifier; 0 takes one less than the CPUs, so
             that the event loop keeps one: threads that outnumber them cost most of the throughput.
+        keepalive_seconds: an idle connection is pinged so often, so that dead ones are noticed.
+        max_connection_idle_seconds: a connection without calls is closed after so long; 0 is never.
+        max_connection_age_seconds: a connection is closed after so long, its calls finished first, so that clients
+            spread over the replicas anew; 0 is never.
+        stall_seconds: the server is not ready while the inference thread is at one batch for longer.
         single_pass: leave out the constellation, which needs a forward pass for each of its altered copies; the fused
             score has a calibration of its own for that.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
@@ -41,11 +49,18 @@ class ServerConfig(BaseModel):
     metrics_port: int = Field(default=9500, ge=0, le=65535)
     max_batch: int = Field(default=32, ge=1, le=4096)
     queue_size: int = Field(default=256, ge=1)
+    max_in_flight_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    client_rate: float = Field(default=0.0, ge=0)
+    client_burst: int = Field(default=64, ge=1)
     stream_window: int = Field(default=64, ge=1)
     max_image_pixels: int = Field(default=16_000_000, ge=1, le=PILLOW_LIMIT)
     max_message_bytes: int = Field(default=16 * MEBIBYTE, ge=1024, le=2**31 - 1)
     decode_threads: int = Field(default=2, ge=1, le=64)
     inference_threads: int = Field(default=0, ge=0, le=1024)
+    keepalive_seconds: float = Field(default=60.0, ge=1)
+    max_connection_idle_seconds: float = Field(default=0.0, ge=0)
+    max_connection_age_seconds: float = Field(default=0.0, ge=0)
+    stall_seconds: float = Field(default=30.0, gt=0)
     single_pass: bool = False
     drain_seconds: float = Field(default=20.0, ge=0)
 

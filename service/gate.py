@@ -27,6 +27,7 @@ class State(StrEnum):
 
     LOADING = "loading"
     SERVING = "serving"
+    STALLED = "stalled"
     DRAINING = "draining"
 
 
@@ -61,6 +62,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Let calls through, unless draining has begun."""
         if self.state is State.LOADING:
             self.state = State.SERVING
+
+    def stall(self, stalled: bool) -> None:
+        """Refuse calls while the inference thread does not come back."""
+        if self.state in (State.SERVING, State.STALLED):
+            self.state = State.STALLED if stalled else State.SERVING
 
     def close(self) -> None:
         """Refuse calls from now on; `drained` is set once those under way are over."""
@@ -175,6 +181,12 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     await context.abort(
         grpc.StatusCode.INTERNAL, f"the server failed on this call: {type(error).__name__}, see its log"
     )
+
+
+def client_of(context: Context) -> str:
+    """The client's address without its port, "ipv4:127.0.0.1"; a call made within the process has none."""
+    peer: str = context.peer() or ""
+    return peer.rpartition(":")[0] if peer.startswith("ip") else peer
 
 
 def deadline_of(context: Context) -> float | None:

@@ -11,9 +11,9 @@ import grpc
 
 from detectors.screen import Screening
 from service import models
-from service.answering import Answering
+from service.answering import Answering, Call
 from service.config import ServerConfig
-from service.gate import Context, Gate, State, deadline_of
+from service.gate import Context, Gate, State
 from service.pb.inference import inference_pb2 as pb
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
@@ -92,13 +92,13 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         """Screen a batch; an image that fails gets its error in its row, unless all fail."""
-        return await self._infer(request, deadline_of(context))
+        return await self._infer(request, Call.of(context, request))
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Screen a stream of batches, answered in order; a request that fails gets an error in its place."""
-        answer = partial(self._item, deadline=deadline_of(context))
+        answer = partial(self._item, context=context)
         stream = in_order(request_iterator, answer, self._config.stream_window, self._gate.closing)
         async with aclosing(stream) as responses:
             async for response in responses:
@@ -119,12 +119,12 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             )
         return served
 
-    async def _infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
+    async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         served = self._model(request.model_name, request.model_version)
         outputs = _wanted(request, served)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
         explain = any(output.name == EXPLANATION for output in outputs)
-        answered, outcomes = await self._answering.screen(pictures, explain, deadline)
+        answered, outcomes = await self._answering.screen(pictures, explain, call)
         errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
         fatal = [error for error in errors if error.code not in _ITEMS]
         if fatal or len(errors) == len(outcomes):
@@ -132,11 +132,12 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         with self._telemetry.timed("respond"):
             return _response(request.id, answered, outputs, outcomes)
 
-    async def _item(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelStreamInferResponse:
+    async def _item(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
+        call = Call.of(context, request)
         try:
-            with self._telemetry.request("ModelStreamInfer", deadline):
-                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, deadline))
+            with self._telemetry.request("ModelStreamInfer", call.deadline):
+                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, call))
         except StatusError as error:
             message = str(error)
         except Exception as error:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
-from service.answering import SMALL, Answering, Picture
+from service.answering import SMALL, Answering, Call, Picture
 from service.config import ServerConfig
-from service.gate import Context, Gate, deadline_of
+from service.gate import Context, Gate
 from service.images import image_of
 from service.messages import describe_response, screen_response
 from service.pb.askance.v1 import screening_pb2 as pb
@@ -41,13 +41,13 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
 
     async def Screen(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenResponse:  # noqa: N802
         """Screen one image."""
-        return await self._screen(request, deadline_of(context))
+        return await self._screen(request, Call.of(context, request))
 
     async def ScreenStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ScreenRequest], context: Context
     ) -> AsyncIterator[pb.ScreenStreamResponse]:
         """Screen each image of a stream and answer in its order; a bad one gets an error in its place."""
-        answer = partial(self._item, deadline=deadline_of(context))
+        answer = partial(self._item, context=context)
         stream = in_order(request_iterator, answer, self._config.stream_window, self._gate.closing)
         async with aclosing(stream) as responses:  # so that a cancellation ends its tasks at once
             async for response in responses:
@@ -57,21 +57,22 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
         """Say what is served."""
         return describe_response(self._answering.served, self._config)
 
-    async def _screen(self, request: pb.ScreenRequest, deadline: float | None) -> pb.ScreenResponse:
+    async def _screen(self, request: pb.ScreenRequest, call: Call) -> pb.ScreenResponse:
         small = not request.encoded and len(request.tensor.data) <= SMALL
         served, (outcome,) = await self._answering.screen(
-            [Picture(partial(image_of, request), small)], request.explain, deadline
+            [Picture(partial(image_of, request), small)], request.explain, call
         )
         if isinstance(outcome, StatusError):
             raise outcome
         with self._telemetry.timed("respond"):
             return screen_response(request.request_id, served.bundle_id, outcome)
 
-    async def _item(self, request: pb.ScreenRequest, deadline: float | None) -> pb.ScreenStreamResponse:
+    async def _item(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenStreamResponse:
         """One request of a stream: its answer, or its error in its place."""
+        call = Call.of(context, request)
         try:
-            with self._telemetry.request("ScreenStream", deadline):
-                response = await self._screen(request, deadline)
+            with self._telemetry.request("ScreenStream", call.deadline):
+                response = await self._screen(request, call)
         except StatusError as error:
             failure = error
         except Exception as error:

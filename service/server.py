@@ -31,7 +31,7 @@ from service.answering import Answering
 from service.batcher import Batcher
 from service.config import ServerConfig
 from service.exposition import Exposition, cannot_listen
-from service.gate import Gate
+from service.gate import Gate, State
 from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2_grpc
@@ -44,6 +44,7 @@ SERVICES = (screening.SERVICE, inference.SERVICE)
 HEALTH_NAMES = ("", *SERVICES)
 QUIET, LINGER = 0.05, 1.0  # seconds without a call until gRPC stops, and the most that takes
 LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
+KEEPALIVE_ANSWER = 20_000  # milliseconds for a client to answer a ping
 ENVELOPE = 1024  # bytes of a request beside its tensor
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -80,6 +81,7 @@ class Server:
         self._answering = Answering(config, self.telemetry, self._decoders)
         self._health = HealthServicer()
         self._batcher: Batcher | None = None
+        self._watchdog: asyncio.Task[None] | None = None
         self._exposition: Exposition | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -98,6 +100,7 @@ class Server:
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
                 ("grpc.max_receive_message_length", config.max_message_bytes),
+                *_connection_options(config),
             ],
         )
         parts = config, self.gate, self.telemetry, self._answering
@@ -128,6 +131,7 @@ class Server:
         batcher = Batcher(served.screen, self._inference, self.config.max_batch, self.config.queue_size, self.telemetry)
         batcher.start()
         self._batcher = batcher
+        self._watchdog = asyncio.create_task(self._watch(batcher), name="askance-watchdog")
         self.telemetry.watch_queue(lambda: batcher.held)
         self.telemetry.deployed(served)
         self._answering.deploy(served, batcher)
@@ -144,12 +148,29 @@ class Server:
                 f"got {self.config.max_message_bytes}"
             )
 
+    async def _watch(self, batcher: Batcher) -> None:
+        """Turn readiness off while the inference thread is at one batch for too long, and on when it comes back."""
+        limit = self.config.stall_seconds
+        while True:
+            await asyncio.sleep(limit / 4)
+            stalled = batcher.busy_seconds() > limit
+            if stalled is (self.gate.state is State.STALLED):
+                continue
+            self.gate.stall(stalled)
+            if self.gate.state is State.DRAINING:
+                return
+            logger.error("the inference thread %s", f"is stalled: no answer for {limit:g} s" if stalled else "is back")
+            for name in HEALTH_NAMES:
+                await self._health.set(name, _NOT_SERVING if stalled else _SERVING)
+
     async def stop(self) -> None:
         """Drain and stop: NOT_SERVING, new calls UNAVAILABLE, accepted ones answered for up to `drain_seconds`.
 
         A call of the classifier under way is always finished: a thread cannot be interrupted.
         """
         self.gate.close()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         await self._health.enter_graceful_shutdown()
         try:
             await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
@@ -237,6 +258,21 @@ async def _run(load: Callable[[], Served], config: ServerConfig, ready: Callable
             ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
         await stopping.wait()
         logger.info("draining")
+
+
+def _connection_options(config: ServerConfig) -> list[tuple[str, int]]:
+    """gRPC's own settings for connections: dead ones are found, idle and old ones are closed, gently."""
+    options = [
+        ("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    if config.max_connection_idle_seconds:
+        options.append(("grpc.max_connection_idle_ms", round(1000 * config.max_connection_idle_seconds)))
+    if config.max_connection_age_seconds:
+        options.append(("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)))
+        options.append(("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)))
+    return options
 
 
 def _cpus() -> int:

@@ -35,6 +35,24 @@ def queue_full(size: int) -> StatusError:
     )
 
 
+def too_fast(rate: float, burst: int) -> StatusError:
+    """RESOURCE_EXHAUSTED: a client asks for more than its share."""
+    return StatusError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"a client may send {rate:g} images a second, {burst} at once: slow down",
+        "client_rate",
+    )
+
+
+def too_much(most: int) -> StatusError:
+    """RESOURCE_EXHAUSTED: the requests in flight fill the memory meant for them."""
+    return StatusError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the requests in flight hold up to {most} bytes: try again later or elsewhere",
+        "in_flight_bytes",
+    )
+
+
 def unavailable(state: str) -> StatusError:
     """UNAVAILABLE: the server is in `state`, such as "draining"."""
     return StatusError(grpc.StatusCode.UNAVAILABLE, f"the server is {state}: try again or another server", state)

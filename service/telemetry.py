@@ -38,7 +38,17 @@ CODES = (
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNAVAILABLE,
 )
-REASONS = ("invalid", "queue_full", "expired", "cancelled", "loading", "draining")
+REASONS = (
+    "invalid",
+    "queue_full",
+    "in_flight_bytes",
+    "client_rate",
+    "expired",
+    "cancelled",
+    "loading",
+    "stalled",
+    "draining",
+)
 RELOADS = ("success", "failure")
 
 # Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.

@@ -1,0 +1,74 @@
+"""Limits: how much one client, and all of them together, may ask for at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from service.status import too_fast, too_much
+
+REMEMBERED = 10_000  # clients; the least recent are forgotten, which gives them a full allowance again
+
+
+class RateLimit:
+    """A token bucket for each client: `rate` images a second, `burst` of them at once.
+
+    Args:
+        rate: images a second; 0 is no limit.
+        burst: the most at once.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: (allowance, when)
+
+    def take(self, client: str, images: int) -> None:
+        """Take from a client's allowance.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED, it is spent; nothing is taken.
+        """
+        if self._rate == 0:
+            return
+        now = self._clock()
+        allowance, when = self._buckets.pop(client, (float(self._burst), now))
+        allowance = min(self._burst, allowance + self._rate * (now - when))
+        enough = images <= allowance
+        self._buckets[client] = (allowance - images if enough else allowance, now)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)
+        if not enough:
+            raise too_fast(self._rate, self._burst)
+
+
+class Budget:
+    """Bytes of the requests that are accepted and not yet answered.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+        """Bytes in flight."""
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes while the block runs.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED, they do not fit beside those in flight.
+        """
+        if self.taken + size > self._most:
+            raise too_much(self._most)
+        self.taken += size
+        try:
+            yield
+        finally:
+            self.taken -= size
