@@ -69,7 +69,8 @@ def main() -> None:
 
 
 def _histogram(axes: Axes, clean: list[float], attacked: dict[str, list[float]], thresholds: dict[str, float]) -> None:
-    bins = torch.linspace(0, max(*clean, *(score for scores in attacked.values() for score in scores)), 36).tolist()
+    everything = [*clean, *(score for scores in attacked.values() for score in scores)]
+    bins = torch.linspace(min(everything), max(everything), 36).tolist()
     axes.hist(clean, bins, density=True, alpha=0.75, label=f"clean ({len(clean)})", color=COLOURS[Verdict.CLEAN])
     for (name, scores), style in zip(attacked.items(), ("-", "--"), strict=False):
         label = f"{name.upper()}, successful ({len(scores)})"
