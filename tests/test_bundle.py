@@ -162,7 +162,7 @@ def test_manifest_thresholds_flag_what_the_p_values_flag(trained: Trained, publi
     thresholds = Bundle.open(published).manifest.calibration.thresholds
     images, labels = trained.part("evaluate")
     results = screen_of(published)(torch.cat([images, trained.attack(images, labels, 0.2, 5)]))
-    assert set(thresholds) == {*KINDS, "fused"}
+    assert set(thresholds) == {*KINDS, "fused", "fused_single_pass"}
     for result in results:
         assert not isinstance(result, AskanceError)
         for word in (result.fused, *result.detectors):
