@@ -121,12 +121,23 @@ def serve(
     single_pass: Annotated[
         bool | None, typer.Option("--single-pass", help="Leave out the constellation and its extra forward passes.")
     ] = None,
+    disclose: Annotated[
+        bool, typer.Option("--disclose", help="Show scores and explanations to everyone, for trials.")
+    ] = False,
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
+    from service.access import DISCLOSING
     from service.config import ServerConfig
     from service.server import serve as serve_bundle
 
-    settings = ServerConfig.load(config, host=host, port=port, metrics_port=metrics_port, single_pass=single_pass)
+    settings = ServerConfig.load(
+        config,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        single_pass=single_pass,
+        anonymous=DISCLOSING if disclose else None,
+    )
     serve_bundle(bundle, settings, lambda serving: print(serving, flush=True))  # noqa: T201
 
 
@@ -137,19 +148,35 @@ def screen(
         str, typer.Option(metavar="HOST:PORT", help="The server.", callback=_host_and_port)
     ] = "127.0.0.1:8500",
     explain: Annotated[bool, typer.Option("--explain", help="Also print what each detector saw.")] = False,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token that says who asks.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Speak TLS; who signs for the server (PEM).")] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="Our own, for mutual TLS (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     json: JsonOption = None,
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.output import print_verdicts, verdict_rows, write_json
     from detectors.errors import DataError
-    from service.client import Client, readable
+    from service.client import Client, Credentials, readable, token_of
 
+    token = None if token_file is None else token_of(token_file)
     failed: dict[int, DataError] = {}
-    with Client(target) as client:
+    with Client(target, credentials=Credentials(ca, token, certificate, key)) as client:
         rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
     print_verdicts(rows, explain=explain)
     write_json(json, {"images": rows})
     return 2 if any("error" in row for row in rows) else 0
+
+
+@app.command()
+def token() -> None:
+    """Make a bearer token for a client, and the line of the server's settings that knows it."""
+    from service.access import new_token
+
+    made, digest = new_token()
+    print(f'{made}\ntoken_sha256 = "{digest}"')  # noqa: T201
 
 
 @app.command()

@@ -50,7 +50,7 @@ def run_demo() -> dict[str, Any]:
         images = subject.splits["evaluate"]
         say("serving, and screening over gRPC")
         with (
-            launched([*SERVE, str(bundle.path), "--port", "0", "--metrics-port", "0"]) as serving,
+            launched([*SERVE, str(bundle.path), "--port", "0", "--metrics-port", "0", "--disclose"]) as serving,
             Client(serving.target) as client,
         ):
             clean, seconds = _one_by_one(client, images.pixels())

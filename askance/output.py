@@ -174,7 +174,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
             row["prediction"].get("name", ""),
             f"{row['prediction'].get('probability', 0.0):.4f}",
             f"[{colour}]{row['verdict']}[/{colour}]",
-            f"{row['p_value']:.4g}",
+            f"{row['p_value']:.4g}" if row["p_value"] else "-",  # 0: not disclosed to us
             flagged or "-",
         )
     console.print(table)

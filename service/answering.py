@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
 from detectors.screen import Screening
+from service.access import ANONYMOUS, Identity, caller
 from service.batcher import Batcher, Place
 from service.config import ServerConfig
 from service.gate import Context, client_of, deadline_of
@@ -29,11 +30,13 @@ class Call:
     """Who asks.
 
     Attributes:
-        client: its address, which limits go by.
+        identity: the client, and what it may do.
+        client: its name, or a stranger's address, which limits go by.
         deadline: on `time.monotonic`'s clock, None if it has none.
         size: bytes of the request.
     """
 
+    identity: Identity
     client: str
     deadline: float | None
     size: int
@@ -41,7 +44,9 @@ class Call:
     @classmethod
     def of(cls, context: Context, request: Message) -> Call:
         """The call of a servicer's method."""
-        return cls(client_of(context), deadline_of(context), request.ByteSize())
+        identity = caller.get()
+        client = client_of(context) if identity.name == ANONYMOUS else identity.name
+        return cls(identity, client, deadline_of(context), request.ByteSize())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -11,7 +12,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.errors import AskanceError, DataError
+from detectors.errors import AskanceError, ConfigError, DataError
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 
@@ -19,6 +20,7 @@ ImageLike = bytes | Path | NDArray[Any]
 """A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""
 
 _CONNECTION = ("failed to connect", "resolving", "resolution")
+_LOCAL = ("127.0.0.1", "::1", "localhost")
 _MAX_RESPONSE = 64 * 1024 * 1024  # bytes; gRPC's own limit is 4 MiB
 
 
@@ -34,20 +36,66 @@ class ServiceError(AskanceError):
         self.code = code
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """How a client shows who it is, and checks who answers. All files are PEM.
+
+    Attributes:
+        ca: whom to believe the server's certificate; None speaks in the clear.
+        token: a bearer token; in the clear it is sent to this machine only.
+        certificate, key: the client's own, for mutual TLS.
+    """
+
+    ca: Path | None = None
+    token: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def channel(self, target: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """A channel to HOST:PORT.
+
+        Raises:
+            ConfigError: a token would go in the clear over a network, or a file cannot be read.
+        """
+        if self.ca is None:
+            if self.token is not None and target.rpartition(":")[0].strip("[]") not in _LOCAL:
+                raise ConfigError(f"a token for {target} would be sent in the clear: give the server's CA")
+            return grpc.insecure_channel(target, options=options)
+        root, certificate, key = (
+            None if path is None else _content(path, ConfigError) for path in (self.ca, self.certificate, self.key)
+        )
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(root, key, certificate), options=options)
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes with each call."""
+        return [] if self.token is None else [("authorization", f"Bearer {self.token}")]
+
+
 class Client:
     """A connection to a server; a context manager.
 
     Args:
         target: HOST:PORT.
         timeout: seconds that a call may take; for a stream, the whole of it. None waits for ever.
+        credentials: who we are, and whom we believe.
+
+    Raises:
+        ConfigError: the credentials cannot be used.
     """
 
-    def __init__(self, target: str = "127.0.0.1:8500", timeout: float | None = 30.0) -> None:
+    def __init__(
+        self,
+        target: str = "127.0.0.1:8500",
+        timeout: float | None = 30.0,
+        credentials: Credentials = Credentials(),
+    ) -> None:
         self.target = target
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(
+        self._metadata = credentials.metadata
+        self._channel = credentials.channel(
             target,
-            options=[
+            [
                 ("grpc.enable_http_proxy", 0),  # a proxy for the web is no way to a server named by HOST:PORT
                 ("grpc.max_receive_message_length", _MAX_RESPONSE),
             ],
@@ -63,7 +111,7 @@ class Client:
         """
         request = request_of(image, explain=explain, request_id=request_id)
         try:
-            response: pb.ScreenResponse = self._stub.Screen(request, timeout=self.timeout)
+            response: pb.ScreenResponse = self._stub.Screen(request, timeout=self.timeout, metadata=self._metadata)
             return response
         except grpc.RpcError as error:
             self._fail(error)
@@ -86,7 +134,7 @@ class Client:
             except Exception as error:  # on gRPC's thread, where nobody would see it
                 unsendable.append(error)
 
-        call = self._stub.ScreenStream(requests(), timeout=self.timeout)
+        call = self._stub.ScreenStream(requests(), timeout=self.timeout, metadata=self._metadata)
         try:
             for response in call:
                 if response.WhichOneof("outcome") == "error":
@@ -108,7 +156,9 @@ class Client:
             ServiceError: nothing answers at the target, or the server does not serve.
         """
         try:
-            response: pb.DescribeResponse = self._stub.Describe(pb.DescribeRequest(), timeout=self.timeout)
+            response: pb.DescribeResponse = self._stub.Describe(
+                pb.DescribeRequest(), timeout=self.timeout, metadata=self._metadata
+            )
             return response
         except grpc.RpcError as error:
             self._fail(error)
@@ -153,11 +203,23 @@ def readable(paths: Iterable[Path], failed: dict[int, DataError]) -> Iterator[by
             failed[i] = error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, failure: type[AskanceError] = DataError) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise failure(f"{path} cannot be read: {error.strerror}") from None
+
+
+def token_of(path: Path) -> str:
+    """The token that a file holds, white space around it left out.
+
+    Raises:
+        ConfigError: it cannot be read, or is no token.
+    """
+    text = _content(path, ConfigError).decode(errors="replace").strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(f"{path} holds no token: expected one word of printable characters")
+    return text
 
 
 def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:

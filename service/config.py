@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detectors.errors import ConfigError, did_you_mean
+from service.access import ClientConfig, Role
+from service.tls import TlsConfig
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 MEBIBYTE = 1024 * 1024
@@ -37,6 +40,10 @@ class ServerConfig(BaseModel):
         max_connection_age_seconds: a connection is closed after so long, its calls finished first, so that clients
             spread over the replicas anew; 0 is never.
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
+        clients: those that are known, by token or certificate, and what each may do.
+        anonymous: what anyone else may do; empty: nothing.
+        tls: where the certificates are; None serves in the clear.
+        reflection: whether generic clients may ask what there is to call.
         single_pass: leave out the constellation, which needs a forward pass for each of its altered copies; the fused
             score has a calibration of its own for that.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
@@ -61,6 +68,10 @@ class ServerConfig(BaseModel):
     max_connection_idle_seconds: float = Field(default=0.0, ge=0)
     max_connection_age_seconds: float = Field(default=0.0, ge=0)
     stall_seconds: float = Field(default=30.0, gt=0)
+    clients: tuple[ClientConfig, ...] = ()
+    anonymous: frozenset[Role] = frozenset({Role.PREDICT})
+    tls: TlsConfig | None = None
+    reflection: bool = True
     single_pass: bool = False
     drain_seconds: float = Field(default=20.0, ge=0)
 
@@ -68,10 +79,14 @@ class ServerConfig(BaseModel):
     def load(cls, path: Path | None = None, **overrides: Any) -> Self:
         """Read `path` (None: the defaults), then apply the overrides that are not None.
 
+        Files named in `path` are looked for beside it.
+
         Raises:
             ConfigError: the file cannot be read or is not TOML, or a setting is unknown or out of range.
         """
         content = {} if path is None else _read(path)
+        if path is not None and "tls" in content:
+            content["tls"] = _beside(path.parent, content["tls"])
         given = {name: value for name, value in overrides.items() if value is not None}
         try:
             return cls.model_validate(content | given)
@@ -80,8 +95,11 @@ class ServerConfig(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             source = f"{path}: " if path is not None and name not in given else ""
             if first["type"] == "extra_forbidden":
-                raise ConfigError(f"{source}unknown setting {name!r}: {did_you_mean(name, cls.model_fields)}") from None
-            raise ConfigError(f"{source}{name}: {_lower(first['msg'])}, got {first['input']!r}") from None
+                known = _settings_at(cls, first["loc"][:-1])
+                hint = did_you_mean(str(first["loc"][-1]), known)
+                raise ConfigError(f"{source}unknown setting {name!r}: {hint}") from None
+            got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"  # a table may hold secrets
+            raise ConfigError(f"{source}{name}: {_lower(first['msg'])}{got}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,6 +109,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _settings_at(model: type[BaseModel], where: tuple[int | str, ...]) -> Iterable[str]:
+    """The settings that a table of the file may hold."""
+    tables: dict[int | str, type[BaseModel]] = {"clients": ClientConfig, "tls": TlsConfig}
+    return tables[where[0]].model_fields if where else model.model_fields
+
+
+def _beside(folder: Path, tls: Any) -> Any:
+    """Its file names, those that are not absolute taken to be in `folder`."""
+    if not isinstance(tls, dict):
+        return tls
+    return {key: str(folder / value) if isinstance(value, str) else value for key, value in tls.items()}
 
 
 def _lower(message: str) -> str:

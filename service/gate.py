@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from service.access import Access, Role, caller
 from service.status import StatusError, invalid, unavailable
 from service.telemetry import Telemetry
 
@@ -40,10 +41,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     Args:
         services: full names of the services guarded.
         telemetry: counts the calls.
-        any_state: methods that are answered while loading and draining, too.
+        access: knows the clients.
+        any_state: methods that are answered in every state and to anyone: probes.
     """
 
-    def __init__(self, services: Collection[str], telemetry: Telemetry, any_state: Collection[str] = ()) -> None:
+    def __init__(
+        self, services: Collection[str], telemetry: Telemetry, access: Access, any_state: Collection[str] = ()
+    ) -> None:
         self.state = State.LOADING
         self.drained = asyncio.Event()
         """Set once draining and no call is left."""
@@ -51,6 +55,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Set once draining: streams end."""
         self._services = frozenset(services)
         self._telemetry = telemetry
+        self._access = access
         self._any_state = frozenset(any_state)
         self.calls = 0
         """Guarded calls under way."""
@@ -112,7 +117,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 with self._entered(), self._telemetry.request(method, deadline_of(context)):
                     if method not in self._any_state:
-                        self._check()
+                        self._check(context)
                     return await behaviour(_parsed(request), context)
             except Exception as error:
                 await _abort(context, error)
@@ -123,7 +128,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             try:
                 with self._entered():
-                    self._check()
+                    self._check(context)
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
                     async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
                         async for response in responses:
@@ -145,9 +150,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if self.calls == 0 and self.state is State.DRAINING:
                 self.drained.set()
 
-    def _check(self) -> None:
+    def _check(self, context: Context) -> None:
+        """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
         if self.state is not State.SERVING:
             raise unavailable(self.state.value)
+        identity = self._access.identify(context.invocation_metadata() or (), context.auth_context())
+        identity.require(Role.PREDICT)
+        caller.set(identity)
 
 
 def _parser(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -11,9 +11,10 @@ import grpc
 
 from detectors.screen import Screening
 from service import models
+from service.access import Identity, Role
 from service.answering import Answering, Call
 from service.config import ServerConfig
-from service.gate import Context, Gate, State
+from service.gate import Context, Gate, State, deadline_of
 from service.pb.inference import inference_pb2 as pb
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """What is answered while loading and draining, too."""
-EXPLANATION = "explanation"
 _ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)  # what befalls one image of a batch alone
 
 
@@ -121,9 +121,9 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         served = self._model(request.model_name, request.model_version)
-        outputs = _wanted(request, served)
+        outputs = _wanted(request, served, call.identity)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
-        explain = any(output.name == EXPLANATION for output in outputs)
+        explain = any(output.role is Role.EXPLANATIONS for output in outputs)
         answered, outcomes = await self._answering.screen(pictures, explain, call)
         errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
         fatal = [error for error in errors if error.code not in _ITEMS]
@@ -134,10 +134,10 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _item(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
-        call = Call.of(context, request)
         try:
-            with self._telemetry.request("ModelStreamInfer", call.deadline):
-                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, call))
+            with self._telemetry.request("ModelStreamInfer", deadline_of(context)):
+                response = await self._infer(request, Call.of(context, request))
+                return pb.ModelStreamInferResponse(infer_response=response)
         except StatusError as error:
             message = str(error)
         except Exception as error:
@@ -149,16 +149,18 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-def _wanted(request: pb.ModelInferRequest, served: Served) -> list[Output]:
-    """The outputs that a request names, in its order; without names all but the explanation."""
+def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity) -> list[Output]:
+    """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
     known = outputs_of(served.screen)
     if not request.outputs:
-        return [output for name, output in known.items() if name != EXPLANATION]
+        shown = client.roles - {Role.EXPLANATIONS}
+        return [output for output in known.values() if output.role in shown]
     for asked in request.outputs:
         if asked.name not in known:
             raise invalid("outputs", f"names among {', '.join(known)}", repr(asked.name[:40]))
         if asked.parameters:
             raise invalid(f"outputs[{asked.name}].parameters", "none", ", ".join(sorted(asked.parameters))[:80])
+        client.require(known[asked.name].role)
     return [known[asked.name] for asked in request.outputs]
 
 

@@ -17,18 +17,19 @@ _VERDICTS = {
 _RESIZES = {"refuse": pb.Input.REFUSE, "bilinear": pb.Input.BILINEAR}
 
 
-def screen_response(request_id: str, bundle_id: str, screening: Screening) -> pb.ScreenResponse:
-    """The answer for one image."""
-    return pb.ScreenResponse(
+def screen_response(request_id: str, bundle_id: str, screening: Screening, *, scores: bool) -> pb.ScreenResponse:
+    """The answer for one image; without `scores` prediction and verdict only."""
+    response = pb.ScreenResponse(
         request_id=request_id,
         bundle_id=bundle_id,
         prediction=pb.Prediction(index=screening.index, name=screening.label, probability=screening.probability),
         probabilities=screening.probabilities,
         verdict=_VERDICTS[screening.verdict],
-        p_value=screening.fused.p_value,
-        score=screening.fused.score,
-        detectors=[_detector_verdict(word) for word in screening.detectors],
     )
+    if scores:
+        response.p_value, response.score = screening.fused.p_value, screening.fused.score
+        response.detectors.extend(_detector_verdict(word) for word in screening.detectors)
+    return response
 
 
 def _detector_verdict(word: DetectorVerdict) -> pb.DetectorVerdict:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
+from service.access import Role
 from service.answering import SMALL, Answering, Call, Picture
 from service.config import ServerConfig
-from service.gate import Context, Gate
+from service.gate import Context, Gate, deadline_of
 from service.images import image_of
 from service.messages import describe_response, screen_response
 from service.pb.askance.v1 import screening_pb2 as pb
@@ -58,6 +59,8 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
         return describe_response(self._answering.served, self._config)
 
     async def _screen(self, request: pb.ScreenRequest, call: Call) -> pb.ScreenResponse:
+        if request.explain:
+            call.identity.require(Role.EXPLANATIONS)
         small = not request.encoded and len(request.tensor.data) <= SMALL
         served, (outcome,) = await self._answering.screen(
             [Picture(partial(image_of, request), small)], request.explain, call
@@ -65,14 +68,15 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
         if isinstance(outcome, StatusError):
             raise outcome
         with self._telemetry.timed("respond"):
-            return screen_response(request.request_id, served.bundle_id, outcome)
+            return screen_response(
+                request.request_id, served.bundle_id, outcome, scores=Role.SCORES in call.identity.roles
+            )
 
     async def _item(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenStreamResponse:
         """One request of a stream: its answer, or its error in its place."""
-        call = Call.of(context, request)
         try:
-            with self._telemetry.request("ScreenStream", call.deadline):
-                response = await self._screen(request, call)
+            with self._telemetry.request("ScreenStream", deadline_of(context)):
+                response = await self._screen(request, Call.of(context, request))
         except StatusError as error:
             failure = error
         except Exception as error:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from detectors.errors import AskanceError, ConfigError
 from service import inference, screening
+from service.access import Access
 from service.answering import Answering
 from service.batcher import Batcher
 from service.config import ServerConfig
@@ -37,6 +38,7 @@ from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
 from service.telemetry import Telemetry
+from service.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.telemetry = Telemetry(config.max_batch)
-        self.gate = Gate(SERVICES, self.telemetry, inference.ANY_STATE)
+        access = Access(config.clients, config.anonymous)
+        self.gate = Gate(SERVICES, self.telemetry, access, inference.ANY_STATE)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
         self._answering = Answering(config, self.telemetry, self._decoders)
@@ -113,8 +116,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
             await self._health.set(name, _NOT_SERVING)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
-        port = _bind(self._grpc, config.host, config.port)
+        if config.reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        credentials = None if config.tls is None else Certificates(config.tls).credentials()
+        port = _bind(self._grpc, config.host, config.port, credentials)
         await self._grpc.start()
         return BoundPorts(port, self._exposition.port)
 
@@ -290,7 +295,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     """Bind gRPC's port; tried with a plain socket first, because gRPC logs lines of its own and hides the cause."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     cause: OSError | None = None
@@ -302,7 +307,12 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
             cause = error
     try:
         if cause is None:
-            return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            return (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
     except RuntimeError:  # taken since
         pass
     raise AskanceError(cannot_listen("port", host, port, cause))

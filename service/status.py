@@ -53,6 +53,16 @@ def too_much(most: int) -> StatusError:
     )
 
 
+def unauthenticated(expected: str = "a known client: send a bearer token, or a certificate") -> StatusError:
+    """UNAUTHENTICATED: strangers may not do this, or the token is nobody's; no word of what was sent."""
+    return StatusError(grpc.StatusCode.UNAUTHENTICATED, f"expected {expected}", "unauthenticated")
+
+
+def forbidden(role: str) -> StatusError:
+    """PERMISSION_DENIED: the client is known, and this is not for it."""
+    return StatusError(grpc.StatusCode.PERMISSION_DENIED, f"this takes a client with the role {role!r}", "forbidden")
+
+
 def unavailable(state: str) -> StatusError:
     """UNAVAILABLE: the server is in `state`, such as "draining"."""
     return StatusError(grpc.StatusCode.UNAVAILABLE, f"the server is {state}: try again or another server", state)

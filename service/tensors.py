@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
 from detectors.screen import Screen, Screening
+from service.access import Role
 from service.answering import SMALL, Picture
 from service.images import decode, pixels_of
 from service.pb.inference import inference_pb2 as pb
@@ -134,6 +135,7 @@ class Output:
         width: numbers an image.
         of: what it says of a screened image; a sequence where `width` is not one.
         missing: what it says of an image that could not be screened, for each number.
+        role: what a client must be granted to see it.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Output:
     width: int
     of: Callable[[Screening], Any]
     missing: Any
+    role: Role = Role.PREDICT
 
     def raw(self, outcomes: Sequence[Screening | StatusError]) -> bytes:
         """The tensor's content, [N, width] row by row, little-endian."""
@@ -167,14 +170,24 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
         Output("index", "INT32", 1, lambda s: s.index, -1),
         Output("probabilities", "FP32", classes, lambda s: s.probabilities, math.nan),
         Output("verdict", "BYTES", 1, lambda s: s.verdict.value, ERROR),
-        Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan),
-        Output("score", "FP64", 1, lambda s: s.fused.score, math.nan),
-        Output("p_values", "FP64", detectors, lambda s: tuple(word.p_value for word in s.detectors), math.nan),
-        Output("scores", "FP64", detectors, lambda s: tuple(word.score for word in s.detectors), math.nan),
+        Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, Role.SCORES),
+        Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, Role.SCORES),
+        Output(
+            "p_values", "FP64", detectors, lambda s: tuple(word.p_value for word in s.detectors), math.nan, Role.SCORES
+        ),
+        Output("scores", "FP64", detectors, lambda s: tuple(word.score for word in s.detectors), math.nan, Role.SCORES),
         Output("error", "BYTES", 1, lambda _: "", ""),
-        Output("explanation", "BYTES", 1, _explanation, ""),
+        Output("explanation", "BYTES", 1, _explanation, "", Role.EXPLANATIONS),
     )
     return {output.name: output for output in outputs}
+
+
+def _p_values(screening: Screening) -> tuple[float, ...]:
+    return tuple(word.p_value for word in screening.detectors)
+
+
+def _scores(screening: Screening) -> tuple[float, ...]:
+    return tuple(word.score for word in screening.detectors)
 
 
 def _explanation(screening: Screening) -> str:

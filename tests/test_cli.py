@@ -137,7 +137,17 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
     bad.write_bytes(good.read_bytes()[:60])
     wide = tmp_path / "wide.png"
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(wide)
-    arguments = ["-m", "askance", "serve", str(digits_run.bundle.path), "--port", "0", "--metrics-port", "0"]
+    arguments = [
+        "-m",
+        "askance",
+        "serve",
+        str(digits_run.bundle.path),
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--disclose",
+    ]
     with launched(arguments) as serving:
         target = ["--target", serving.target]
         assert run(["screen", str(good), *target, "--explain", "--json", str(tmp_path / "s.json")]) == 0

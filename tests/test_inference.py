@@ -53,7 +53,7 @@ SERVER = """
 import sys
 sys.path.insert(0, {tests!r})
 from askance.__main__ import main
-sys.argv = ["askance", "serve", sys.argv[1], "--port", "0", "--metrics-port", "0"]
+sys.argv = ["askance", "serve", sys.argv[1], "--port", "0", "--metrics-port", "0", "--disclose"]
 main()
 """
 

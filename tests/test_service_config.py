@@ -17,7 +17,17 @@ SHIPPED = Path(__file__).parents[1] / "configs" / "server.toml"
 
 def test_the_shipped_file_holds_every_default() -> None:
     assert ServerConfig.load(SHIPPED) == ServerConfig()
-    assert set(tomllib.loads(SHIPPED.read_text())) == set(ServerConfig.model_fields)
+    # those that have none by default stand there as comments
+    assert set(tomllib.loads(SHIPPED.read_text())) == set(ServerConfig.model_fields) - {"clients", "tls"}
+    assert all(f"# {table}" in SHIPPED.read_text() for table in ("[[clients]]", "[tls]"))
+
+
+def test_files_are_looked_for_beside_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("[tls]\ncertificate = 'a.pem'\nkey = '/b.key'\n")
+    tls = ServerConfig.load(path).tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "a.pem", Path("/b.key"), None)
 
 
 def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
@@ -33,7 +43,16 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ("max_bacth = 3", r"server.toml: unknown setting 'max_bacth': did you mean 'max_batch'\? known: host, port, "),
         ("port = 70000", r"server.toml: port: input should be less than or equal to 65535, got 70000"),
         ("max_batch = 'x'", r"server.toml: max_batch: input should be a valid integer.*, got 'x'"),
-        ("[tls]\ncert = 1", r"server.toml: unknown setting 'tls': known: host"),
+        (
+            "[tls]\ncertificate = 'a'\nkey = 'b'\nclient_ac = 'c'",
+            r"server.toml: unknown setting 'tls.client_ac': did you mean 'client_ca'",
+        ),
+        (
+            "[[clients]]\nname = 'a'\ntoken = 'b'",
+            r"server.toml: unknown setting 'clients.0.token': known: name, token_sha256, certificate, roles",
+        ),
+        ("[[clients]]\nname = 'a'", r"server.toml: clients.0: value error, a client is known by token_sha256 or by"),
+        ("anonymous = ['root']", r"server.toml: anonymous.0: input should be 'predict', 'scores', 'explanations' or"),
         ("port = ", r"server.toml is not TOML: Invalid value \(at"),
     ],
 )

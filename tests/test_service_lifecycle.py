@@ -34,6 +34,7 @@ from service_support import (
     until,
 )
 
+from detectors import Screening
 from detectors.errors import AskanceError, BundleError, ConfigError
 from service.client import Client, ServiceError, request_of
 from service.launch import Serving, launched
@@ -379,7 +380,11 @@ def test_serve_opens_a_bundle_with_its_own_classifier(tmp_path: Path) -> None:
         assert serving.bundle_id == bundle_id[:12]
         assert client.describe().bundle_id == bundle_id
         (expected,) = tiny_screen()(torch.from_numpy(noise(3))[None].float() / 255)
-        assert client.screen(noise(3)).p_value == expected.fused.p_value  # type: ignore[union-attr]
+        answer = client.screen(noise(3))
+        assert isinstance(expected, Screening)
+        assert pb.Verdict.Name(answer.verdict) == expected.verdict.value
+        # by default strangers see neither scores nor p-values
+        assert (answer.prediction.name, answer.p_value, len(answer.detectors)) == (expected.label, 0.0, 0)
 
 
 def test_a_launched_server_serves_and_stops() -> None:

@@ -59,7 +59,7 @@ class ScreeningServicer:
 
         Errors: INVALID_ARGUMENT (the request is wrong; the message names the field, what was expected and what came),
         RESOURCE_EXHAUSTED (the queue is full or the message too large), DEADLINE_EXCEEDED, UNAVAILABLE (the server loads
-        or drains: ask another), INTERNAL (the classifier or a detector failed on this image).
+        or drains: ask another), UNAUTHENTICATED and PERMISSION_DENIED (not for this client), INTERNAL (the classifier or a detector failed on this image).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
