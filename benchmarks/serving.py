@@ -70,7 +70,7 @@ def measure(subject: Subject, sizes: Sizes) -> list[ServingCost]:
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
         bundle_id = _publish(subject, bundle)
-        fixed.write_bytes(screen_response("", bundle_id, screening, scores=True).SerializeToString())
+        fixed.write_bytes(screen_response("", bundle_id, screening, verdict=True, scores=True).SerializeToString())
         serve = ["-m", "askance", "serve", str(bundle), "--port", "0", "--metrics-port", "0", "--disclose"]
         askance = stack.enter_context(launched(serve))
         no_op = stack.enter_context(launched(["-m", "benchmarks.noop", str(fixed)]))

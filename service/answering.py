@@ -12,14 +12,14 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
-from detectors.screen import Screening
+from detectors.screen import Screening, Verdict
 from service.access import ANONYMOUS, Identity, caller
 from service.batcher import Batcher, Place
-from service.config import ServerConfig
+from service.config import Policy, ServerConfig
 from service.gate import Context, client_of, deadline_of
 from service.limits import Budget, RateLimit
 from service.served import Served
-from service.status import StatusError, unavailable
+from service.status import StatusError, blocked, unavailable
 from service.telemetry import Telemetry
 
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
@@ -80,6 +80,11 @@ class Answering:
         self._rate = RateLimit(config.client_rate, config.client_burst)
         self.budget = Budget(config.max_in_flight_bytes)
 
+    @property
+    def shows_verdicts(self) -> bool:
+        """Whether clients see more than predictions."""
+        return self._config.policy is not Policy.SHADOW
+
     def deploy(self, served: Served, batcher: Batcher) -> None:
         """Answer from `served` through `batcher` from now on; requests under way keep theirs."""
         self._deployment = served, batcher
@@ -139,6 +144,9 @@ class Answering:
             place.free()
             return error
         self._telemetry.screened(screening)
+        if self._config.policy is Policy.BLOCK and screening.verdict is Verdict.ADVERSARIAL:
+            self._telemetry.blocked()
+            return blocked()
         return screening
 
     async def _read(self, picture: Picture, served: Served) -> Tensor:

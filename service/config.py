@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from detectors.errors import ConfigError, did_you_mean
 from service.access import ClientConfig, Role
 from service.tls import TlsConfig
+
+
+class Policy(StrEnum):
+    """What is done with a verdict.
+
+    Attributes:
+        ANNOTATE: it leaves with the prediction.
+        BLOCK: the same, but an image judged ADVERSARIAL gets PERMISSION_DENIED and no prediction.
+        SHADOW: clients get the prediction alone; verdicts go to the metrics only.
+    """
+
+    ANNOTATE = "annotate"
+    BLOCK = "block"
+    SHADOW = "shadow"
+
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 MEBIBYTE = 1024 * 1024
@@ -40,6 +56,7 @@ class ServerConfig(BaseModel):
         max_connection_age_seconds: a connection is closed after so long, its calls finished first, so that clients
             spread over the replicas anew; 0 is never.
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
+        policy: what is done with a verdict: "annotate", "block" or "shadow".
         clients: those that are known, by token or certificate, and what each may do.
         anonymous: what anyone else may do; empty: nothing.
         tls: where the certificates are; None serves in the clear.
@@ -68,6 +85,7 @@ class ServerConfig(BaseModel):
     max_connection_idle_seconds: float = Field(default=0.0, ge=0)
     max_connection_age_seconds: float = Field(default=0.0, ge=0)
     stall_seconds: float = Field(default=30.0, gt=0)
+    policy: Policy = Policy.ANNOTATE
     clients: tuple[ClientConfig, ...] = ()
     anonymous: frozenset[Role] = frozenset({Role.PREDICT})
     tls: TlsConfig | None = None

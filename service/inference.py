@@ -18,7 +18,7 @@ from service.gate import Context, Gate, State, deadline_of
 from service.pb.inference import inference_pb2 as pb
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
-from service.status import StatusError, failed, invalid
+from service.status import StatusError, failed, invalid, withheld
 from service.streaming import in_order
 from service.telemetry import Telemetry
 from service.tensors import Output, outputs_of, pictures_of
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """What is answered while loading and draining, too."""
-_ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)  # what befalls one image of a batch alone
+# what befalls one image of a batch alone
+_ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL)
 
 
 class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -121,7 +122,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         served = self._model(request.model_name, request.model_version)
-        outputs = _wanted(request, served, call.identity)
+        outputs = _wanted(request, served, call.identity, self._answering.shows_verdicts)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
         explain = any(output.role is Role.EXPLANATIONS for output in outputs)
         answered, outcomes = await self._answering.screen(pictures, explain, call)
@@ -149,18 +150,20 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity) -> list[Output]:
+def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity, shows_verdicts: bool) -> list[Output]:
     """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
     known = outputs_of(served.screen)
     if not request.outputs:
         shown = client.roles - {Role.EXPLANATIONS}
-        return [output for output in known.values() if output.role in shown]
+        return [output for output in known.values() if output.role in shown and (output.prediction or shows_verdicts)]
     for asked in request.outputs:
         if asked.name not in known:
             raise invalid("outputs", f"names among {', '.join(known)}", repr(asked.name[:40]))
         if asked.parameters:
             raise invalid(f"outputs[{asked.name}].parameters", "none", ", ".join(sorted(asked.parameters))[:80])
         client.require(known[asked.name].role)
+        if not (known[asked.name].prediction or shows_verdicts):
+            raise withheld()
     return [known[asked.name] for asked in request.outputs]
 
 

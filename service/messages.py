@@ -17,14 +17,16 @@ _VERDICTS = {
 _RESIZES = {"refuse": pb.Input.REFUSE, "bilinear": pb.Input.BILINEAR}
 
 
-def screen_response(request_id: str, bundle_id: str, screening: Screening, *, scores: bool) -> pb.ScreenResponse:
-    """The answer for one image; without `scores` prediction and verdict only."""
+def screen_response(
+    request_id: str, bundle_id: str, screening: Screening, *, verdict: bool, scores: bool
+) -> pb.ScreenResponse:
+    """The answer for one image: its prediction; the verdict and the scores, where they are to be seen."""
     response = pb.ScreenResponse(
         request_id=request_id,
         bundle_id=bundle_id,
         prediction=pb.Prediction(index=screening.index, name=screening.label, probability=screening.probability),
         probabilities=screening.probabilities,
-        verdict=_VERDICTS[screening.verdict],
+        verdict=_VERDICTS[screening.verdict] if verdict else pb.VERDICT_UNSPECIFIED,
     )
     if scores:
         response.p_value, response.score = screening.fused.p_value, screening.fused.score

@@ -15,7 +15,7 @@ from service.images import image_of
 from service.messages import describe_response, screen_response
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
-from service.status import StatusError, failed
+from service.status import StatusError, failed, withheld
 from service.streaming import in_order
 from service.telemetry import Telemetry
 
@@ -59,8 +59,11 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
         return describe_response(self._answering.served, self._config)
 
     async def _screen(self, request: pb.ScreenRequest, call: Call) -> pb.ScreenResponse:
+        shows_verdicts = self._answering.shows_verdicts
         if request.explain:
             call.identity.require(Role.EXPLANATIONS)
+            if not shows_verdicts:
+                raise withheld()
         small = not request.encoded and len(request.tensor.data) <= SMALL
         served, (outcome,) = await self._answering.screen(
             [Picture(partial(image_of, request), small)], request.explain, call
@@ -69,7 +72,11 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
             raise outcome
         with self._telemetry.timed("respond"):
             return screen_response(
-                request.request_id, served.bundle_id, outcome, scores=Role.SCORES in call.identity.roles
+                request.request_id,
+                served.bundle_id,
+                outcome,
+                verdict=shows_verdicts,
+                scores=shows_verdicts and Role.SCORES in call.identity.roles,
             )
 
     async def _item(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenStreamResponse:

@@ -63,6 +63,20 @@ def forbidden(role: str) -> StatusError:
     return StatusError(grpc.StatusCode.PERMISSION_DENIED, f"this takes a client with the role {role!r}", "forbidden")
 
 
+def blocked() -> StatusError:
+    """PERMISSION_DENIED: the image was judged adversarial, and such images get no prediction here."""
+    return StatusError(
+        grpc.StatusCode.PERMISSION_DENIED, "this image was judged adversarial: no prediction is given for it"
+    )
+
+
+def withheld() -> StatusError:
+    """PERMISSION_DENIED: the server keeps its verdicts from every client."""
+    return StatusError(
+        grpc.StatusCode.PERMISSION_DENIED, "verdicts are not given to clients here (policy shadow)", "forbidden"
+    )
+
+
 def unavailable(state: str) -> StatusError:
     """UNAVAILABLE: the server is in `state`, such as "draining"."""
     return StatusError(grpc.StatusCode.UNAVAILABLE, f"the server is {state}: try again or another server", state)

@@ -89,6 +89,11 @@ class Telemetry:
         self._rejected = Counter(
             "askance_rejected", "Requests that never reached the classifier, by reason.", ["reason"], registry=registry
         )
+        self._blocked = Counter(
+            "askance_blocked",
+            "Predictions withheld from images judged adversarial (policy block).",
+            registry=registry,
+        )
         self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=registry)
         self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=registry)
         self._flags = Counter(
@@ -244,6 +249,10 @@ class Telemetry:
             self._p_value.labels(word.name).observe(word.p_value)
             for level in word.flags:
                 self._flags.labels(word.name, level).inc()
+
+    def blocked(self) -> None:
+        """Count a prediction withheld."""
+        self._blocked.inc()
 
     def _value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0

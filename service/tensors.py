@@ -136,6 +136,7 @@ class Output:
         of: what it says of a screened image; a sequence where `width` is not one.
         missing: what it says of an image that could not be screened, for each number.
         role: what a client must be granted to see it.
+        prediction: whether it is of the prediction, not of the verdict.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Output:
     of: Callable[[Screening], Any]
     missing: Any
     role: Role = Role.PREDICT
+    prediction: bool = False
 
     def raw(self, outcomes: Sequence[Screening | StatusError]) -> bytes:
         """The tensor's content, [N, width] row by row, little-endian."""
@@ -166,9 +168,9 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
     """Everything that an answer can hold, in order."""
     classes, detectors = len(screen.class_names), len(screen.detectors)
     outputs = (
-        Output("label", "BYTES", 1, lambda s: s.label, ""),
-        Output("index", "INT32", 1, lambda s: s.index, -1),
-        Output("probabilities", "FP32", classes, lambda s: s.probabilities, math.nan),
+        Output("label", "BYTES", 1, lambda s: s.label, "", prediction=True),
+        Output("index", "INT32", 1, lambda s: s.index, -1, prediction=True),
+        Output("probabilities", "FP32", classes, lambda s: s.probabilities, math.nan, prediction=True),
         Output("verdict", "BYTES", 1, lambda s: s.verdict.value, ERROR),
         Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, Role.SCORES),
         Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, Role.SCORES),
@@ -176,7 +178,7 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
             "p_values", "FP64", detectors, lambda s: tuple(word.p_value for word in s.detectors), math.nan, Role.SCORES
         ),
         Output("scores", "FP64", detectors, lambda s: tuple(word.score for word in s.detectors), math.nan, Role.SCORES),
-        Output("error", "BYTES", 1, lambda _: "", ""),
+        Output("error", "BYTES", 1, lambda _: "", "", prediction=True),
         Output("explanation", "BYTES", 1, _explanation, "", Role.EXPLANATIONS),
     )
     return {output.name: output for output in outputs}

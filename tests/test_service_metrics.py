@@ -23,6 +23,7 @@ NAMES = {
     "askance_requests": "counter",
     "askance_request_seconds": "histogram",
     "askance_rejected": "counter",
+    "askance_blocked": "counter",
     "askance_verdicts": "counter",
     "askance_predictions": "counter",
     "askance_detector_flags": "counter",
