@@ -61,6 +61,7 @@ class ServerConfig(BaseModel):
         anonymous: what anyone else may do; empty: nothing.
         tls: where the certificates are; None serves in the clear.
         reflection: whether generic clients may ask what there is to call.
+        watch_seconds: look so often whether another bundle stands where this one was loaded from; 0 is never.
         single_pass: leave out the constellation, which needs a forward pass for each of its altered copies; the fused
             score has a calibration of its own for that.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
@@ -90,6 +91,7 @@ class ServerConfig(BaseModel):
     anonymous: frozenset[Role] = frozenset({Role.PREDICT})
     tls: TlsConfig | None = None
     reflection: bool = True
+    watch_seconds: float = Field(default=0.0, ge=0)
     single_pass: bool = False
     drain_seconds: float = Field(default=20.0, ge=0)
 

@@ -43,10 +43,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         telemetry: counts the calls.
         access: knows the clients.
         any_state: methods that are answered in every state and to anyone: probes.
+        admin: methods that take the role admin; all others take predict.
     """
 
     def __init__(
-        self, services: Collection[str], telemetry: Telemetry, access: Access, any_state: Collection[str] = ()
+        self,
+        services: Collection[str],
+        telemetry: Telemetry,
+        access: Access,
+        any_state: Collection[str] = (),
+        admin: Collection[str] = (),
     ) -> None:
         self.state = State.LOADING
         self.drained = asyncio.Event()
@@ -57,6 +63,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._telemetry = telemetry
         self._access = access
         self._any_state = frozenset(any_state)
+        self._admin = frozenset(admin)
         self.calls = 0
         """Guarded calls under way."""
         self.arrived = 0
@@ -117,7 +124,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 with self._entered(), self._telemetry.request(method, deadline_of(context)):
                     if method not in self._any_state:
-                        self._check(context)
+                        self._check(method, context)
                     return await behaviour(_parsed(request), context)
             except Exception as error:
                 await _abort(context, error)
@@ -128,7 +135,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             try:
                 with self._entered():
-                    self._check(context)
+                    self._check(method, context)
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
                     async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
                         async for response in responses:
@@ -150,12 +157,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if self.calls == 0 and self.state is State.DRAINING:
                 self.drained.set()
 
-    def _check(self, context: Context) -> None:
+    def _check(self, method: str, context: Context) -> None:
         """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
         if self.state is not State.SERVING:
             raise unavailable(self.state.value)
         identity = self._access.identify(context.invocation_metadata() or (), context.auth_context())
-        identity.require(Role.PREDICT)
+        identity.require(Role.ADMIN if method in self._admin else Role.PREDICT)
         caller.set(identity)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 
 import grpc
 
+from detectors.errors import AskanceError
 from detectors.screen import Screening
 from service import models
 from service.access import Identity, Role
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """What is answered while loading and draining, too."""
+ADMIN = frozenset({"RepositoryModelLoad"})
+"""What takes the role admin."""
 # what befalls one image of a batch alone
 _ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL)
 
@@ -40,13 +43,22 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         gate: knows the server's state.
         telemetry: gets the stream's items, and gives the statistics.
         answering: screens the images.
+        reload: loads what is served anew.
     """
 
-    def __init__(self, config: ServerConfig, gate: Gate, telemetry: Telemetry, answering: Answering) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        gate: Gate,
+        telemetry: Telemetry,
+        answering: Answering,
+        reload: Callable[[], Awaitable[Served]],
+    ) -> None:
         self._config = config
         self._gate = gate
         self._telemetry = telemetry
         self._answering = answering
+        self._reload = reload
 
     @property
     def _max_batch(self) -> int:
@@ -90,6 +102,23 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
         """The one model."""
         return models.repository_index(self._answering.served)
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self,
+        request: pb.RepositoryModelLoadRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load the model anew from where it is; the old one answers until the new one does, and on if that fails."""
+        self._model(request.model_name, "")
+        if request.parameters:
+            raise invalid(
+                "parameters", "none: a model is loaded from where it is", ", ".join(sorted(request.parameters))
+            )
+        try:
+            await self._reload()
+        except AskanceError as error:
+            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        return pb.RepositoryModelLoadResponse()
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         """Screen a batch; an image that fails gets its error in its row, unless all fail."""

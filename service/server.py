@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -25,12 +24,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from PIL import Image
 
-from detectors.errors import AskanceError, ConfigError
+from detectors.bundle import MANIFEST
+from detectors.errors import AskanceError, BundleError
 from service import inference, screening
 from service.access import Access
 from service.answering import Answering
-from service.batcher import Batcher
 from service.config import ServerConfig
+from service.deployment import Deployment
 from service.exposition import Exposition, cannot_listen
 from service.gate import Gate, State
 from service.launch import Serving
@@ -47,7 +47,6 @@ HEALTH_NAMES = ("", *SERVICES)
 QUIET, LINGER = 0.05, 1.0  # seconds without a call until gRPC stops, and the most that takes
 LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
 KEEPALIVE_ANSWER = 20_000  # milliseconds for a client to answer a ping
-ENVELOPE = 1024  # bytes of a request beside its tensor
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -78,12 +77,14 @@ class Server:
         self.config = config
         self.telemetry = Telemetry(config.max_batch)
         access = Access(config.clients, config.anonymous)
-        self.gate = Gate(SERVICES, self.telemetry, access, inference.ANY_STATE)
+        self.gate = Gate(SERVICES, self.telemetry, access, inference.ANY_STATE, inference.ADMIN)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
         self._answering = Answering(config, self.telemetry, self._decoders)
         self._health = HealthServicer()
-        self._batcher: Batcher | None = None
+        self._deployment = Deployment(config, self.telemetry, self._answering, self._inference)
+        self._load: Callable[[], Served] | None = None
+        self.telemetry.watch_queue(self._deployment.held)
         self._watchdog: asyncio.Task[None] | None = None
         self._exposition: Exposition | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -111,7 +112,7 @@ class Server:
             screening.ScreeningServicer(*parts), self._grpc
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            inference.InferenceServicer(*parts), self._grpc
+            inference.InferenceServicer(*parts, self.reload), self._grpc
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
@@ -124,41 +125,45 @@ class Server:
         return BoundPorts(port, self._exposition.port)
 
     async def deploy(self, load: Callable[[], Served]) -> Served:
-        """Load what is to be served on another thread, warm it up, and serve it.
+        """Load what is to be served, warm it up, and serve it; `reload` loads it anew.
 
         Raises:
             AskanceError: it cannot be loaded, cannot screen an image, or does not fit the limits.
         """
-        loop = asyncio.get_running_loop()
-        served = await loop.run_in_executor(self._inference, load)
-        self._check_limits(served)
-        await loop.run_in_executor(self._inference, served.warm_up)
-        batcher = Batcher(served.screen, self._inference, self.config.max_batch, self.config.queue_size, self.telemetry)
-        batcher.start()
-        self._batcher = batcher
-        self._watchdog = asyncio.create_task(self._watch(batcher), name="askance-watchdog")
-        self.telemetry.watch_queue(lambda: batcher.held)
-        self.telemetry.deployed(served)
-        self._answering.deploy(served, batcher)
+        served, _ = await self._deployment.deploy(load)
+        self._load = load
+        self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
         self.gate.open()
         for name in HEALTH_NAMES:
             await self._health.set(name, _SERVING)
         return served
 
-    def _check_limits(self, served: Served) -> None:
-        needed = 4 * math.prod(served.screen.preprocessing.shape) + ENVELOPE
-        if needed > self.config.max_message_bytes:
-            raise ConfigError(
-                f"max_message_bytes: a tensor for this bundle's classifier takes {needed} bytes, "
-                f"got {self.config.max_message_bytes}"
-            )
+    async def reload(self) -> Served:
+        """Load what is served anew, and let it answer if it has changed; else, and on failure, nothing does.
 
-    async def _watch(self, batcher: Batcher) -> None:
+        Raises:
+            AskanceError: as for `deploy`, or nothing is deployed yet.
+        """
+        if self._load is None:
+            raise AskanceError("nothing is served yet: there is nothing to load anew")
+        try:
+            served, changed = await self._deployment.deploy(self._load)
+        except Exception as error:
+            self.telemetry.reloaded("failure")
+            logger.error("the bundle is not replaced: %s", error)
+            if isinstance(error, AskanceError):
+                raise
+            raise BundleError(f"the bundle cannot be loaded: {type(error).__name__}, see the log") from error
+        self.telemetry.reloaded("success" if changed else "unchanged")
+        logger.info("bundle %s answers%s", served.version, "" if changed else " already")
+        return served
+
+    async def _watch(self) -> None:
         """Turn readiness off while the inference thread is at one batch for too long, and on when it comes back."""
         limit = self.config.stall_seconds
         while True:
             await asyncio.sleep(limit / 4)
-            stalled = batcher.busy_seconds() > limit
+            stalled = self._deployment.busy_seconds() > limit
             if stalled is (self.gate.state is State.STALLED):
                 continue
             self.gate.stall(stalled)
@@ -181,8 +186,7 @@ class Server:
             await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
         except TimeoutError:
             logger.warning("%g seconds were not enough to answer all calls", self.config.drain_seconds)
-        if self._batcher is not None:
-            await self._batcher.stop()
+        await self._deployment.stop()
         if self._grpc is not None:
             await self._refuse_stragglers()
             await self._grpc.stop(LAST_WORDS)
@@ -223,7 +227,8 @@ class Server:
 def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
     """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
 
-    A second signal ends the draining.
+    A second signal ends the draining. SIGHUP loads the bundle anew, and so does a change of it where `watch_seconds` is
+    set.
 
     Args:
         bundle_path: the bundle's directory.
@@ -233,21 +238,31 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
     Raises:
         AskanceError: the bundle is refused, or a port is in use.
     """
-    run(lambda: Served.open(bundle_path, single_pass=config.single_pass), config, ready)
+    run(lambda: Served.open(bundle_path, single_pass=config.single_pass), config, ready, bundle_path)
 
 
-def run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
-    """Serve what `load` gives; otherwise `serve`."""
+def run(
+    load: Callable[[], Served],
+    config: ServerConfig,
+    ready: Callable[[Serving], None] | None = None,
+    source: Path | None = None,
+) -> None:
+    """Serve what `load` gives, from `source`; otherwise `serve`."""
     # This process is the server's own, hence the settings that hold for all of it.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     torch.set_num_threads(config.inference_threads or max(1, _cpus() - 1))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_run(load, config, ready))
+        runner.run(_run(load, config, ready, source))
 
 
-async def _run(load: Callable[[], Served], config: ServerConfig, ready: Callable[[Serving], None] | None) -> None:
-    stopping = asyncio.Event()
+async def _run(
+    load: Callable[[], Served],
+    config: ServerConfig,
+    ready: Callable[[Serving], None] | None,
+    source: Path | None,
+) -> None:
+    stopping, reload = asyncio.Event(), asyncio.Event()
     async with Server(config) as server:
 
         def on_signal() -> None:
@@ -258,11 +273,47 @@ async def _run(load: Callable[[], Served], config: ServerConfig, ready: Callable
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, reload.set)
         served = await server.deploy(load)
+        reloading = asyncio.create_task(_reload_when_told(server, reload))
+        following = asyncio.create_task(_follow(source, config.watch_seconds, reload))
         if ready is not None and not stopping.is_set():
             ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
         await stopping.wait()
         logger.info("draining")
+        for task in (reloading, following):
+            task.cancel()
+
+
+async def _reload_when_told(server: Server, told: asyncio.Event) -> None:
+    """One reload for each time that it is told to; what comes while one is under way is one more."""
+    while True:
+        await told.wait()
+        told.clear()
+        with contextlib.suppress(AskanceError):  # logged; the old bundle answers on
+            await server.reload()
+
+
+async def _follow(source: Path | None, seconds: float, changed: asyncio.Event) -> None:
+    """Tell when another bundle stands at `source`: published there, or a link that points elsewhere now."""
+    if source is None or seconds == 0:
+        return
+    seen = _stamp(source)
+    while True:
+        await asyncio.sleep(seconds)
+        stamp = _stamp(source)
+        if stamp != seen and stamp is not None:
+            changed.set()
+        seen = stamp
+
+
+def _stamp(source: Path) -> tuple[Path, int, int] | None:
+    try:
+        status = (source / MANIFEST).stat()
+    except OSError:
+        return None
+    return source.resolve(), status.st_mtime_ns, status.st_ino
 
 
 def _connection_options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -26,6 +26,7 @@ QUESTIONS = (
     "ModelConfig",
     "ModelStatistics",
     "RepositoryIndex",
+    "RepositoryModelLoad",
 )
 METHODS = (*INFERENCES, *QUESTIONS, OTHER)
 CODES = (
@@ -33,6 +34,7 @@ CODES = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -53,7 +55,7 @@ REASONS = (
     "stalled",
     "draining",
 )
-RELOADS = ("success", "failure")
+RELOADS = ("success", "unchanged", "failure")
 
 # Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
 P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -174,6 +176,10 @@ class Telemetry:
         self._bundle_info.clear()
         self._bundle_info.labels(served.bundle_id, served.classifier).set(1)
         self._calibrated.set(served.created.timestamp())
+
+    def reloaded(self, result: str) -> None:
+        """Count an attempt to replace the bundle, by one of RELOADS."""
+        self._reloads.labels(result).inc()
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth from `depth` whenever the metrics are scraped."""

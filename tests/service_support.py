@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -112,11 +113,16 @@ def tiny_served(screen: Screen | None = None) -> Served:
     return Served("0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen)
 
 
-def publish_tiny(path: Path, factory: str = "tiny") -> str:
-    """Publish a real bundle, for `build_tiny` unless another factory is named; return its id."""
+def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: float = 0.0) -> str:
+    """Publish a real bundle, for `build_tiny` unless another factory is named; return its id.
+
+    Another `shift` of the fused table gives another bundle, with other p-values.
+    """
     classifier, detectors, calibration = parts()
+    fused = replace(calibration.fused, table=calibration.fused.table + shift)
+    calibration = replace(calibration, fused=fused)
     entry = {
-        "name": "tiny",
+        "name": name,
         "factory": factory,
         "arguments": {"channels": 1},
         "layers": ("hidden", "output"),
