@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 def fraction(value: Any) -> Any:
     """Read "8/255" as the number it is: budgets are customarily given so."""
+    if isinstance(value, bool):  # which pydantic would take for 0 or 1
+        raise ValueError('expected a number, or a fraction such as "8/255"')
     if not isinstance(value, str):
         return value
     try:

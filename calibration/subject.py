@@ -62,7 +62,7 @@ def load_subject(config: Config) -> Subject:
     if not config.classifier.weights.exists():
         raise ConfigError(
             f"the classifier's weights {config.classifier.weights} do not exist: "
-            "put them there, or train an example classifier with `askance train CONFIG`"
+            "put them there, or under ASKANCE_DATA, or train an example classifier with `askance train CONFIG`"
         )
     weights = load_weights(config.classifier.weights)
     classifier = build_classifier(config.classifier.factory, config.classifier.arguments, weights)

@@ -30,6 +30,9 @@ def main(bundle: str, out: str, *attacks: str) -> None:
     mpl.use("Agg")
     data = report_data(Path(bundle))
     histogram = data["histograms"][READER]
+    for attack in attacks:
+        if attack not in histogram:
+            raise SystemExit(f"the report has no attack {attack!r}: {', '.join(k for k in histogram if k != 'edges')}")
     edges = np.array(histogram["edges"])
     figure, panels = plt.subplots(1, len(attacks), figsize=(4 * len(attacks), 3), squeeze=False, layout="constrained")
     for axes, attack in zip(panels[0], attacks, strict=True):

@@ -141,7 +141,7 @@ def test_a_spatial_attack_that_finds_nothing_gives_the_image_back(predict: Pixel
     assert torch.equal(perturb(predict, options, IMAGES, LABELS, 0), IMAGES)
 
 
-@pytest.mark.parametrize("bad", ["8/0", "eight", "0", "3/2", -0.1])
+@pytest.mark.parametrize("bad", ["8/0", "eight", "0", "3/2", -0.1, True])
 def test_budgets_are_numbers_or_fractions(bad: object) -> None:
     with pytest.raises(ValidationError):
         FGSM.model_validate({"name": "f", "kind": "fgsm", "epsilon": bad})

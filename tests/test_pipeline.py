@@ -222,7 +222,7 @@ REFUSALS: dict[str, tuple[tuple[str, str], type[AskanceError], str]] = {
     "no-weights": (
         ("weights/digits_cnn", "weights/none"),
         ConfigError,
-        "do not exist: put them there, or train an example classifier",
+        "do not exist: put them there, or under ASKANCE_DATA, or train an example",
     ),
     "names": (
         ('factory = "digits_cnn"', 'factory = "digits_cnn"\nclass_names = ["a", "b"]'),
