@@ -98,6 +98,12 @@ class Telemetry:
         )
         self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=registry)
         self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=registry)
+        self._adversarial = Counter(
+            "askance_adversarial_predictions",
+            "Classes predicted for the images judged adversarial.",
+            ["label"],
+            registry=registry,
+        )
         self._flags = Counter(
             "askance_detector_flags",
             "Images flagged, by detector (fused: all of them together) and level.",
@@ -166,6 +172,7 @@ class Telemetry:
         screen, levels = served.screen, dict(served.screen.calibration.levels.items())
         for label in screen.class_names:
             self._predictions.labels(label)
+            self._adversarial.labels(label)
         for detector in (*screen.detectors, FUSED):
             self._p_value.labels(detector)
             self._stage_seconds.labels(detector)
@@ -251,6 +258,8 @@ class Telemetry:
         self.last_inference = time.time()
         self._verdicts.labels(screening.verdict.value).inc()
         self._predictions.labels(screening.label).inc()
+        if screening.verdict is Verdict.ADVERSARIAL:
+            self._adversarial.labels(screening.label).inc()
         for word in (*screening.detectors, screening.fused):
             self._p_value.labels(word.name).observe(word.p_value)
             for level in word.flags:

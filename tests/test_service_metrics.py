@@ -24,6 +24,7 @@ NAMES = {
     "askance_request_seconds": "histogram",
     "askance_rejected": "counter",
     "askance_blocked": "counter",
+    "askance_adversarial_predictions": "counter",
     "askance_verdicts": "counter",
     "askance_predictions": "counter",
     "askance_detector_flags": "counter",

@@ -1,0 +1,55 @@
+"""What deploy/ ships: alerts on metrics that exist, each with its page of the runbook, and their own unit tests."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.telemetry import REASONS, RELOADS, Telemetry
+
+ROOT = Path(__file__).parents[1]
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
+
+
+def test_every_metric_of_the_rules_is_the_servers() -> None:
+    families = Telemetry(1).registry.collect()
+    known = {family.name for family in families}
+    known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}
+    text = re.sub(r"#.*", "", RULES.read_text())
+    used = set(re.findall(r"\baskance_\w+", text))
+    assert len(used) > 8
+    assert used <= known
+
+
+def test_every_label_value_of_the_rules_is_one_that_is_counted() -> None:
+    text = RULES.read_text()
+    named = {reason for found in re.findall(r'reason=~?"([^"]+)"', text) for reason in found.split("|")}
+    assert named == {"queue_full", "in_flight_bytes", "stalled"} <= set(REASONS)
+    assert set(re.findall(r'result="(\w+)"', text)) <= set(RELOADS)
+
+
+def test_every_alert_has_its_page() -> None:
+    pages = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    assert pages == ALERTS
+    anchors = re.findall(r"runbook_url: docs/runbook.md#(\w+)", RULES.read_text())
+    assert anchors == [alert.lower() for alert in ALERTS]
+
+
+def test_every_alert_is_tested_firing() -> None:
+    text = RULES.with_name("rules_test.yml").read_text()
+    firing = set(re.findall(r"alertname: (\w+)\n\s+exp_alerts:", text))
+    assert firing == set(ALERTS)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
+def test_the_rules_pass_promtool() -> None:
+    for arguments in (["check", "rules", RULES.name], ["test", "rules", "rules_test.yml"]):
+        done = subprocess.run(
+            ["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
