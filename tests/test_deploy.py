@@ -46,6 +46,26 @@ def test_every_alert_is_tested_firing() -> None:
     assert firing == set(ALERTS)
 
 
+ROUTES = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+
+
+def test_every_alert_named_by_a_route_exists() -> None:
+    named = {name for found in re.findall(r'alertname=~?"([^"]+)"', ROUTES.read_text()) for name in found.split("|")}
+    assert named <= set(ALERTS)
+
+
+@pytest.mark.skipif(
+    shutil.which("amtool") is None, reason="amtool is not installed: apt-get install prometheus-alertmanager"
+)
+@pytest.mark.parametrize(("alert", "receiver"), [("AskanceAttackSuspected", "security"), ("AskanceSlow", "operations")])
+def test_alertmanager_takes_the_routes(alert: str, receiver: str) -> None:
+    route = ["config", "routes", "test", f"--config.file={ROUTES}", f"alertname={alert}", "job=askance"]
+    for arguments in (["check-config", str(ROUTES)], route):
+        done = subprocess.run(["amtool", *arguments], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == receiver
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
 def test_the_rules_pass_promtool() -> None:
     for arguments in (["check", "rules", RULES.name], ["test", "rules", "rules_test.yml"]):
