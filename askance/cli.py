@@ -167,7 +167,10 @@ def screen(
         rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
     print_verdicts(rows, explain=explain)
     write_json(json, {"images": rows})
-    return 2 if any("error" in row for row in rows) else 0
+    errors = [f"askance: {row['image']}: {row['error']}" for row in rows if "error" in row]
+    for line in errors:  # whole, where the table has to fold it
+        typer.echo(line, err=True)
+    return 2 if errors else 0
 
 
 @app.command()
