@@ -25,7 +25,7 @@ class Role(StrEnum):
         PREDICT: have images screened, and see the prediction and the verdict.
         SCORES: see scores and p-values, too: they are an oracle to whoever tunes an attack.
         EXPLANATIONS: see what each detector saw.
-        ADMIN: load and unload bundles.
+        ADMIN: have the bundle loaded anew.
     """
 
     PREDICT = "predict"

@@ -76,7 +76,8 @@ class Answering:
         self._config = config
         self._telemetry = telemetry
         self._decoders = decoders
-        self._deployment: tuple[Served, Batcher] | None = None
+        self.current: tuple[Served, Batcher] | None = None
+        """What answers from now on, and its queue; set by the Deployment. Requests under way keep theirs."""
         self._rate = RateLimit(config.client_rate, config.client_burst)
         self.budget = Budget(config.max_in_flight_bytes)
 
@@ -84,10 +85,6 @@ class Answering:
     def shows_verdicts(self) -> bool:
         """Whether clients see more than predictions."""
         return self._config.policy is not Policy.SHADOW
-
-    def deploy(self, served: Served, batcher: Batcher) -> None:
-        """Answer from `served` through `batcher` from now on; requests under way keep theirs."""
-        self._deployment = served, batcher
 
     @property
     def served(self) -> Served:
@@ -129,9 +126,9 @@ class Answering:
         return served, outcomes
 
     def _deployed(self) -> tuple[Served, Batcher]:
-        if self._deployment is None:
+        if self.current is None:
             raise unavailable("loading")
-        return self._deployment
+        return self.current
 
     async def _screen(
         self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None

@@ -27,7 +27,7 @@ class Deployment:
     Args:
         config: the limits.
         telemetry: shows what is served.
-        answering: asks whatever is deployed.
+        answering: knows the one that answers.
         inference: the one thread.
     """
 
@@ -38,7 +38,6 @@ class Deployment:
         self._inference = inference
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="askance-loader")
         self._one_at_a_time = asyncio.Lock()
-        self._current: tuple[Served, Batcher] | None = None
         self._retiring: dict[asyncio.Task[None], Batcher] = {}
 
     async def deploy(self, load: Callable[[], Served]) -> tuple[Served, bool]:
@@ -57,10 +56,11 @@ class Deployment:
             loop = asyncio.get_running_loop()
             served = await loop.run_in_executor(self._loader, load)
             try:
-                if self._current is not None and self._current[0].bundle_id == served.bundle_id:
+                current = self._answering.current
+                if current is not None and current[0].bundle_id == served.bundle_id:
                     served.screen.close()
-                    return self._current[0], False
-                self._check(served)
+                    return current[0], False
+                self._check(served, None if current is None else current[0])
                 await loop.run_in_executor(self._loader, served.warm_up)
             except BaseException:
                 served.screen.close()
@@ -68,25 +68,24 @@ class Deployment:
             self._replace(served)
             return served, True
 
-    def _check(self, served: Served) -> None:
+    def _check(self, served: Served, current: Served | None) -> None:
         needed = 4 * math.prod(served.screen.preprocessing.shape) + ENVELOPE
         if needed > self._config.max_message_bytes:
             raise ConfigError(
                 f"max_message_bytes: a tensor for this bundle's classifier takes {needed} bytes, "
                 f"got {self._config.max_message_bytes}"
             )
-        if self._current is not None and self._current[0].classifier != served.classifier:
+        if current is not None and current.classifier != served.classifier:
             raise BundleError(
                 f"bundle {served.version} is of the classifier {served.classifier!r}, this server serves "
-                f"{self._current[0].classifier!r}: start another server for it"
+                f"{current.classifier!r}: start another server for it"
             )
 
     def _replace(self, served: Served) -> None:
         config = self._config
         batcher = Batcher(served.screen, self._inference, config.max_batch, config.queue_size, self._telemetry)
         batcher.start()
-        old, self._current = self._current, (served, batcher)
-        self._answering.deploy(served, batcher)
+        old, self._answering.current = self._answering.current, (served, batcher)
         self._telemetry.deployed(served)
         if old is not None:
             task = asyncio.create_task(_retire(*old), name="askance-retire")
@@ -94,8 +93,8 @@ class Deployment:
             task.add_done_callback(self._retiring.pop)
 
     def _batchers(self) -> list[Batcher]:
-        current = [] if self._current is None else [self._current[1]]
-        return [*current, *self._retiring.values()]
+        current = self._answering.current
+        return [*([] if current is None else [current[1]]), *self._retiring.values()]
 
     def held(self) -> int:
         """Requests accepted and not yet with a classifier."""

@@ -174,10 +174,8 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
         Output("verdict", "BYTES", 1, lambda s: s.verdict.value, ERROR),
         Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, Role.SCORES),
         Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, Role.SCORES),
-        Output(
-            "p_values", "FP64", detectors, lambda s: tuple(word.p_value for word in s.detectors), math.nan, Role.SCORES
-        ),
-        Output("scores", "FP64", detectors, lambda s: tuple(word.score for word in s.detectors), math.nan, Role.SCORES),
+        Output("p_values", "FP64", detectors, _p_values, math.nan, Role.SCORES),
+        Output("scores", "FP64", detectors, _scores, math.nan, Role.SCORES),
         Output("error", "BYTES", 1, lambda _: "", "", prediction=True),
         Output("explanation", "BYTES", 1, _explanation, "", Role.EXPLANATIONS),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from detectors.errors import AskanceError, BundleError
 from service.access import DISCLOSING, ClientConfig, Role, new_token
 from service.client import Client, request_of
 from service.launch import Serving
+from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2, inference_pb2_grpc
 from service.served import Served
 from service.server import Server
@@ -81,8 +83,6 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing(folder: Path) -> None:
         async with Server(config()) as server:
             await server.deploy(opener(folder / "current"))
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.port}") as channel:
-                from service.pb.askance.v1 import screening_pb2_grpc
-
                 stub: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
                 answers: Counter[str] = Counter()
                 stop = asyncio.Event()
@@ -147,8 +147,6 @@ def test_a_bad_candidate_is_refused_and_the_old_one_serves_on(folder: Path) -> N
             assert value("askance_bundle_reloads_total", {"result": "failure"}) == 3
             assert value("askance_bundle_reloads_total", {"result": "unchanged"}) == 1
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.port}") as channel:
-                from service.pb.askance.v1 import screening_pb2_grpc
-
                 stub: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
                 assert (await stub.Screen(request_of(noise(0)))).bundle_id == first.bundle_id
 
@@ -245,8 +243,6 @@ def test_a_process_swaps_on_a_signal_and_on_a_change(folder: Path, how: str) -> 
     settings = folder / "server.toml"
     settings.write_text(f"port = 0\nmetrics_port = 0\nwatch_seconds = {0.1 if how == 'watch' else 0.0}\n")
     program = SCRIPT.format(tests=str(Path(__file__).parent))
-    import subprocess
-
     command = [sys.executable, "-c", program, str(folder / "current"), "--config", str(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
