@@ -118,6 +118,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [default: 8500].")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
+    candidate: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE2", help="Screens unseen what BUNDLE has answered, for the metrics."),
+    ] = None,
     single_pass: Annotated[
         bool | None, typer.Option("--single-pass", help="Leave out the constellation and its extra forward passes.")
     ] = None,
@@ -135,6 +139,7 @@ def serve(
         host=host,
         port=port,
         metrics_port=metrics_port,
+        candidate=candidate,
         single_pass=single_pass,
         anonymous=DISCLOSING if disclose else None,
     )

@@ -20,7 +20,13 @@ from service.pb.askance.v1 import screening_pb2 as pb
 
 # Piped output is for other programs: never wrapped to a terminal's width.
 console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-_COLOURS = {Verdict.CLEAN: "green", Verdict.SUSPECT: "yellow", Verdict.ADVERSARIAL: "red"}
+_VERDICTS = {
+    "CLEAN": "[green]CLEAN[/green]",
+    "SUSPECT": "[yellow]SUSPECT[/yellow]",
+    "ADVERSARIAL": "[red]ADVERSARIAL[/red]",
+    "UNSCREENED": "[bold]UNSCREENED[/bold]",
+    "VERDICT_UNSPECIFIED": "-",  # the server keeps it (policy shadow)
+}
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -168,12 +174,11 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
             table.add_row(row["image"], "-", "-", "[bold]not screened[/bold]", "-", row["error"])
             continue
         flagged = ", ".join(d["name"] for d in row["detectors"] if d.get("flags"))
-        colour = _COLOURS[Verdict(row["verdict"])]
         table.add_row(
             row["image"],
             row["prediction"].get("name", ""),
             f"{row['prediction'].get('probability', 0.0):.4f}",
-            f"[{colour}]{row['verdict']}[/{colour}]",
+            _VERDICTS[row["verdict"]],
             f"{row['p_value']:.4g}" if row["p_value"] else "-",  # 0: not disclosed to us
             flagged or "-",
         )

@@ -7,7 +7,7 @@ from detectors.errors import AskanceError, NotFittedError
 from detectors.fusion import Fusion
 from detectors.introspection import Introspection, IntrospectionOptions
 from detectors.library_network import LibraryNetwork, LibraryNetworkOptions
-from detectors.screen import Calibration, Levels, Screen, ScreenError, Screening, Verdict
+from detectors.screen import Calibration, Levels, Prediction, Screen, ScreenError, Screening, Verdict
 from detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
 from detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
 from detectors.tap import Capture, CaptureStream, Tap
@@ -28,6 +28,7 @@ __all__ = [
     "LibraryNetwork",
     "LibraryNetworkOptions",
     "NotFittedError",
+    "Prediction",
     "Reading",
     "Screen",
     "ScreenError",

@@ -81,29 +81,38 @@ class DetectorVerdict:
 
 
 @dataclass(frozen=True)
-class Screening:
-    """The answer for one input.
+class Prediction:
+    """The classifier's answer for one input.
 
     Attributes:
         index: the predicted class.
         label: its name.
         probabilities: softmax of the logits, K numbers.
-        verdict: of the fused p-value.
-        fused: the fused score and p-value.
-        detectors: each detector's word, in the bundle's order.
     """
 
     index: int
     label: str
     probabilities: tuple[float, ...]
-    verdict: Verdict
-    fused: DetectorVerdict
-    detectors: tuple[DetectorVerdict, ...]
 
     @property
     def probability(self) -> float:
         """The predicted class's probability."""
         return self.probabilities[self.index]
+
+
+@dataclass(frozen=True)
+class Screening(Prediction):
+    """The answer for one input together with what the detectors say of it.
+
+    Attributes:
+        verdict: of the fused p-value.
+        fused: the fused score and p-value.
+        detectors: each detector's word, in the bundle's order.
+    """
+
+    verdict: Verdict
+    fused: DetectorVerdict
+    detectors: tuple[DetectorVerdict, ...]
 
 
 class ScreenError(AskanceError):
@@ -205,10 +214,7 @@ class Screen:
         capture = self.tap(images)
         if observe is not None:
             observe("classify", time.perf_counter() - start)
-        if capture.logits.shape[1] != len(self.class_names):
-            raise ConfigError(
-                f"the classifier has {capture.logits.shape[1]} outputs for {len(self.class_names)} class names"
-            )
+        predictions = self._predictions(capture.logits)
         readings = read_all(self.detectors, capture, observe)
         wanted = [explain] * len(capture) if isinstance(explain, bool) else list(explain)
         explanations = {
@@ -225,15 +231,15 @@ class Screen:
         }
         if observe is not None:
             observe(FUSED, time.perf_counter() - start)
-        finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0)
-        finite &= torch.isfinite(capture.logits).all(dim=1)
-        probabilities = capture.logits.softmax(dim=1).tolist()
-        predicted = capture.predicted.tolist()
+        finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0).tolist()
 
         results: list[Screening | ScreenError] = []
-        for i, ok in enumerate(finite.tolist()):
-            if not ok:
-                results.append(ScreenError("the classifier or a detector gave NaN or infinity for this image"))
+        for i, prediction in enumerate(predictions):
+            if isinstance(prediction, ScreenError):
+                results.append(prediction)
+                continue
+            if not finite[i]:
+                results.append(ScreenError("a detector gave NaN or infinity for this image"))
                 continue
             words = {
                 name: DetectorVerdict(
@@ -247,15 +253,36 @@ class Screen:
             }
             results.append(
                 Screening(
-                    index=predicted[i],
-                    label=self.class_names[predicted[i]],
-                    probabilities=tuple(probabilities[i]),
+                    index=prediction.index,
+                    label=prediction.label,
+                    probabilities=prediction.probabilities,
                     verdict=self.calibration.levels.verdict(words[FUSED].p_value),
                     fused=words[FUSED],
                     detectors=tuple(words[name] for name in self.detectors),
                 )
             )
         return results
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> list[Prediction | ScreenError]:
+        """The classifier's answers alone, for images [B, C, H, W] in [0, 1]; otherwise as a call.
+
+        Raises:
+            ConfigError: there are not as many class names as outputs.
+        """
+        return self._predictions(self.tap.classify(images))
+
+    def _predictions(self, logits: Tensor) -> list[Prediction | ScreenError]:
+        if logits.shape[1] != len(self.class_names):
+            raise ConfigError(f"the classifier has {logits.shape[1]} outputs for {len(self.class_names)} class names")
+        finite = torch.isfinite(logits).all(dim=1).tolist()
+        probabilities, predicted = logits.softmax(dim=1).tolist(), logits.argmax(dim=1).tolist()
+        return [
+            Prediction(index, self.class_names[index], tuple(shares))
+            if ok
+            else ScreenError("the classifier gave NaN or infinity for this image")
+            for ok, index, shares in zip(finite, predicted, probabilities, strict=True)
+        ]
 
     def close(self) -> None:
         """Remove the hooks from the classifier."""

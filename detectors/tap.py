@@ -147,12 +147,9 @@ class Tap:
         seen: dict[str, Tensor] = {}
         self._local.seen, self._local.batch = seen, (images.shape[0], inputs)
         try:
-            logits = self.module(images if self._preprocess is None else self._preprocess(images))
+            logits = self.classify(images)
         finally:
             self._local.seen = None
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise LayerError(f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}")
         for layer in self.layers:
             if layer not in seen:
                 raise LayerError(f"layer {layer!r} never ran in the forward pass: tap a layer that does")
@@ -166,6 +163,18 @@ class Tap:
         if self._views is not None:
             views = Capture(logits[inputs:], {layer: seen[layer][inputs:] for layer in self.view_layers})
         return Capture(logits[:inputs], {layer: seen[layer][:inputs] for layer in self.layers}, labels, views)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """The logits [B, K] of `images` [B, C, H, W] alone: nothing is captured, no copies are made.
+
+        Raises:
+            LayerError: the logits are not [B, K].
+        """
+        logits = self.module(images if self._preprocess is None else self._preprocess(images))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise LayerError(f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}")
+        return logits
 
     def close(self) -> None:
         """Remove the hooks; the module is as before."""

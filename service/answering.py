@@ -12,16 +12,19 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
-from detectors.screen import Screening, Verdict
+from detectors.screen import Prediction, Screening, Verdict
 from service.access import ANONYMOUS, Identity, caller
 from service.batcher import Batcher, Place
+from service.candidate import Candidate
 from service.config import Policy, ServerConfig
-from service.gate import Context, client_of, deadline_of
+from service.context import Context, client_of, deadline_of
+from service.journal import note, verdict_of
 from service.limits import Budget, RateLimit
 from service.served import Served
 from service.status import StatusError, blocked, unavailable
 from service.telemetry import Telemetry
 
+MESSAGE_ID = 128  # characters of it that are logged
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
 
 
@@ -42,10 +45,11 @@ class Call:
     size: int
 
     @classmethod
-    def of(cls, context: Context, request: Message) -> Call:
-        """The call of a servicer's method."""
-        identity = caller.get()
-        client = client_of(context) if identity.name == ANONYMOUS else identity.name
+    def of(cls, context: Context, request: Message, message_id: str) -> Call:
+        """The call of a servicer's method; the log knows it by its own id, too."""
+        identity, address = caller.get(), client_of(context)
+        note(client=identity.name, address=address, message_id=message_id[:MESSAGE_ID])
+        client = address if identity.name == ANONYMOUS else identity.name
         return cls(identity, client, deadline_of(context), request.ByteSize())
 
 
@@ -63,6 +67,19 @@ class Picture:
     small: bool
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """A bundle that answers.
+
+    Attributes:
+        served: the bundle.
+        batcher: its queue.
+    """
+
+    served: Served
+    batcher: Batcher
+
+
 class Answering:
     """Validates images, has them screened in batches, and counts the answers.
 
@@ -76,8 +93,13 @@ class Answering:
         self._config = config
         self._telemetry = telemetry
         self._decoders = decoders
-        self.current: tuple[Served, Batcher] | None = None
-        """What answers from now on, and its queue; set by the Deployment. Requests under way keep theirs."""
+        # All three are set by the Deployment; requests under way keep the bundle that they began with.
+        self.default: Deployed | None = None
+        """What answers whoever names no version."""
+        self.others: dict[str, Deployed] = {}
+        """What else answers, by version, the oldest first."""
+        self.candidate: Candidate | None = None
+        """One of the others, that is to see what the default one answers."""
         self._rate = RateLimit(config.client_rate, config.client_burst)
         self.budget = Budget(config.max_in_flight_bytes)
 
@@ -88,63 +110,83 @@ class Answering:
 
     @property
     def served(self) -> Served:
-        """What is served.
+        """What is served by default.
 
         Raises:
             StatusError: UNAVAILABLE, nothing yet.
         """
-        return self._deployed()[0]
+        return self._default().served
+
+    def all(self) -> list[Deployed]:
+        """Whatever answers, the default one first."""
+        return [*([] if self.default is None else [self.default]), *self.others.values()]
+
+    def at(self, version: str) -> Deployed | None:
+        """What answers as a version, "" for the default one; None if nothing does.
+
+        Raises:
+            StatusError: UNAVAILABLE, nothing is served yet.
+        """
+        default = self._default()
+        return default if version in ("", default.served.version) else self.others.get(version)
 
     async def screen(
-        self, pictures: Sequence[Picture], explain: bool, call: Call
-    ) -> tuple[Served, list[Screening | StatusError]]:
+        self, pictures: Sequence[Picture], explain: bool, call: Call, deployed: Deployed | None = None
+    ) -> tuple[Served, list[Prediction | StatusError]]:
         """Screen the images of one request, each of which may fail alone.
 
         Args:
             pictures: as many as places are taken in the queue, all of them or none.
             explain: whether the detectors explain themselves.
             call: who asks.
+            deployed: what is to answer; None stands for the default one.
 
         Returns:
-            What answered, and the outcome of each image.
+            What answered, and the outcome of each image: a Screening, a mere Prediction where the server fails open and
+            the detectors did not have their say, or what went wrong.
 
         Raises:
             StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue or the bytes in flight
                 are at their limit, or the client is.
         """
-        served, batcher = self._deployed()
+        deployed = self._default() if deployed is None else deployed
         self._rate.take(call.client, len(pictures))
         with ExitStack() as stack:
             stack.enter_context(self.budget.hold(call.size))
-            places = [stack.enter_context(batcher.place()) for _ in pictures]
+            places = [stack.enter_context(deployed.batcher.place()) for _ in pictures]
             outcomes = await asyncio.gather(
                 *(
-                    self._screen(picture, place, served, explain, call.deadline)
+                    self._screen(picture, place, deployed.served, explain, call.deadline)
                     for picture, place in zip(pictures, places, strict=True)
                 )
             )
-        return served, outcomes
+        note(bundle=deployed.served.version, verdicts=[verdict_of(outcome) for outcome in outcomes])
+        return deployed.served, outcomes
 
-    def _deployed(self) -> tuple[Served, Batcher]:
-        if self.current is None:
+    def _default(self) -> Deployed:
+        if self.default is None:
             raise unavailable("loading")
-        return self.current
+        return self.default
 
     async def _screen(
         self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None
-    ) -> Screening | StatusError:
+    ) -> Prediction | StatusError:
         try:
             with self._telemetry.timed("decode"):
                 image = await self._read(picture, served)
-            screening = await place.screen(image, explain, deadline)
+            answer = await place.screen(image, explain, deadline)
         except StatusError as error:
             place.free()
             return error
-        self._telemetry.screened(screening)
-        if self._config.policy is Policy.BLOCK and screening.verdict is Verdict.ADVERSARIAL:
+        self._telemetry.answered(answer)
+        if not isinstance(answer, Screening):
+            return answer
+        if self.candidate is not None and self.default is not None and served is self.default.served:
+            self.candidate.offer(image, answer)
+        if self._config.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
             self._telemetry.blocked()
             return blocked()
-        return screening
+        return answer
 
     async def _read(self, picture: Picture, served: Served) -> Tensor:
         preprocessing, limit = served.screen.preprocessing, self._config.max_image_pixels

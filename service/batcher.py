@@ -10,16 +10,20 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import torch
+from opentelemetry import trace
+from opentelemetry.trace import Span
 from torch import Tensor
 
-from detectors.screen import Observe, ScreenError, Screening
-from service.status import StatusError, expired, failed, queue_full, unavailable
+from detectors.screen import Observe, Prediction, ScreenError, Screening
+from service.status import StatusError, expired, failed, queue_full, too_late, unavailable
 from service.telemetry import Telemetry
+from service.tracing import Stage, add_stages
 
 logger = logging.getLogger(__name__)
 
 ScreenCall = Callable[[Tensor, Sequence[bool], Observe], "list[Screening | ScreenError]"]
-Outcome = Screening | StatusError
+ClassifyCall = Callable[[Tensor], "list[Prediction | ScreenError]"]
+Outcome = Prediction | StatusError
 
 
 @dataclass(eq=False)
@@ -27,8 +31,10 @@ class _Item:
     image: Tensor
     explain: bool
     deadline: float | None  # of the clock
-    queued: float = field(default_factory=time.perf_counter)
-    future: asyncio.Future[Screening] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    hurried: bool = False  # its deadline is too near for the detectors
+    queued: int = field(default_factory=time.perf_counter_ns)
+    span: Span = field(default_factory=trace.get_current_span)
+    future: asyncio.Future[Prediction] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Place:
@@ -50,13 +56,16 @@ class Place:
             self._held = False
             self._batcher.held -= 1
 
-    async def screen(self, image: Tensor, explain: bool = False, deadline: float | None = None) -> Screening:
+    async def screen(self, image: Tensor, explain: bool = False, deadline: float | None = None) -> Prediction:
         """Screen one image, [C, H, W] float32 in [0, 1].
 
         Args:
             image: of the classifier's shape; already validated.
             explain: whether the detectors explain themselves.
             deadline: on `time.monotonic`'s clock; past it the image is not screened.
+
+        Returns:
+            A Screening; a mere Prediction where the batcher has a fallback and the detectors could not have their say.
 
         Raises:
             StatusError: DEADLINE_EXCEEDED before the classifier saw it; INTERNAL when it failed on this image.
@@ -77,12 +86,24 @@ class Batcher:
         max_batch: the most images in a call.
         queue_size: the most places.
         telemetry: gets batch sizes, stages and drops.
+        fallback: `Screen.classify`, for images that the detectors fail on or have no time for (fail-open); None answers
+            those with an error (fail-closed).
+        reserve: seconds before its deadline that an image must reach the classifier to be screened.
     """
 
     def __init__(
-        self, screen: ScreenCall, executor: Executor, max_batch: int, queue_size: int, telemetry: Telemetry
+        self,
+        screen: ScreenCall,
+        executor: Executor,
+        max_batch: int,
+        queue_size: int,
+        telemetry: Telemetry,
+        fallback: ClassifyCall | None = None,
+        reserve: float = 0.0,
     ) -> None:
         self._screen = screen
+        self._fallback = fallback
+        self._reserve = reserve
         self._executor = executor
         self._max_batch = max_batch
         self._queue_size = queue_size
@@ -123,7 +144,7 @@ class Batcher:
         self.held += 1
         return Place(self)
 
-    async def enqueue(self, item: _Item, place: Place) -> Screening:
+    async def enqueue(self, item: _Item, place: Place) -> Prediction:
         """Wait for the item's outcome; see `Place.screen`."""
         self._waiting[item] = place
         self._arrived.set()
@@ -144,22 +165,20 @@ class Batcher:
             if not batch:
                 continue
             self._telemetry.batch(len(batch))
-            call = loop.run_in_executor(self._executor, self._run, batch)
+            call = loop.run_in_executor(self._executor, self._run, batch, loop)
             self._busy_since = time.monotonic()
             try:
-                outcomes = await asyncio.shield(call)
+                await asyncio.shield(call)
             except asyncio.CancelledError:  # stopping: the thread cannot be interrupted
-                outcomes = await call
-                _settle(batch, outcomes)
+                await call
                 raise
             finally:
                 self._busy_since = None
-            _settle(batch, outcomes)
 
     def _take(self) -> list[_Item]:
         """The next live items, at most `max_batch`; their places are free again."""
         batch: list[_Item] = []
-        now, monotonic = time.perf_counter(), time.monotonic()
+        now, monotonic = time.perf_counter_ns(), time.monotonic()
         while self._waiting and len(batch) < self._max_batch:
             item = next(iter(self._waiting))
             self._waiting.pop(item).free()
@@ -169,35 +188,83 @@ class Batcher:
             if item.deadline is not None and item.deadline <= monotonic:
                 item.future.set_exception(expired())
                 continue
-            self._telemetry.stage("queue", now - item.queued)
+            if item.deadline is not None and item.deadline - self._reserve <= monotonic:
+                self._telemetry.unscreened("deadline")
+                if self._fallback is None:
+                    item.future.set_exception(too_late(self._reserve))
+                    continue
+                item.hurried = True
+            self._telemetry.stage("queue", (now - item.queued) / 1e9)
+            add_stages(item.span, [("queue", item.queued, now)])
             batch.append(item)
         if not self._waiting:
             self._arrived.clear()
         return batch
 
-    def _run(self, batch: list[_Item]) -> list[Outcome]:
-        """Screen a batch on the inference thread; never raises."""
+    def _run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop) -> None:
+        """Answer a batch, on the inference thread; those in a hurry first. Never raises."""
+        hurried, others = [i for i in batch if i.hurried], [i for i in batch if not i.hurried]
+        for part, answer in ((hurried, self._classified), (others, self._screened)):
+            if part:
+                loop.call_soon_threadsafe(_settle, part, answer(part))
+
+    def _screened(self, batch: list[_Item]) -> list[Outcome]:
+        """What the classifier and the detectors say; each image by itself where all of them together fail."""
+        stages: list[Stage] = []
+
+        def observe(name: str, seconds: float) -> None:
+            self._telemetry.stage(name, seconds)
+            end = time.perf_counter_ns()
+            stages.append((name, end - round(seconds * 1e9), end))
+
         try:
             results = self._screen(
-                torch.stack([item.image for item in batch]), [item.explain for item in batch], self._telemetry.stage
+                torch.stack([item.image for item in batch]), [item.explain for item in batch], observe
             )
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} images")
         except Exception as error:
-            if len(batch) > 1:
-                logger.warning("a batch of %d failed, trying its images one by one: %r", len(batch), error)
-                return [outcome for item in batch for outcome in self._run([item])]
-            logger.exception("an image could not be screened")
-            return [failed(error)]
-        return [self._outcome(result) for result in results]
+            failure = error
+        else:
+            for item in batch:
+                add_stages(item.span, stages)
+            return [
+                self._without_detectors(item, result) if isinstance(result, ScreenError) else result
+                for item, result in zip(batch, results, strict=True)
+            ]
+        if len(batch) == 1:
+            return [self._without_detectors(batch[0], failure)]
+        logger.warning("a batch of %d failed, trying its images one by one: %r", len(batch), failure)
+        return [outcome for item in batch for outcome in self._screened([item])]
 
-    @staticmethod
-    def _outcome(result: Screening | ScreenError) -> Outcome:
-        if isinstance(result, ScreenError):
-            # The input was valid, finite and in range: it is the classifier or a detector that does not hold.
-            logger.warning("an image could not be screened: %s", result)
-            return failed(result)
-        return result
+    def _without_detectors(self, item: _Item, error: Exception) -> Outcome:
+        """What becomes of an image that could not be screened.
+
+        The input was valid, finite and in range: it is the classifier or a detector that does not hold.
+        """
+        logger.error(
+            "an image could not be screened: %s", error, exc_info=None if isinstance(error, ScreenError) else error
+        )
+        self._telemetry.unscreened("failure")
+        if self._fallback is None:
+            return failed(error)
+        (outcome,) = self._classified([item])
+        return outcome
+
+    def _classified(self, batch: list[_Item]) -> list[Outcome]:
+        """What the classifier alone says; each image by itself where all of them together fail."""
+        assert self._fallback is not None
+        try:
+            with self._telemetry.timed("classify"):
+                results = self._fallback(torch.stack([item.image for item in batch]))
+        except Exception as error:
+            failure = error
+        else:
+            return [failed(result) if isinstance(result, ScreenError) else result for result in results]
+        if len(batch) == 1:
+            logger.error("an image could not be classified", exc_info=failure)
+            return [failed(failure)]
+        return [outcome for item in batch for outcome in self._classified([item])]
 
 
 def _settle(batch: list[_Item], outcomes: list[Outcome]) -> None:

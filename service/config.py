@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detectors.errors import ConfigError, did_you_mean
 from service.access import ClientConfig, Role
+from service.log import LogFormat, LogLevel
 from service.tls import TlsConfig
 
 
@@ -57,13 +58,25 @@ class ServerConfig(BaseModel):
             spread over the replicas anew; 0 is never.
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
         policy: what is done with a verdict: "annotate", "block" or "shadow".
+        fail_open: answer an image that the detectors fail on, or have no time for, with the prediction alone (verdict
+            UNSCREENED); otherwise with an error.
+        reserve_seconds: an image whose deadline is nearer when its turn comes is not screened; 0 screens whatever is
+            not too late.
         clients: those that are known, by token or certificate, and what each may do.
         anonymous: what anyone else may do; empty: nothing.
         tls: where the certificates are; None serves in the clear.
         reflection: whether generic clients may ask what there is to call.
-        watch_seconds: look so often whether another bundle stands where this one was loaded from; 0 is never.
+        candidate: a bundle that answers only requests that name its version, and screens unseen what the default one
+            has answered, while the server has nothing better to do; None is none.
+        keep_versions: how many bundles that were replaced still answer requests that name their version.
+        watch_seconds: look so often whether another bundle stands where this one (or the candidate) was loaded from; 0
+            is never.
         single_pass: leave out the constellation, which needs a forward pass for each of its altered copies; the fused
             score has a calibration of its own for that.
+        log_level: the least that is logged: "debug" (a line for each request), "info" (for those flagged, or failed
+            here), "warning", "error".
+        log_format: "text" for people, "json" for machines.
+        traces: send spans to an OpenTelemetry collector, by the standard OTEL_* environment variables.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
     """
 
@@ -87,12 +100,19 @@ class ServerConfig(BaseModel):
     max_connection_age_seconds: float = Field(default=0.0, ge=0)
     stall_seconds: float = Field(default=30.0, gt=0)
     policy: Policy = Policy.ANNOTATE
+    fail_open: bool = False
+    reserve_seconds: float = Field(default=0.0, ge=0)
     clients: tuple[ClientConfig, ...] = ()
     anonymous: frozenset[Role] = frozenset({Role.PREDICT})
     tls: TlsConfig | None = None
     reflection: bool = True
+    candidate: Path | None = None
+    keep_versions: int = Field(default=0, ge=0)
     watch_seconds: float = Field(default=0.0, ge=0)
     single_pass: bool = False
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT
+    traces: bool = False
     drain_seconds: float = Field(default=20.0, ge=0)
 
     @classmethod
@@ -105,8 +125,8 @@ class ServerConfig(BaseModel):
             ConfigError: the file cannot be read or is not TOML, or a setting is unknown or out of range.
         """
         content = {} if path is None else _read(path)
-        if path is not None and "tls" in content:
-            content["tls"] = _beside(path.parent, content["tls"])
+        if path is not None:
+            content |= {name: _beside(path.parent, content[name]) for name in ("tls", "candidate") if name in content}
         given = {name: value for name, value in overrides.items() if value is not None}
         try:
             return cls.model_validate(content | given)
@@ -137,11 +157,11 @@ def _settings_at(model: type[BaseModel], where: tuple[int | str, ...]) -> Iterab
     return tables[where[0]].model_fields if where else model.model_fields
 
 
-def _beside(folder: Path, tls: Any) -> Any:
-    """Its file names, those that are not absolute taken to be in `folder`."""
-    if not isinstance(tls, dict):
-        return tls
-    return {key: str(folder / value) if isinstance(value, str) else value for key, value in tls.items()}
+def _beside(folder: Path, named: Any) -> Any:
+    """A file name, or a table of them, those that are not absolute taken to be in `folder`."""
+    if isinstance(named, dict):
+        return {key: _beside(folder, value) for key, value in named.items()}
+    return str(folder / named) if isinstance(named, str) else named
 
 
 def _lower(message: str) -> str:

@@ -1,4 +1,4 @@
-"""Deployment: which bundle answers, and how another takes its place without a request noticing."""
+"""Deployment: which bundles answer, and how another takes the default one's place without a request noticing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+import grpc
+
 from detectors.errors import BundleError, ConfigError
-from service.answering import Answering
+from service.answering import Answering, Deployed
 from service.batcher import Batcher
+from service.candidate import Candidate
 from service.config import ServerConfig
 from service.served import Served
+from service.status import StatusError
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -22,12 +26,15 @@ PAUSE = 0.02  # seconds between looks at whether a retired bundle's last request
 
 
 class Deployment:
-    """The bundle that answers, each with a queue of its own in front of the one inference thread.
+    """The bundles that answer, each with a queue of its own in front of the one inference thread.
+
+    One is the default. The others, a candidate and those that were replaced and are kept, answer requests that name
+    their version.
 
     Args:
         config: the limits.
         telemetry: shows what is served.
-        answering: knows the one that answers.
+        answering: knows those that answer.
         inference: the one thread.
     """
 
@@ -53,48 +60,140 @@ class Deployment:
                 limits.
         """
         async with self._one_at_a_time:
-            loop = asyncio.get_running_loop()
-            served = await loop.run_in_executor(self._loader, load)
-            try:
-                current = self._answering.current
-                if current is not None and current[0].bundle_id == served.bundle_id:
-                    served.screen.close()
-                    return current[0], False
-                self._check(served, None if current is None else current[0])
-                await loop.run_in_executor(self._loader, served.warm_up)
-            except BaseException:
+            served = await self._load(load)
+            current = self._answering.default
+            if current is not None and current.served.bundle_id == served.bundle_id:
                 served.screen.close()
-                raise
-            self._replace(served)
+                return current.served, False
+            await self._prove(served, current)
+            if self._is_candidate(served):  # its time has come
+                self._drop_candidate()
+            self._let_go(served.version)
+            self._answering.default = self._start(served)
+            self._telemetry.deployed(served)
+            if current is not None:
+                self._keep(current)
             return served, True
 
+    async def consider(self, load: Callable[[], Served]) -> tuple[Served, bool]:
+        """Load and verify a candidate, warm it up, and let it screen, unseen, what the default one has answered.
+
+        A candidate that is the default one already, or the candidate, changes nothing.
+
+        Returns:
+            The candidate, and whether it is new.
+
+        Raises:
+            AskanceError: as for `deploy`, or it takes images of another shape; the candidate before it stays.
+        """
+        async with self._one_at_a_time:
+            default = self._answering.default
+            assert default is not None
+            served = await self._load(load)
+            if served.bundle_id == default.served.bundle_id or self._is_candidate(served):
+                served.screen.close()
+                return served, False
+            await self._prove(served, default)
+            self._drop_candidate()
+            self._let_go(served.version)
+            self._answering.others[served.version] = self._start(served)
+            self._answering.candidate = Candidate(served, self._inference, self._telemetry.agreement, self.idle)
+            return served, True
+
+    def unload(self, version: str) -> None:
+        """Let go of a version that is not the default one, once it has answered what it has accepted.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION, it is the default one; NOT_FOUND, it is not loaded.
+        """
+        default = self._answering.default
+        if default is not None and version == default.served.version:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION, f"version {version} is the default one: stop the server instead"
+            )
+        deployed = self._answering.others.get(version)
+        if deployed is None:
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"version {version[:40]!r} is not loaded", "invalid")
+        if self._is_candidate(deployed.served):
+            self._drop_candidate()
+        else:
+            self._let_go(version)
+        logger.info("version %s is unloaded", version)
+
+    async def _load(self, load: Callable[[], Served]) -> Served:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, load)
+
+    async def _prove(self, served: Served, current: Deployed | None) -> None:
+        """Check that a bundle fits and works; else let go of it."""
+        try:
+            self._check(served, None if current is None else current.served)
+            await asyncio.get_running_loop().run_in_executor(self._loader, served.warm_up)
+        except BaseException:
+            served.screen.close()
+            raise
+
     def _check(self, served: Served, current: Served | None) -> None:
-        needed = 4 * math.prod(served.screen.preprocessing.shape) + ENVELOPE
+        shape = served.screen.preprocessing.shape
+        needed = 4 * math.prod(shape) + ENVELOPE
         if needed > self._config.max_message_bytes:
             raise ConfigError(
                 f"max_message_bytes: a tensor for this bundle's classifier takes {needed} bytes, "
                 f"got {self._config.max_message_bytes}"
             )
-        if current is not None and current.classifier != served.classifier:
+        if current is None:
+            return
+        if current.classifier != served.classifier:
             raise BundleError(
                 f"bundle {served.version} is of the classifier {served.classifier!r}, this server serves "
                 f"{current.classifier!r}: start another server for it"
             )
+        if current.screen.preprocessing.shape != shape:
+            raise BundleError(
+                f"bundle {served.version} takes images {list(shape)}, this server's clients send "
+                f"{list(current.screen.preprocessing.shape)}: start another server for it"
+            )
 
-    def _replace(self, served: Served) -> None:
+    def _start(self, served: Served) -> Deployed:
         config = self._config
-        batcher = Batcher(served.screen, self._inference, config.max_batch, config.queue_size, self._telemetry)
+        batcher = Batcher(
+            served.screen,
+            self._inference,
+            config.max_batch,
+            config.queue_size,
+            self._telemetry,
+            served.screen.classify if config.fail_open else None,
+            config.reserve_seconds,
+        )
         batcher.start()
-        old, self._answering.current = self._answering.current, (served, batcher)
-        self._telemetry.deployed(served)
-        if old is not None:
-            task = asyncio.create_task(_retire(*old), name="askance-retire")
-            self._retiring[task] = old[1]
+        return Deployed(served, batcher)
+
+    def _is_candidate(self, served: Served) -> bool:
+        candidate = self._answering.candidate
+        return candidate is not None and candidate.served.bundle_id == served.bundle_id
+
+    def _drop_candidate(self) -> None:
+        candidate, self._answering.candidate = self._answering.candidate, None
+        if candidate is not None:
+            candidate.stop()
+            self._let_go(candidate.served.version)
+
+    def _keep(self, replaced: Deployed) -> None:
+        """Let a bundle that was the default one answer those who name it, the oldest such making room for it."""
+        others, candidate = self._answering.others, self._answering.candidate
+        others[replaced.served.version] = replaced
+        kept = [version for version in others if candidate is None or version != candidate.served.version]
+        for version in kept[: max(0, len(kept) - self._config.keep_versions)]:
+            self._let_go(version)
+
+    def _let_go(self, version: str) -> None:
+        deployed = self._answering.others.pop(version, None)
+        if deployed is not None:
+            task = asyncio.create_task(_retire(deployed), name="askance-retire")
+            self._retiring[task] = deployed.batcher
             task.add_done_callback(self._retiring.pop)
 
     def _batchers(self) -> list[Batcher]:
-        current = self._answering.current
-        return [*([] if current is None else [current[1]]), *self._retiring.values()]
+        return [*(deployed.batcher for deployed in self._answering.all()), *self._retiring.values()]
 
     def held(self) -> int:
         """Requests accepted and not yet with a classifier."""
@@ -104,8 +203,14 @@ class Deployment:
         """How long the inference thread has been at its present batch."""
         return max((batcher.busy_seconds() for batcher in self._batchers()), default=0.0)
 
+    def idle(self) -> bool:
+        """Whether no request needs the inference thread."""
+        return self.held() == 0 and self.busy_seconds() == 0
+
     async def stop(self) -> None:
         """Finish the call under way, answer what still waits UNAVAILABLE."""
+        if self._answering.candidate is not None:
+            self._answering.candidate.stop()
         for task in self._retiring:
             task.cancel()
         for batcher in self._batchers():
@@ -113,8 +218,9 @@ class Deployment:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
 
-async def _retire(served: Served, batcher: Batcher) -> None:
+async def _retire(deployed: Deployed) -> None:
     """Let a bundle that was replaced answer what it has accepted, then let go of it."""
+    served, batcher = deployed.served, deployed.batcher
     while batcher.held or batcher.busy_seconds():
         await asyncio.sleep(PAUSE)
     await batcher.stop()

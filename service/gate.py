@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from enum import StrEnum
@@ -13,13 +12,15 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from service import log
 from service.access import Access, Role, caller
+from service.context import REQUEST_ID, Context, deadline_of, metadata_of, request_id_of
+from service.journal import Journal
 from service.status import StatusError, invalid, unavailable
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any  # grpc.RpcMethodHandler, which is generic to type checkers only
 
 
@@ -40,7 +41,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     Args:
         services: full names of the services guarded.
-        telemetry: counts the calls.
+        telemetry: counts the calls that it refuses as a whole.
+        journal: keeps the calls.
         access: knows the clients.
         any_state: methods that are answered in every state and to anyone: probes.
         admin: methods that take the role admin; all others take predict.
@@ -50,6 +52,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self,
         services: Collection[str],
         telemetry: Telemetry,
+        journal: Journal,
         access: Access,
         any_state: Collection[str] = (),
         admin: Collection[str] = (),
@@ -61,6 +64,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Set once draining: streams end."""
         self._services = frozenset(services)
         self._telemetry = telemetry
+        self._journal = journal
         self._access = access
         self._any_state = frozenset(any_state)
         self._admin = frozenset(admin)
@@ -122,7 +126,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _unary(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
-                with self._entered(), self._telemetry.request(method, deadline_of(context)):
+                with (
+                    self._entered(context),
+                    self._journal.request(method, metadata_of(context), deadline_of(context)),
+                ):
                     if method not in self._any_state:
                         self._check(method, context)
                     return await behaviour(_parsed(request), context)
@@ -134,7 +141,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _streaming(self, method: str, behaviour: Any) -> Any:
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             try:
-                with self._entered():
+                with self._entered(context):
                     self._check(method, context)
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
                     async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
@@ -147,7 +154,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return call
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _entered(self, context: Context) -> Iterator[None]:
+        name = request_id_of(metadata_of(context))
+        log.request_id.set(name)
+        context.set_trailing_metadata(((REQUEST_ID, name),))
         self.arrived += 1
         self.calls += 1
         try:
@@ -161,8 +171,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
         if self.state is not State.SERVING:
             raise unavailable(self.state.value)
-        identity = self._access.identify(context.invocation_metadata() or (), context.auth_context())
+        identity = self._access.identify(metadata_of(context), context.auth_context())
         identity.require(Role.ADMIN if method in self._admin else Role.PREDICT)
+        if method in self._admin:
+            logger.info("%s by %s", method, identity.name)
         caller.set(identity)
 
 
@@ -197,15 +209,3 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     await context.abort(
         grpc.StatusCode.INTERNAL, f"the server failed on this call: {type(error).__name__}, see its log"
     )
-
-
-def client_of(context: Context) -> str:
-    """The client's address without its port, "ipv4:127.0.0.1"; a call made within the process has none."""
-    peer: str = context.peer() or ""
-    return peer.rpartition(":")[0] if peer.startswith("ip") else peer
-
-
-def deadline_of(context: Context) -> float | None:
-    """The call's deadline on `time.monotonic`'s clock, None if it has none."""
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining

@@ -10,12 +10,14 @@ from functools import partial
 import grpc
 
 from detectors.errors import AskanceError
-from detectors.screen import Screening
+from detectors.screen import Prediction
 from service import models
 from service.access import Identity, Role
-from service.answering import Answering, Call
+from service.answering import Answering, Call, Deployed
 from service.config import ServerConfig
-from service.gate import Context, Gate, State, deadline_of
+from service.context import Context, deadline_of, metadata_of
+from service.gate import Gate, State
+from service.journal import Journal
 from service.pb.inference import inference_pb2 as pb
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
@@ -29,8 +31,15 @@ logger = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """What is answered while loading and draining, too."""
-ADMIN = frozenset({"RepositoryModelLoad"})
+ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 """What takes the role admin."""
+DETAIL = "detail"
+"""The request's parameter that names how much to say, instead of a list of outputs."""
+_DETAILS = {
+    "verdict": (Role.PREDICT,),
+    "scores": (Role.PREDICT, Role.SCORES),
+    "explanations": (Role.PREDICT, Role.SCORES, Role.EXPLANATIONS),
+}
 # what befalls one image of a batch alone
 _ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL)
 
@@ -41,9 +50,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     Args:
         config: the limits.
         gate: knows the server's state.
-        telemetry: gets the stream's items, and gives the statistics.
+        telemetry: gets the stages, and gives the statistics.
+        journal: keeps the stream's items.
         answering: screens the images.
         reload: loads what is served anew.
+        unload: lets go of a version.
     """
 
     def __init__(
@@ -51,14 +62,18 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         config: ServerConfig,
         gate: Gate,
         telemetry: Telemetry,
+        journal: Journal,
         answering: Answering,
         reload: Callable[[], Awaitable[Served]],
+        unload: Callable[[str], None],
     ) -> None:
         self._config = config
         self._gate = gate
         self._telemetry = telemetry
+        self._journal = journal
         self._answering = answering
         self._reload = reload
+        self._unload = unload
 
     @property
     def _max_batch(self) -> int:
@@ -87,28 +102,32 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: ARG002, N802
         """Inputs and outputs."""
-        return models.model_metadata(self._model(request.name, request.version))
+        served = self._model(request.name, request.version).served
+        return models.model_metadata(served, [one.served.version for one in self._answering.all()])
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: ARG002, N802
         """Inputs, outputs and the largest batch."""
-        served = self._model(request.name, request.version)
+        served = self._model(request.name, request.version).served
         return pb.ModelConfigResponse(config=models.model_config(served, self._max_batch))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802
-        """Counts and times of the model, or of all models, which is the same."""
-        served = self._model(request.name, request.version) if request.name else self._answering.served
+        """Counts and times of the model, all its versions together, or of all models, which is the same."""
+        served = self._model(request.name, request.version).served if request.name else self._answering.served
         return pb.ModelStatisticsResponse(model_stats=[models.model_statistics(served, self._telemetry)])
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
-        """The one model."""
-        return models.repository_index(self._answering.served)
+        """The one model, in each of its versions."""
+        self._answering.at("")
+        return models.repository_index([one.served for one in self._answering.all()])
 
     async def RepositoryModelLoad(  # noqa: N802
         self,
         request: pb.RepositoryModelLoadRequest,
         context: Context,  # noqa: ARG002
     ) -> pb.RepositoryModelLoadResponse:
-        """Load the model anew from where it is; the old one answers until the new one does, and on if that fails."""
+        """Load the model anew from where it is, and the candidate; the old ones stay until the new ones are there, and
+        if that fails.
+        """
         self._model(request.model_name, "")
         if request.parameters:
             raise invalid(
@@ -120,9 +139,19 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         return pb.RepositoryModelLoadResponse()
 
+    async def RepositoryModelUnload(  # noqa: N802
+        self,
+        request: pb.RepositoryModelUnloadRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload the version that the parameter `version` names, which must not be the default one."""
+        version = request.parameters["version"].string_param if "version" in request.parameters else ""
+        self._unload(self._model(request.model_name, version).served.version)
+        return pb.RepositoryModelUnloadResponse()
+
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         """Screen a batch; an image that fails gets its error in its row, unless all fail."""
-        return await self._infer(request, Call.of(context, request))
+        return await self._infer(request, Call.of(context, request, request.id))
 
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -135,26 +164,28 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
                 yield response
 
     def _is_served(self, name: str, version: str) -> bool:
-        served = self._answering.served
-        return name == served.classifier and version in ("", served.version)
+        deployed = self._answering.at(version)
+        return deployed is not None and name == deployed.served.classifier
 
-    def _model(self, name: str, version: str) -> Served:
-        served = self._answering.served
-        if not self._is_served(name, version):
+    def _model(self, name: str, version: str) -> Deployed:
+        deployed = self._answering.at(version)
+        if deployed is None or name != deployed.served.classifier:
             asked = f"{name} {version}".rstrip()
+            versions = ", ".join(one.served.version for one in self._answering.all())
             raise StatusError(
                 grpc.StatusCode.NOT_FOUND,
-                f"model {asked[:80]!r} is not served: {served.classifier} version {served.version} is",
+                f"model {asked[:80]!r} is not served: {self._answering.served.classifier} version {versions} is",
                 "invalid",
             )
-        return served
+        return deployed
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        served = self._model(request.model_name, request.model_version)
+        deployed = self._model(request.model_name, request.model_version)
+        served = deployed.served
         outputs = _wanted(request, served, call.identity, self._answering.shows_verdicts)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
         explain = any(output.role is Role.EXPLANATIONS for output in outputs)
-        answered, outcomes = await self._answering.screen(pictures, explain, call)
+        answered, outcomes = await self._answering.screen(pictures, explain, call, deployed)
         errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
         fatal = [error for error in errors if error.code not in _ITEMS]
         if fatal or len(errors) == len(outcomes):
@@ -165,8 +196,8 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _item(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
         try:
-            with self._telemetry.request("ModelStreamInfer", deadline_of(context)):
-                response = await self._infer(request, Call.of(context, request))
+            with self._journal.request("ModelStreamInfer", metadata_of(context), deadline_of(context)):
+                response = await self._infer(request, Call.of(context, request, request.id))
                 return pb.ModelStreamInferResponse(infer_response=response)
         except StatusError as error:
             message = str(error)
@@ -182,6 +213,13 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity, shows_verdicts: bool) -> list[Output]:
     """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
     known = outputs_of(served.screen)
+    detail = _detail(request)
+    if detail is not None:
+        for role in detail:
+            client.require(role)
+        if not shows_verdicts:
+            raise withheld()
+        return [output for output in known.values() if output.role in detail]
     if not request.outputs:
         shown = client.roles - {Role.EXPLANATIONS}
         return [output for output in known.values() if output.role in shown and (output.prediction or shows_verdicts)]
@@ -196,8 +234,20 @@ def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity, sho
     return [known[asked.name] for asked in request.outputs]
 
 
+def _detail(request: pb.ModelInferRequest) -> tuple[Role, ...] | None:
+    """What the parameter `detail` asks to see; None without it."""
+    if DETAIL not in request.parameters:
+        return None
+    asked = request.parameters[DETAIL].string_param
+    if asked not in _DETAILS:
+        raise invalid(f"parameters[{DETAIL}]", f"a string among {', '.join(_DETAILS)}", repr(asked[:40]))
+    if request.outputs:
+        raise invalid("outputs", f"none beside parameters[{DETAIL}]", f"{len(request.outputs)}")
+    return _DETAILS[asked]
+
+
 def _response(
-    request_id: str, served: Served, outputs: Sequence[Output], outcomes: Sequence[Screening | StatusError]
+    request_id: str, served: Served, outputs: Sequence[Output], outcomes: Sequence[Prediction | StatusError]
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=served.classifier,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.struct_pb2 import Struct
 
-from detectors.screen import DetectorVerdict, Screening, Verdict
+from detectors.screen import DetectorVerdict, Prediction, Screening, Verdict
 from service.config import ServerConfig
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.served import Served
@@ -18,19 +18,20 @@ _RESIZES = {"refuse": pb.Input.REFUSE, "bilinear": pb.Input.BILINEAR}
 
 
 def screen_response(
-    request_id: str, bundle_id: str, screening: Screening, *, verdict: bool, scores: bool
+    request_id: str, bundle_id: str, answer: Prediction, *, verdict: bool, scores: bool
 ) -> pb.ScreenResponse:
     """The answer for one image: its prediction; the verdict and the scores, where they are to be seen."""
     response = pb.ScreenResponse(
         request_id=request_id,
         bundle_id=bundle_id,
-        prediction=pb.Prediction(index=screening.index, name=screening.label, probability=screening.probability),
-        probabilities=screening.probabilities,
-        verdict=_VERDICTS[screening.verdict] if verdict else pb.VERDICT_UNSPECIFIED,
+        prediction=pb.Prediction(index=answer.index, name=answer.label, probability=answer.probability),
+        probabilities=answer.probabilities,
     )
-    if scores:
-        response.p_value, response.score = screening.fused.p_value, screening.fused.score
-        response.detectors.extend(_detector_verdict(word) for word in screening.detectors)
+    if verdict:
+        response.verdict = _VERDICTS[answer.verdict] if isinstance(answer, Screening) else pb.Verdict.UNSCREENED
+    if scores and isinstance(answer, Screening):
+        response.p_value, response.score = answer.fused.p_value, answer.fused.score
+        response.detectors.extend(_detector_verdict(word) for word in answer.detectors)
     return response
 
 

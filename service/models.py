@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from service.pb.inference import inference_pb2 as pb
@@ -19,12 +20,12 @@ def server_metadata() -> pb.ServerMetadataResponse:
     return pb.ServerMetadataResponse(name="askance", version=version("askance"), extensions=EXTENSIONS)
 
 
-def model_metadata(served: Served) -> pb.ModelMetadataResponse:
-    """The model's inputs, of which a request holds one, and outputs."""
+def model_metadata(served: Served, versions: Sequence[str]) -> pb.ModelMetadataResponse:
+    """A version's inputs, of which a request holds one, and outputs; `versions` are all, the default first."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
         name=served.classifier,
-        versions=[served.version],
+        versions=versions,
         platform=PLATFORM,
         inputs=[
             tensor(name=IMAGE, datatype="FP32", shape=[-1, *served.screen.preprocessing.shape]),
@@ -80,7 +81,9 @@ def model_statistics(served: Served, telemetry: Telemetry) -> pb.ModelStatistics
     )
 
 
-def repository_index(served: Served) -> pb.RepositoryIndexResponse:
-    """The one model, which is ready."""
-    index = pb.RepositoryIndexResponse.ModelIndex(name=served.classifier, version=served.version, state="READY")
-    return pb.RepositoryIndexResponse(models=[index])
+def repository_index(versions: Sequence[Served]) -> pb.RepositoryIndexResponse:
+    """The one model, each of whose versions is ready."""
+    index = pb.RepositoryIndexResponse.ModelIndex
+    return pb.RepositoryIndexResponse(
+        models=[index(name=served.classifier, version=served.version, state="READY") for served in versions]
+    )

@@ -10,8 +10,10 @@ from functools import partial
 from service.access import Role
 from service.answering import SMALL, Answering, Call, Picture
 from service.config import ServerConfig
-from service.gate import Context, Gate, deadline_of
+from service.context import Context, deadline_of, metadata_of
+from service.gate import Gate
 from service.images import image_of
+from service.journal import Journal
 from service.messages import describe_response, screen_response
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
@@ -30,19 +32,23 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     Args:
         config: the limits.
         gate: says when streams must end.
-        telemetry: gets the stream's items.
+        telemetry: gets the stages.
+        journal: keeps the stream's items.
         answering: screens the images.
     """
 
-    def __init__(self, config: ServerConfig, gate: Gate, telemetry: Telemetry, answering: Answering) -> None:
+    def __init__(
+        self, config: ServerConfig, gate: Gate, telemetry: Telemetry, journal: Journal, answering: Answering
+    ) -> None:
         self._config = config
         self._gate = gate
         self._telemetry = telemetry
+        self._journal = journal
         self._answering = answering
 
     async def Screen(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenResponse:  # noqa: N802
         """Screen one image."""
-        return await self._screen(request, Call.of(context, request))
+        return await self._screen(request, Call.of(context, request, request.request_id))
 
     async def ScreenStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ScreenRequest], context: Context
@@ -82,8 +88,8 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     async def _item(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenStreamResponse:
         """One request of a stream: its answer, or its error in its place."""
         try:
-            with self._telemetry.request("ScreenStream", deadline_of(context)):
-                response = await self._screen(request, Call.of(context, request))
+            with self._journal.request("ScreenStream", metadata_of(context), deadline_of(context)):
+                response = await self._screen(request, Call.of(context, request, request.request_id))
         except StatusError as error:
             failure = error
         except Exception as error:

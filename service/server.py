@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +26,21 @@ from PIL import Image
 
 from detectors.bundle import MANIFEST
 from detectors.errors import AskanceError, BundleError
-from service import inference, screening
+from service import inference, log, screening
 from service.access import Access
 from service.answering import Answering
 from service.config import ServerConfig
 from service.deployment import Deployment
 from service.exposition import Exposition, cannot_listen
 from service.gate import Gate, State
+from service.journal import Journal
 from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2_grpc
 from service.served import Served
 from service.telemetry import Telemetry
 from service.tls import Certificates
+from service.tracing import export_traces
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +79,15 @@ class Server:
         self.config = config
         self.telemetry = Telemetry(config.max_batch)
         access = Access(config.clients, config.anonymous)
-        self.gate = Gate(SERVICES, self.telemetry, access, inference.ANY_STATE, inference.ADMIN)
+        self._journal = Journal(self.telemetry)
+        self.gate = Gate(SERVICES, self.telemetry, self._journal, access, inference.ANY_STATE, inference.ADMIN)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
         self._answering = Answering(config, self.telemetry, self._decoders)
         self._health = HealthServicer()
         self._deployment = Deployment(config, self.telemetry, self._answering, self._inference)
         self._load: Callable[[], Served] | None = None
+        self._load_candidate: Callable[[], Served] | None = None
         self.telemetry.watch_queue(self._deployment.held)
         self._watchdog: asyncio.Task[None] | None = None
         self._exposition: Exposition | None = None
@@ -107,12 +111,12 @@ class Server:
                 *_connection_options(config),
             ],
         )
-        parts = config, self.gate, self.telemetry, self._answering
+        parts = config, self.gate, self.telemetry, self._journal, self._answering
         screening_pb2_grpc.add_ScreeningServicer_to_server(  # type: ignore[no-untyped-call]
             screening.ScreeningServicer(*parts), self._grpc
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            inference.InferenceServicer(*parts, self.reload), self._grpc
+            inference.InferenceServicer(*parts, self.reload, self._deployment.unload), self._grpc
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
@@ -124,14 +128,16 @@ class Server:
         await self._grpc.start()
         return BoundPorts(port, self._exposition.port)
 
-    async def deploy(self, load: Callable[[], Served]) -> Served:
-        """Load what is to be served, warm it up, and serve it; `reload` loads it anew.
+    async def deploy(self, load: Callable[[], Served], candidate: Callable[[], Served] | None = None) -> Served:
+        """Load what is to be served, and the candidate, warm them up, and serve; `reload` loads both anew.
 
         Raises:
-            AskanceError: it cannot be loaded, cannot screen an image, or does not fit the limits.
+            AskanceError: one cannot be loaded, cannot screen an image, or does not fit the limits or the other.
         """
         served, _ = await self._deployment.deploy(load)
-        self._load = load
+        if candidate is not None:
+            await self._deployment.consider(candidate)
+        self._load, self._load_candidate = load, candidate
         self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
         self.gate.open()
         for name in HEALTH_NAMES:
@@ -139,23 +145,31 @@ class Server:
         return served
 
     async def reload(self) -> Served:
-        """Load what is served anew, and let it answer if it has changed; else, and on failure, nothing does.
+        """Load what is served anew, and the candidate; let each take its place if it has changed.
+
+        On failure the one before stays.
 
         Raises:
             AskanceError: as for `deploy`, or nothing is deployed yet.
         """
         if self._load is None:
             raise AskanceError("nothing is served yet: there is nothing to load anew")
+        served = await self._replace(self._deployment.deploy(self._load), "answers")
+        if self._load_candidate is not None:
+            await self._replace(self._deployment.consider(self._load_candidate), "is the candidate")
+        return served
+
+    async def _replace(self, attempt: Awaitable[tuple[Served, bool]], role: str) -> Served:
         try:
-            served, changed = await self._deployment.deploy(self._load)
+            served, changed = await attempt
         except Exception as error:
             self.telemetry.reloaded("failure")
-            logger.error("the bundle is not replaced: %s", error)
+            logger.error("a bundle is refused: %s", error)
             if isinstance(error, AskanceError):
                 raise
             raise BundleError(f"the bundle cannot be loaded: {type(error).__name__}, see the log") from error
         self.telemetry.reloaded("success" if changed else "unchanged")
-        logger.info("bundle %s answers%s", served.version, "" if changed else " already")
+        logger.info("bundle %s %s%s", served.version, role, "" if changed else " already")
         return served
 
     async def _watch(self) -> None:
@@ -238,7 +252,11 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
     Raises:
         AskanceError: the bundle is refused, or a port is in use.
     """
-    run(lambda: Served.open(bundle_path, single_pass=config.single_pass), config, ready, bundle_path)
+    run(_opener(bundle_path, config), config, ready, bundle_path)
+
+
+def _opener(path: Path, config: ServerConfig) -> Callable[[], Served]:
+    return lambda: Served.open(path, single_pass=config.single_pass)
 
 
 def run(
@@ -252,7 +270,11 @@ def run(
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     torch.set_num_threads(config.inference_threads or max(1, _cpus() - 1))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    log.configure(config.log_level, config.log_format)
+    with contextlib.ExitStack() as stack:
+        if config.traces:
+            stack.callback(export_traces())
+        runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         runner.run(_run(load, config, ready, source))
 
 
@@ -275,14 +297,17 @@ async def _run(
             loop.add_signal_handler(number, on_signal)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, reload.set)
-        served = await server.deploy(load)
-        reloading = asyncio.create_task(_reload_when_told(server, reload))
-        following = asyncio.create_task(_follow(source, config.watch_seconds, reload))
+        candidate = None if config.candidate is None else _opener(config.candidate, config)
+        served = await server.deploy(load, candidate)
+        tasks = [asyncio.create_task(_reload_when_told(server, reload))]
+        if config.watch_seconds:
+            sources = [path for path in (source, config.candidate) if path is not None]
+            tasks += [asyncio.create_task(_follow(path, config.watch_seconds, reload)) for path in sources]
         if ready is not None and not stopping.is_set():
             ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
         await stopping.wait()
         logger.info("draining")
-        for task in (reloading, following):
+        for task in tasks:
             task.cancel()
 
 
@@ -295,10 +320,8 @@ async def _reload_when_told(server: Server, told: asyncio.Event) -> None:
             await server.reload()
 
 
-async def _follow(source: Path | None, seconds: float, changed: asyncio.Event) -> None:
+async def _follow(source: Path, seconds: float, changed: asyncio.Event) -> None:
     """Tell when another bundle stands at `source`: published there, or a link that points elsewhere now."""
-    if source is None or seconds == 0:
-        return
     seen = _stamp(source)
     while True:
         await asyncio.sleep(seconds)

@@ -89,6 +89,15 @@ def expired() -> StatusError:
     )
 
 
+def too_late(reserve: float) -> StatusError:
+    """DEADLINE_EXCEEDED: the image came to the classifier too shortly before its deadline to be screened."""
+    return StatusError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        f"the deadline was nearer than {reserve:g} s when the image's turn came, too near to screen it",
+        "expired",
+    )
+
+
 def failed(error: Exception) -> StatusError:
     """INTERNAL: the classifier or a detector failed on this image; people's errors in full, others by type only."""
     detail = str(error) if isinstance(error, AskanceError) else f"{type(error).__name__}, see the server's log"

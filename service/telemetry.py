@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from detectors.screen import FUSED, Screening, Verdict
+from detectors.screen import FUSED, Prediction, Screening, Verdict
+from service.agreement import P_VALUE_BUCKETS, Agreement
 from service.served import Served
 from service.status import StatusError
+from service.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
 INFERENCES = ("Screen", "ScreenStream", "ModelInfer", "ModelStreamInfer")
@@ -27,6 +29,7 @@ QUESTIONS = (
     "ModelStatistics",
     "RepositoryIndex",
     "RepositoryModelLoad",
+    "RepositoryModelUnload",
 )
 METHODS = (*INFERENCES, *QUESTIONS, OTHER)
 CODES = (
@@ -56,9 +59,8 @@ REASONS = (
     "draining",
 )
 RELOADS = ("success", "unchanged", "failure")
+UNSCREENED = ("failure", "deadline")
 
-# Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
-P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 GIVING_UP = 0.02  # seconds: a client sees its deadline pass that much earlier than the server may
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -94,6 +96,12 @@ class Telemetry:
         self._blocked = Counter(
             "askance_blocked",
             "Predictions withheld from images judged adversarial (policy block).",
+            registry=registry,
+        )
+        self._unscreened = Counter(
+            "askance_unscreened",
+            "Images that the detectors failed on or had no time for, answered with the prediction alone or an error.",
+            ["reason"],
             registry=registry,
         )
         self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=registry)
@@ -143,7 +151,7 @@ class Telemetry:
         )
         self._reloads = Counter(
             "askance_bundle_reloads",
-            "Attempts to replace the bundle being served, by result.",
+            "Attempts to replace the bundle being served, or the candidate, by result.",
             ["result"],
             registry=registry,
         )
@@ -153,6 +161,8 @@ class Telemetry:
             ["level"],
             registry=registry,
         )
+        self.agreement = Agreement(registry)
+        """Of a candidate bundle with the one that answers."""
         for method in METHODS[:-1]:
             self._request_seconds.labels(method)
             for code in CODES:
@@ -162,6 +172,8 @@ class Telemetry:
             self._rejected.labels(reason)
         for result in RELOADS:
             self._reloads.labels(result)
+        for reason in UNSCREENED:
+            self._unscreened.labels(reason)
         for verdict in Verdict:
             self._verdicts.labels(verdict.value)
         for stage in ("decode", "queue", "classify", "respond"):
@@ -192,43 +204,29 @@ class Telemetry:
         """Read the queue's depth from `depth` whenever the metrics are scraped."""
         self._queue_depth.set_function(depth)
 
-    @contextmanager
-    def request(self, method: str, deadline: float | None = None) -> Iterator[None]:
-        """Count and time one request: its code is that of the StatusError that leaves the block, or OK.
+    def finished(self, method: str, code: grpc.StatusCode, reason: str | None, seconds: float) -> None:
+        """Count and time one request.
 
         Args:
             method: one of METHODS.
-            deadline: the request's, on `time.monotonic`'s clock.
+            code: how it ended, one of CODES.
+            reason: why it never reached the classifier, one of REASONS, or None.
+            seconds: from its arrival.
         """
-        start = time.perf_counter()
-        code = grpc.StatusCode.OK
-        try:
-            yield
-        except StatusError as error:
-            code = error.code
-            self._reject(error)
-            raise
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if _is_past(deadline) else grpc.StatusCode.CANCELLED
-            raise
-        except BaseException:
-            code = grpc.StatusCode.INTERNAL
-            raise
-        finally:
-            self._requests.labels(method, code.name).inc()
-            self._request_seconds.labels(method).observe(time.perf_counter() - start)
+        self._count(method, code, reason)
+        self._request_seconds.labels(method).observe(seconds)
 
     def stream_failed(self, method: str, error: Exception) -> None:
         """Count a stream that ends with an error of its own, beside those of its items."""
-        code = grpc.StatusCode.INTERNAL
         if isinstance(error, StatusError):
-            code = error.code
-            self._reject(error)
-        self._requests.labels(method, code.name).inc()
+            self._count(method, error.code, error.reason)
+        else:
+            self._count(method, grpc.StatusCode.INTERNAL, None)
 
-    def _reject(self, error: StatusError) -> None:
-        if error.reason is not None:
-            self._rejected.labels(error.reason).inc()
+    def _count(self, method: str, code: grpc.StatusCode, reason: str | None) -> None:
+        self._requests.labels(method, code.name).inc()
+        if reason is not None:
+            self._rejected.labels(reason).inc()
 
     def unknown_method(self) -> None:
         """Count a call of a method that does not exist."""
@@ -236,7 +234,7 @@ class Telemetry:
 
     def dropped(self, deadline: float | None) -> None:
         """Count a request that its client gave up before the classifier saw it."""
-        self._rejected.labels("expired" if _is_past(deadline) else "cancelled").inc()
+        self._rejected.labels("expired" if is_past(deadline) else "cancelled").inc()
 
     def stage(self, name: str, seconds: float) -> None:
         """Observe one stage; `detectors.screen.Observe` in shape, safe to call from any thread."""
@@ -244,20 +242,30 @@ class Telemetry:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Observe the block as one stage."""
-        start = time.perf_counter()
+        """Observe the block as one stage of the request under way."""
+        start = time.perf_counter_ns()
         yield
-        self.stage(name, time.perf_counter() - start)
+        end = time.perf_counter_ns()
+        self.stage(name, (end - start) / 1e9)
+        add_stages(trace.get_current_span(), [(name, start, end)])
 
     def batch(self, size: int) -> None:
         """Observe the size of a batch."""
         self._batch_size.observe(size)
 
-    def screened(self, screening: Screening) -> None:
+    def unscreened(self, reason: str) -> None:
+        """Count an image that the detectors did not have their say on, by one of UNSCREENED."""
+        self._unscreened.labels(reason).inc()
+
+    def answered(self, answer: Prediction) -> None:
         """Count one answer."""
         self.last_inference = time.time()
+        self._predictions.labels(answer.label).inc()
+        if isinstance(answer, Screening):
+            self._screened(answer)
+
+    def _screened(self, screening: Screening) -> None:
         self._verdicts.labels(screening.verdict.value).inc()
-        self._predictions.labels(screening.label).inc()
         if screening.verdict is Verdict.ADVERSARIAL:
             self._adversarial.labels(screening.label).inc()
         for word in (*screening.detectors, screening.fused):
@@ -296,5 +304,6 @@ class Telemetry:
         return (answered, seconds * share), (total - answered, seconds * (1 - share))
 
 
-def _is_past(deadline: float | None) -> bool:
+def is_past(deadline: float | None) -> bool:
+    """Whether a client sees its deadline, on `time.monotonic`'s clock, as passed."""
     return deadline is not None and deadline - time.monotonic() < GIVING_UP

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.preprocessing import Preprocessing
-from detectors.screen import Screen, Screening
+from detectors.screen import Prediction, Screen, Screening
 from service.access import Role
 from service.answering import SMALL, Picture
 from service.images import decode, pixels_of
@@ -24,7 +24,8 @@ from service.pb.inference import inference_pb2 as pb
 from service.status import StatusError, invalid
 
 IMAGE, ENCODED = "image", "encoded"
-ERROR = "ERROR"  # the verdict on an image that could not be screened
+ERROR = "ERROR"  # the verdict on an image that has no prediction
+UNSCREENED = "UNSCREENED"  # on one that has nothing else
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "UINT8": np.dtype("u1"),
@@ -133,8 +134,8 @@ class Output:
         name: of the tensor.
         datatype: "BYTES", "FP32", "FP64" or "INT32".
         width: numbers an image.
-        of: what it says of a screened image; a sequence where `width` is not one.
-        missing: what it says of an image that could not be screened, for each number.
+        of: what it says of an image that was answered; a sequence where `width` is not one.
+        missing: what it says of one that was not, for each number.
         role: what a client must be granted to see it.
         prediction: whether it is of the prediction, not of the verdict.
     """
@@ -142,22 +143,23 @@ class Output:
     name: str
     datatype: str
     width: int
-    of: Callable[[Screening], Any]
+    of: Callable[[Any], Any]  # of a Prediction where `prediction`, else of a Screening
     missing: Any
     role: Role = Role.PREDICT
     prediction: bool = False
 
-    def raw(self, outcomes: Sequence[Screening | StatusError]) -> bytes:
+    def raw(self, outcomes: Sequence[Prediction | StatusError]) -> bytes:
         """The tensor's content, [N, width] row by row, little-endian."""
         rows = [self._row(outcome) for outcome in outcomes]
         if self.datatype == "BYTES":
             return b"".join(_LENGTH.pack(len(text)) + text for row in rows for text in row)
         return np.array(rows, _DTYPES[self.datatype]).tobytes()
 
-    def _row(self, outcome: Screening | StatusError) -> list[Any]:
+    def _row(self, outcome: Prediction | StatusError) -> list[Any]:
         if isinstance(outcome, StatusError):
-            value = str(outcome) if self.name == "error" else self.missing
-            row = [value] * self.width
+            row = [str(outcome) if self.name == "error" else self.missing] * self.width
+        elif not (self.prediction or isinstance(outcome, Screening)):
+            row = [UNSCREENED if self.name == "verdict" else self.missing] * self.width
         else:
             found = self.of(outcome)
             row = [found] if self.width == 1 and not isinstance(found, tuple) else list(found)

@@ -40,6 +40,7 @@ CLIENTS = tuple(
     ClientConfig(name=name, token_sha256=TOKENS[name][1], roles=frozenset(roles)) for name, roles in ROLES.items()
 )
 UNAUTHENTICATED, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 def bearer(name: str) -> list[tuple[str, str]]:
@@ -177,6 +178,40 @@ def test_outputs_are_for_whom_they_are_granted() -> None:
                     assert (code, line) == (DENIED, f"this takes a client with the role '{role}'")
             response = await stub.ModelInfer(infer(every), metadata=bearer("analyst"))
             assert [output.name for output in response.outputs] == every
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("detail", ["verdict", "scores", "explanations"])
+def test_a_detail_names_the_outputs_and_takes_their_roles(detail: str) -> None:
+    prediction = ["label", "index", "probabilities", "verdict", "error"]
+    scores = ["p_value", "score", "p_values", "scores"]
+    names = {
+        "verdict": prediction,
+        "scores": prediction + scores,
+        "explanations": [*prediction, *scores, "explanation"],
+    }
+
+    def detailed(*outputs: str) -> inference_pb2.ModelInferRequest:
+        request = infer(outputs)
+        request.parameters["detail"].string_param = detail
+        return request
+
+    async def main() -> None:
+        async with guarded() as service:
+            stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(service.channel)  # type: ignore[no-untyped-call]
+            response = await stub.ModelInfer(detailed(), metadata=bearer("analyst"))
+            assert {output.name for output in response.outputs} == set(names[detail])
+            if detail != "verdict":
+                code, _ = await status_of(stub.ModelInfer(detailed(), metadata=bearer("gateway")))
+                assert code is DENIED
+            code, line = await status_of(stub.ModelInfer(detailed("label"), metadata=bearer("analyst")))
+            assert (code, line) == (INVALID, "outputs: expected none beside parameters[detail], got 1")
+            wrong = infer()
+            wrong.parameters["detail"].string_param = "everything"
+            code, line = await status_of(stub.ModelInfer(wrong, metadata=bearer("analyst")))
+            expected = "parameters[detail]: expected a string among verdict, scores, explanations, got 'everything'"
+            assert (code, line) == (INVALID, expected)
 
     asyncio.run(main())
 

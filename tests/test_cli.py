@@ -16,8 +16,10 @@ from calibration_support import DigitsRun
 from PIL import Image
 
 from askance.__main__ import run
+from askance.output import print_verdicts, verdict_rows
 from calibration.subject import load_subject
 from service.launch import launched
+from service.pb.askance.v1 import screening_pb2 as pb
 
 
 def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -221,3 +223,12 @@ def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
     train(config, overwrite=True)
     second = load_weights(config.classifier.weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("verdict", list(pb.Verdict.keys()))
+def test_every_verdict_of_the_wire_is_shown(verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = pb.ScreenResponse(prediction=pb.Prediction(name="cat", probability=0.5), verdict=verdict)
+    rows = verdict_rows([Path("a.png")], [answer], {})
+    print_verdicts(rows, explain=True)
+    shown = "-" if verdict == "VERDICT_UNSPECIFIED" else verdict
+    assert f" {shown} " in capsys.readouterr().out

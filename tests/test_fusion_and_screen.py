@@ -247,7 +247,7 @@ def test_a_bad_item_fails_alone(screen: Screen, trained: Trained, poison: float,
     for i in (2, 4):
         result = results[i]
         if isinstance(result, ScreenError):
-            assert str(result) == "the classifier or a detector gave NaN or infinity for this image"
+            assert str(result) == "the classifier gave NaN or infinity for this image"
         else:  # a number beyond reason may still give finite scores, never a typical one
             assert abs(poison) >= 1e30
             assert math.isfinite(poison)

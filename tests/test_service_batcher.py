@@ -14,7 +14,7 @@ import torch
 from service_support import Valve, marked, until
 from torch import Tensor
 
-from detectors import ScreenError, Screening
+from detectors import Prediction, ScreenError, Screening
 from detectors.screen import Observe
 from service.batcher import Batcher, ScreenCall
 from service.status import StatusError
@@ -22,15 +22,17 @@ from service.telemetry import Telemetry
 
 
 @asynccontextmanager
-async def batching(screen: ScreenCall, max_batch: int = 4, queue_size: int = 100) -> AsyncIterator[Batcher]:
+async def batching(
+    screen: ScreenCall, max_batch: int = 4, queue_size: int = 100, reserve: float = 0.0
+) -> AsyncIterator[Batcher]:
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(screen, executor, max_batch, queue_size, Telemetry(max_batch))
+        batcher = Batcher(screen, executor, max_batch, queue_size, Telemetry(max_batch), reserve=reserve)
         batcher.start()
         yield batcher
         await batcher.stop()
 
 
-async def screened(batcher: Batcher, value: float, deadline: float | None = None) -> Screening:
+async def screened(batcher: Batcher, value: float, deadline: float | None = None) -> Prediction:
     with batcher.place() as place:
         return await place.screen(torch.from_numpy(marked(value)), deadline=deadline)
 

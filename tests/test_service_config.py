@@ -18,14 +18,16 @@ SHIPPED = Path(__file__).parents[1] / "configs" / "server.toml"
 def test_the_shipped_file_holds_every_default() -> None:
     assert ServerConfig.load(SHIPPED) == ServerConfig()
     # those that have none by default stand there as comments
-    assert set(tomllib.loads(SHIPPED.read_text())) == set(ServerConfig.model_fields) - {"clients", "tls"}
-    assert all(f"# {table}" in SHIPPED.read_text() for table in ("[[clients]]", "[tls]"))
+    assert set(tomllib.loads(SHIPPED.read_text())) == set(ServerConfig.model_fields) - {"clients", "tls", "candidate"}
+    assert all(f"# {name}" in SHIPPED.read_text() for name in ("[[clients]]", "[tls]", "candidate ="))
 
 
 def test_files_are_looked_for_beside_the_settings(tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
-    path.write_text("[tls]\ncertificate = 'a.pem'\nkey = '/b.key'\n")
-    tls = ServerConfig.load(path).tls
+    path.write_text("candidate = 'next'\n[tls]\ncertificate = 'a.pem'\nkey = '/b.key'\n")
+    config = ServerConfig.load(path)
+    assert config.candidate == tmp_path / "next"
+    tls = config.tls
     assert tls is not None
     assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "a.pem", Path("/b.key"), None)
 

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_support import CLASSES, CREATED, Running, noise, running, status_of, untypical
 
 from service.client import request_of
+from service.journal import Journal
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.status import invalid
 from service.telemetry import CODES, Telemetry
@@ -24,6 +25,12 @@ NAMES = {
     "askance_request_seconds": "histogram",
     "askance_rejected": "counter",
     "askance_blocked": "counter",
+    "askance_unscreened": "counter",
+    "askance_candidate_info": "gauge",
+    "askance_candidate_images": "counter",
+    "askance_candidate_verdicts": "counter",
+    "askance_candidate_predictions": "counter",
+    "askance_candidate_p_value": "histogram",
     "askance_adversarial_predictions": "counter",
     "askance_verdicts": "counter",
     "askance_predictions": "counter",
@@ -151,7 +158,7 @@ def test_a_requests_code_is_that_of_its_end(error: BaseException | None, left: f
     telemetry = Telemetry(max_batch=1)
     caught: BaseException | None = None
     try:
-        with telemetry.request("Screen", None if left is None else time.monotonic() + left):
+        with Journal(telemetry).request("Screen", (), None if left is None else time.monotonic() + left):
             if error is not None:
                 raise error
     except BaseException as raised:

@@ -17,10 +17,12 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLEAN: _ClassVar[Verdict]
     SUSPECT: _ClassVar[Verdict]
     ADVERSARIAL: _ClassVar[Verdict]
+    UNSCREENED: _ClassVar[Verdict]
 VERDICT_UNSPECIFIED: Verdict
 CLEAN: Verdict
 SUSPECT: Verdict
 ADVERSARIAL: Verdict
+UNSCREENED: Verdict
 
 class ScreenRequest(_message.Message):
     __slots__ = ("request_id", "encoded", "tensor", "explain")

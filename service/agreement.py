@@ -1,0 +1,73 @@
+"""Agreement: the metrics of a candidate bundle beside the one that answers."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from detectors.screen import ScreenError, Screening, Verdict
+
+OUTCOMES = ("compared", "failed", "skipped")
+# Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
+P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+class Agreement:
+    """Counts where a candidate's word differs from what was answered.
+
+    Args:
+        registry: gets the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._info = Gauge("askance_candidate_info", "The candidate bundle; always 1.", ["id"], registry=registry)
+        self._images = Counter(
+            "askance_candidate_images",
+            "Answered images and what the candidate did with them: skipped, while the server had better to do.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._verdicts = Counter(
+            "askance_candidate_verdicts",
+            "Images that both bundles judged, by the verdict that was answered and the candidate's.",
+            ["served", "candidate"],
+            registry=registry,
+        )
+        self._predictions = Counter(
+            "askance_candidate_predictions",
+            "Images that both bundles judged, by whether they predict the same class.",
+            ["agreement"],
+            registry=registry,
+        )
+        self._p_value = Histogram(
+            "askance_candidate_p_value",
+            "The candidate's fused p-values; uniform on clean traffic.",
+            buckets=P_VALUE_BUCKETS,
+            registry=registry,
+        )
+        for outcome in OUTCOMES:
+            self._images.labels(outcome)
+        for agreement in ("same", "different"):
+            self._predictions.labels(agreement)
+        for served in Verdict:
+            for candidate in Verdict:
+                self._verdicts.labels(served.value, candidate.value)
+
+    def candidate(self, bundle_id: str | None) -> None:
+        """Show which bundle is the candidate, None for no more."""
+        self._info.clear()
+        if bundle_id is not None:
+            self._info.labels(bundle_id).set(1)
+
+    def skipped(self) -> None:
+        """Count an image that the candidate had no time for."""
+        self._images.labels("skipped").inc()
+
+    def compared(self, answered: Screening, candidate: Screening | ScreenError) -> None:
+        """Count an image that was answered, and what the candidate says of it."""
+        if isinstance(candidate, ScreenError):
+            self._images.labels("failed").inc()
+            return
+        self._images.labels("compared").inc()
+        self._verdicts.labels(answered.verdict.value, candidate.verdict.value).inc()
+        self._predictions.labels("same" if answered.index == candidate.index else "different").inc()
+        self._p_value.observe(candidate.fused.p_value)

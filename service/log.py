@@ -1,0 +1,71 @@
+"""Log: how lines are written, and the ids of the request that they belong to."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from opentelemetry import trace
+from opentelemetry.trace import format_span_id, format_trace_id
+from pythonjsonlogger.json import JsonFormatter
+
+request_id: ContextVar[str] = ContextVar("request_id")
+"""Of the call under way; set by the Gate."""
+
+
+class LogFormat(StrEnum):
+    """How a line is written.
+
+    Attributes:
+        TEXT: for people.
+        JSON: an object a line, for machines.
+    """
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least that is written; at DEBUG a line for each request, at INFO for what was flagged or failed here."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Ids(logging.Filter):
+    """Gives each line the ids of the request, and of the trace, that it belongs to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always True."""
+        if (current := request_id.get(None)) is not None:
+            record.request_id = current
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            record.trace_id, record.span_id = format_trace_id(span.trace_id), format_span_id(span.span_id)
+        return True
+
+
+class _Json(JsonFormatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def handler(form: LogFormat) -> logging.Handler:
+    """What writes lines to standard error."""
+    made = logging.StreamHandler()
+    made.addFilter(Ids())
+    if form is LogFormat.JSON:
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        made.setFormatter(_Json("%(asctime)s%(levelname)s%(name)s%(message)s", rename_fields=names))
+    else:
+        made.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return made
+
+
+def configure(level: LogLevel, form: LogFormat) -> None:
+    """Set up this process's log."""
+    logging.basicConfig(level=level.upper(), handlers=[handler(form)], force=True)
