@@ -83,7 +83,7 @@ async def run(plan: Plan) -> list[Slice]:
     async with AsyncExitStack() as stack:
         stubs = {}
         for name, target in plan.targets.items():
-            channels = [await stack.enter_async_context(_connection(target)) for _ in range(plan.clients)]
+            channels = [await stack.enter_async_context(connection(target)) for _ in range(plan.clients)]
             await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), TIMEOUT)
             stubs[name] = [screening_pb2_grpc.ScreeningStub(c) for c in channels]  # type: ignore[no-untyped-call]
         slices = [
@@ -92,7 +92,8 @@ async def run(plan: Plan) -> list[Slice]:
     return slices[len(plan.targets) :]
 
 
-def _connection(target: str) -> grpc.aio.Channel:
+def connection(target: str) -> grpc.aio.Channel:
+    """A connection of its own."""
     # A pool of its own makes it a connection of its own: gRPC would share one between equal channels.
     return grpc.aio.insecure_channel(
         target, options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]

@@ -117,6 +117,11 @@ class Answering:
         """
         return self._default().served
 
+    def full(self) -> StatusError | None:
+        """RESOURCE_EXHAUSTED while no bundle has a place in its queue, else None."""
+        errors = [deployed.batcher.full() for deployed in self.all()]
+        return errors[0] if errors and all(errors) else None
+
     def all(self) -> list[Deployed]:
         """Whatever answers, the default one first."""
         return [*([] if self.default is None else [self.default]), *self.others.values()]

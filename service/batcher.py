@@ -133,14 +133,19 @@ class Batcher:
         """How long the inference thread has been at its present batch."""
         return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
+    def full(self) -> StatusError | None:
+        """RESOURCE_EXHAUSTED while all places are taken, else None."""
+        return queue_full(self._queue_size) if self.held >= self._queue_size else None
+
     def place(self) -> Place:
         """Take a place in the queue.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED when all are taken.
         """
-        if self.held >= self._queue_size:
-            raise queue_full(self._queue_size)
+        error = self.full()
+        if error is not None:
+            raise error
         self.held += 1
         return Place(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,14 @@ ImageLike = bytes | Path | NDArray[Any]
 """A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""
 
 _CONNECTION = ("failed to connect", "resolving", "resolution")
+_MAX_REQUEST = 16 * 1024 * 1024  # bytes that gRPC keeps, to send them again
+_RETRIES = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],  # the server drains, or a balancer has just lost one: ask another
+}
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _MAX_RESPONSE = 64 * 1024 * 1024  # bytes; gRPC's own limit is 4 MiB
 
@@ -98,6 +107,8 @@ class Client:
             [
                 ("grpc.enable_http_proxy", 0),  # a proxy for the web is no way to a server named by HOST:PORT
                 ("grpc.max_receive_message_length", _MAX_RESPONSE),
+                ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRIES}]})),
+                ("grpc.per_rpc_retry_buffer_size", _MAX_REQUEST),
             ],
         )
         self._stub = screening_pb2_grpc.ScreeningStub(self._channel)  # type: ignore[no-untyped-call]

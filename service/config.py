@@ -77,6 +77,8 @@ class ServerConfig(BaseModel):
             here), "warning", "error".
         log_format: "text" for people, "json" for machines.
         traces: send spans to an OpenTelemetry collector, by the standard OTEL_* environment variables.
+        notice_seconds: how long a stopping server looks unready and answers all the same, so that load balancers notice
+            before it refuses calls.
         drain_seconds: how long a stopping server waits for the requests it has accepted.
     """
 
@@ -113,6 +115,7 @@ class ServerConfig(BaseModel):
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
     traces: bool = False
+    notice_seconds: float = Field(default=0.0, ge=0)
     drain_seconds: float = Field(default=20.0, ge=0)
 
     @classmethod

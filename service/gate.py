@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -17,7 +18,7 @@ from service.access import Access, Role, caller
 from service.context import REQUEST_ID, Context, deadline_of, metadata_of, request_id_of
 from service.journal import Journal
 from service.status import StatusError, invalid, unavailable
-from service.telemetry import Telemetry
+from service.telemetry import UNARY_INFERENCES, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ class State(StrEnum):
     LOADING = "loading"
     SERVING = "serving"
     STALLED = "stalled"
+    LEAVING = "leaving"  # still serving, but not ready for more
     DRAINING = "draining"
+
+
+OPEN = (State.SERVING, State.LEAVING)
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -44,6 +49,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         telemetry: counts the calls that it refuses as a whole.
         journal: keeps the calls.
         access: knows the clients.
+        full: says that a request to screen would be refused for want of room, whatever it holds.
         any_state: methods that are answered in every state and to anyone: probes.
         admin: methods that take the role admin; all others take predict.
     """
@@ -54,6 +60,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         telemetry: Telemetry,
         journal: Journal,
         access: Access,
+        full: Callable[[], StatusError | None],
         any_state: Collection[str] = (),
         admin: Collection[str] = (),
     ) -> None:
@@ -66,6 +73,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._telemetry = telemetry
         self._journal = journal
         self._access = access
+        self._full = full
         self._any_state = frozenset(any_state)
         self._admin = frozenset(admin)
         self.calls = 0
@@ -73,6 +81,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self.arrived = 0
         """Guarded calls so far, refused ones too."""
         self._handlers: dict[str, Handler] = {}
+        self._refusals: dict[str, Callable[[StatusError], Handler]] = {}
 
     def open(self) -> None:
         """Let calls through, unless draining has begun."""
@@ -83,6 +92,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Refuse calls while the inference thread does not come back."""
         if self.state in (State.SERVING, State.STALLED):
             self.state = State.STALLED if stalled else State.SERVING
+
+    def leave(self) -> None:
+        """Look unready, and let calls through all the same, until `close`."""
+        if self.state in (State.SERVING, State.STALLED):
+            self.state = State.LEAVING
 
     def close(self) -> None:
         """Refuse calls from now on; `drained` is set once those under way are over."""
@@ -100,6 +114,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         path = handler_call_details.method
         guarded = self._handlers.get(path)
         if guarded is not None:
+            if self.state in OPEN and path in self._refusals and (error := self._full()) is not None:
+                return self._refusals[path](error)
             return guarded
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -108,7 +124,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service, _, method = path.lstrip("/").partition("/")
         if service not in self._services:
             return handler
+        if method in UNARY_INFERENCES:
+            self._refusals[path] = partial(self._refusal, method)
         return self._handlers.setdefault(path, self._guarded(method, handler))
+
+    def _refusal(self, method: str, error: StatusError) -> Handler:
+        """A handler that refuses before the message is read: under overload most of the work is to refuse.
+
+        It is one of a stream, of which nothing need be read; on the wire there is no difference.
+        """
+
+        async def refuse(_requests: AsyncIterator[Any], context: Context) -> None:
+            self.arrived += 1
+            self._telemetry.failed(method, error)
+            await context.abort(error.code, str(error))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _guarded(self, method: str, handler: Handler) -> Handler:
         if handler.response_streaming:
@@ -148,7 +179,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                         async for response in responses:
                             await context.write(response)
             except Exception as error:
-                self._telemetry.stream_failed(method, error)
+                self._telemetry.failed(method, error)
                 await _abort(context, error)
 
         return call
@@ -169,7 +200,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _check(self, method: str, context: Context) -> None:
         """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
-        if self.state is not State.SERVING:
+        if self.state not in OPEN:
             raise unavailable(self.state.value)
         identity = self._access.identify(metadata_of(context), context.auth_context())
         identity.require(Role.ADMIN if method in self._admin else Role.PREDICT)

@@ -80,15 +80,24 @@ class Server:
         self.telemetry = Telemetry(config.max_batch)
         access = Access(config.clients, config.anonymous)
         self._journal = Journal(self.telemetry)
-        self.gate = Gate(SERVICES, self.telemetry, self._journal, access, inference.ANY_STATE, inference.ADMIN)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
         self._answering = Answering(config, self.telemetry, self._decoders)
+        self.gate = Gate(
+            SERVICES,
+            self.telemetry,
+            self._journal,
+            access,
+            self._answering.full,
+            inference.ANY_STATE,
+            inference.ADMIN,
+        )
         self._health = HealthServicer()
         self._deployment = Deployment(config, self.telemetry, self._answering, self._inference)
         self._load: Callable[[], Served] | None = None
         self._load_candidate: Callable[[], Served] | None = None
         self.telemetry.watch_queue(self._deployment.held)
+        self._hurried = asyncio.Event()
         self._watchdog: asyncio.Task[None] | None = None
         self._exposition: Exposition | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -108,6 +117,8 @@ class Server:
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
                 ("grpc.max_receive_message_length", config.max_message_bytes),
+                # gRPC unfolds a compressed message whole, up to a thousandfold, before it looks at its size
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
                 *_connection_options(config),
             ],
         )
@@ -188,14 +199,19 @@ class Server:
                 await self._health.set(name, _NOT_SERVING if stalled else _SERVING)
 
     async def stop(self) -> None:
-        """Drain and stop: NOT_SERVING, new calls UNAVAILABLE, accepted ones answered for up to `drain_seconds`.
+        """Drain and stop: NOT_SERVING; after `notice_seconds` new calls UNAVAILABLE, accepted ones answered for up to
+        `drain_seconds`.
 
         A call of the classifier under way is always finished: a thread cannot be interrupted.
         """
-        self.gate.close()
         if self._watchdog is not None:
             self._watchdog.cancel()
+        self.gate.leave()
         await self._health.enter_graceful_shutdown()
+        if self.gate.state is State.LEAVING:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurried.wait(), self.config.notice_seconds)
+        self.gate.close()
         try:
             await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
         except TimeoutError:
@@ -222,6 +238,7 @@ class Server:
 
     def hurry(self) -> None:
         """Let a `stop` under way wait no longer."""
+        self._hurried.set()
         self.gate.drained.set()
 
     async def __aenter__(self) -> Self:

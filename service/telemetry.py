@@ -17,7 +17,8 @@ from service.status import StatusError
 from service.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
-INFERENCES = ("Screen", "ScreenStream", "ModelInfer", "ModelStreamInfer")
+UNARY_INFERENCES = ("Screen", "ModelInfer")
+INFERENCES = (*UNARY_INFERENCES, "ScreenStream", "ModelStreamInfer")
 QUESTIONS = (
     "Describe",
     "ServerLive",
@@ -216,8 +217,8 @@ class Telemetry:
         self._count(method, code, reason)
         self._request_seconds.labels(method).observe(seconds)
 
-    def stream_failed(self, method: str, error: Exception) -> None:
-        """Count a stream that ends with an error of its own, beside those of its items."""
+    def failed(self, method: str, error: Exception) -> None:
+        """Count what ends with an error of its own: a stream, beside its items, or a request that is refused unread."""
         if isinstance(error, StatusError):
             self._count(method, error.code, error.reason)
         else:

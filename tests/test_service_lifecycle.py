@@ -103,6 +103,23 @@ def test_health_follows_loading_serving_and_draining() -> None:
     asyncio.run(main())
 
 
+def test_a_leaving_server_answers_until_balancers_have_noticed() -> None:
+    async def main() -> None:
+        async with running(settings=config(notice_seconds=3600)) as service:
+            server = service.server
+            stopping = asyncio.ensure_future(server.stop())
+            await until(lambda: server.gate.state == "leaving")
+            assert await health(service.channel) == {NOT_SERVING}
+            assert await service.get("/healthz") == (503, "leaving\n")
+            assert (await service.stub.Screen(request_of(noise(1)))).prediction.name
+            assert not stopping.done()
+            server.hurry()
+            await stopping
+            assert server.gate.state == "draining"
+
+    asyncio.run(main())
+
+
 def test_draining_answers_what_a_stream_has_sent_then_ends_it() -> None:
     async def main() -> None:
         valve = Valve()

@@ -1,0 +1,246 @@
+"""A hundred thousand malformed messages to every method of both services: no crash, no hang, no INTERNAL, no growth."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from service_support import encoded, noise, publish_tiny
+from test_deployment import SCRIPT
+
+from service.access import Role, new_token
+from service.client import request_of
+from service.launch import Serving
+from service.pb.askance.v1 import screening_pb2 as pb
+from service.pb.inference import inference_pb2 as oip
+
+EXAMPLES, EACH = 1000, 100  # hypothesis picks the seeds of a thousand batches
+STREAMED = 10  # messages of a stream; one stream a batch
+GROWTH = 24 * 1024 * 1024  # bytes: what the server may take more at the end than after a fifth
+TOKEN, DIGEST = new_token()
+SETTINGS = f"""
+port = 0
+metrics_port = 0
+[[clients]]
+name = "fuzzer"
+token_sha256 = "{DIGEST}"
+roles = {[role.value for role in Role]}
+"""
+ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
+SERVICES = {
+    "askance.v1.Screening": pb.DESCRIPTOR.services_by_name["Screening"],
+    "inference.GRPCInferenceService": oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+}
+METHODS = [f"/{name}/{m.name}" for name, service in SERVICES.items() for m in service.methods if "Stream" not in m.name]
+STREAMS = ["/askance.v1.Screening/ScreenStream", "/inference.GRPCInferenceService/ModelStreamInfer"]
+# those with images, most of the time
+WEIGHTS = [20 if path.endswith(("/Screen", "/ModelInfer")) else 1 for path in METHODS]
+PNG = encoded(Image.fromarray(noise(0)[0]))
+INTEGERS = (0, 1, -1, 2, 3, 8, 64, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
+
+
+def odd_bytes(r: random.Random) -> bytes:
+    """Pixels, files, and what is neither."""
+    match r.randrange(8):
+        case 0:
+            return b""
+        case 1:
+            return PNG[: r.randrange(len(PNG))]
+        case 2:
+            return flipped(r, PNG)
+        case 3:
+            return struct.pack("<64f", *(r.choice((0.5, float("nan"), float("inf"), -1.0, 2.0)) for _ in range(64)))
+        case 4:
+            return noise(1).tobytes() + r.randbytes(r.randrange(3))
+        case 5:  # an element of BYTES with a length that lies
+            return struct.pack("<I", r.choice((0, 5, len(PNG), 2**32 - 1))) + PNG
+        case 6:
+            return b"\x89PNG\r\n\x1a\n" + r.randbytes(40)
+        case _:
+            return r.randbytes(r.randrange(300))
+
+
+def odd_text(r: random.Random) -> str:
+    return r.choice(
+        ("", "tiny", "image", "encoded", "FP32", "UINT8", "BYTES", "label", "\0", "é" * 50, "x" * 5000, "%s")
+    )
+
+
+def odd_shape(r: random.Random) -> list[int]:
+    if r.random() < 0.4:
+        return r.choice(([1, 8, 8], [1, 1, 8, 8], [1], [1, 1], [2, 1, 8, 8]))
+    return [r.choice(INTEGERS) for _ in range(r.choice((0, 1, 3, 4, 4, 9, 200)))]
+
+
+def screen_request(r: random.Random) -> Message:
+    request = pb.ScreenRequest(request_id=odd_text(r), explain=r.random() < 0.3)
+    if r.random() < 0.5:
+        request.encoded = odd_bytes(r)
+    elif r.random() < 0.9:
+        request.tensor.CopyFrom(pb.Tensor(shape=odd_shape(r), data=odd_bytes(r)))
+        request.tensor.dtype = r.choice((pb.Tensor.DATA_TYPE_UNSPECIFIED, pb.Tensor.FP32, pb.Tensor.UINT8))
+    return request
+
+
+def infer_request(r: random.Random) -> Message:
+    request = oip.ModelInferRequest(model_name=r.choice(("tiny", "tiny", "tiny", odd_text(r))), id=odd_text(r))
+    if r.random() < 0.1:
+        request.model_version = odd_text(r)
+    for _ in range(r.choice((0, 1, 1, 1, 1, 1, 2))):
+        tensor = request.inputs.add(name=r.choice(("image", "image", "encoded", odd_text(r))), shape=odd_shape(r))
+        tensor.datatype = r.choice(("FP32", "UINT8", "BYTES", odd_text(r)))
+        if r.random() < 0.3:
+            contents = tensor.contents
+            for _ in range(r.choice((0, 1, 64, 65))):
+                contents.fp32_contents.append(r.choice((0.5, float("nan"), 3e38)))
+                contents.uint_contents.append(r.choice((0, 255, 256, 2**32 - 1)))
+            contents.bytes_contents.append(odd_bytes(r))
+        if r.random() < 0.1:
+            tensor.parameters["shared_memory_region"].string_param = odd_text(r)
+    for _ in range(r.choice((0, 0, 0, 1, 3))):
+        request.outputs.add(name=odd_text(r))
+    if r.random() < 0.2:
+        request.parameters[r.choice(("detail", odd_text(r)))].string_param = odd_text(r)
+    for _ in range(r.choice((0, 1, 1, 1, 2))):
+        request.raw_input_contents.append(odd_bytes(r))
+    return request
+
+
+def flipped(r: random.Random, content: bytes) -> bytes:
+    """With some bits turned, a piece cut out, or a piece doubled."""
+    changed = bytearray(content or b"\0")
+    for _ in range(r.randrange(1, 6)):
+        changed[r.randrange(len(changed))] ^= 1 << r.randrange(8)
+    start, end = sorted(r.randrange(len(changed) + 1) for _ in range(2))
+    return bytes(r.choice((changed, changed[:start] + changed[end:], changed[:end] + changed[start:])))
+
+
+VALID = [request_of(noise(2)).SerializeToString(), request_of(PNG, explain=True).SerializeToString()]
+
+
+def message(r: random.Random) -> bytes:
+    """One malformed message: random, a valid one damaged, or one whose fields make no sense."""
+    match r.randrange(5):
+        case 0:
+            return r.randbytes(r.randrange(400))
+        case 1:
+            return flipped(r, r.choice(VALID))
+        case 2:
+            return flipped(r, r.choice((screen_request, infer_request))(r).SerializeToString())
+        case 3:
+            return screen_request(r).SerializeToString()
+        case _:
+            return infer_request(r).SerializeToString()
+
+
+@dataclass
+class Target:
+    """The live server, and what it said."""
+
+    process: subprocess.Popen[str]
+    channel: grpc.aio.Channel
+    runner: asyncio.Runner
+    codes: Counter[str] = field(default_factory=Counter)
+    sizes: list[int] = field(default_factory=list)
+
+    async def call(self, path: str, content: bytes) -> None:
+        try:
+            await self._method(self.channel.unary_unary, path)(content, timeout=60, metadata=METADATA)
+            self.codes["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            self.note(error)
+
+    async def stream(self, path: str, contents: list[bytes]) -> None:
+        async def requests() -> AsyncIterator[bytes]:
+            for content in contents:
+                yield content
+
+        try:
+            async for answer in self._method(self.channel.stream_stream, path)(
+                requests(), timeout=60, metadata=METADATA
+            ):
+                assert isinstance(answer, bytes)
+        except grpc.aio.AioRpcError as error:
+            self.note(error)
+        self.codes["streamed"] += len(contents)
+
+    def note(self, error: grpc.aio.AioRpcError) -> None:
+        self.codes[error.code().name] += 1
+        assert error.code().name in ALLOWED, (error.code(), error.details())
+        assert "\n" not in (error.details() or "")
+        assert len(error.details() or "") < 1000
+
+    @staticmethod
+    def _method(make: Callable[..., Any], path: str) -> Any:
+        return make(path, request_serializer=lambda content: content, response_deserializer=lambda content: content)
+
+    async def batch(self, r: random.Random) -> None:
+        paths = r.choices(METHODS, WEIGHTS, k=EACH - STREAMED)
+        stream = [message(r) for _ in range(STREAMED)]
+        await asyncio.gather(*(self.call(path, message(r)) for path in paths), self.stream(r.choice(STREAMS), stream))
+
+    def resident(self) -> int:
+        """Bytes of memory that the server holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        return int(line.split()[1]) * 1024
+
+
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    publish_tiny(folder / "bundle", "service_support:TinyClassifier")
+    (folder / "server.toml").write_text(SETTINGS)
+    program = SCRIPT.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", program, str(folder / "bundle"), "--config", str(folder / "server.toml")]
+    with asyncio.Runner() as runner, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            serving = next(said for line in process.stdout if (said := Serving.parse(line)))
+            options = [("grpc.enable_http_proxy", 0)]
+
+            async def connect() -> grpc.aio.Channel:
+                return grpc.aio.insecure_channel(serving.target, options=options)
+
+            channel = runner.run(connect())
+            yield Target(process, channel, runner)
+            runner.run(channel.close(None))
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+@pytest.mark.timeout(1200)
+def test_malformed_messages_are_refused_in_one_line_and_leave_nothing_behind(target: Target) -> None:
+    @given(seed=st.integers(0, 2**64 - 1))
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+    def fuzz(seed: int) -> None:
+        target.runner.run(target.batch(random.Random(seed)))
+        target.sizes.append(target.resident())
+        assert target.process.poll() is None
+
+    fuzz()
+    assert target.codes["streamed"] >= EXAMPLES * STREAMED
+    assert target.codes.total() >= EXAMPLES * EACH
+    # most are malformed, and those that happen to be right are answered
+    assert target.codes["INVALID_ARGUMENT"] > 5 * target.codes["OK"] > 0
+    assert target.sizes[-1] - target.sizes[len(target.sizes) // 5] < GROWTH
+    target.runner.run(target.call("/askance.v1.Screening/Screen", VALID[0]))
+    print(dict(target.codes), [size >> 20 for size in target.sizes[:: len(target.sizes) // 10]])  # noqa: T201
