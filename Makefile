@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint bench figures protos lock clean
+.PHONY: demo test lint bench figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -29,6 +29,10 @@ figures: $(STAMP)
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
 		proto/askance/v1/screening.proto proto/inference/inference.proto
+
+# The Dockerfile, built and tried for real: as root, with buildah and debootstrap. TORCH_INDEX: where pip finds torch's CPU builds.
+image-check: $(STAMP)
+	$(BIN)/python deploy/image/check.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # The environment, by a stamp that changes with what is to be installed.
 $(STAMP):

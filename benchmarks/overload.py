@@ -35,6 +35,7 @@ from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 
 CONNECTIONS = 8
+MAX_BATCH = 32  # of the server
 TICK = 0.002  # seconds between looks at what is due
 PATIENCE = 120.0  # seconds that a request may take
 MEBIBYTE = 1 << 20
@@ -49,12 +50,14 @@ class Answer:
         details: of an error, its first words.
         seconds: from the request to the answer.
         own: whether an answer was this request's.
+        when: it came, on `time.perf_counter`'s clock.
     """
 
     code: str
     details: str
     seconds: float
     own: bool
+    when: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Overload:
         codes: {gRPC status: how many}.
         foreign: answers to another request.
         accepted_ms, refused_ms: {"p50", "p99"} of OK, and of RESOURCE_EXHAUSTED.
-        queue_bound_ms: what a full queue and the batch before it take at the rate of the accepted ones.
+        queue_bound_ms: what a full queue and the batch before it take at the rate of the accepted ones, on average and
+            in the slowest second.
         memory_mb: resident, at tenths of the time.
         drained: {gRPC status and words: how many} of the run with SIGTERM.
         exit_code: of that run.
@@ -83,7 +87,7 @@ class Overload:
     foreign: int
     accepted_ms: dict[str, float]
     refused_ms: dict[str, float]
-    queue_bound_ms: float
+    queue_bound_ms: dict[str, float]
     memory_mb: list[int]
     drained: dict[str, int]
     exit_code: int
@@ -131,8 +135,10 @@ class Crowd:
             response = await next(self._stubs).Screen(request, timeout=PATIENCE)
         except grpc.aio.AioRpcError as error:
             words = (error.details() or "").split(":")[0][:60]
-            return Answer(error.code().name, words, time.perf_counter() - start, True)
-        return Answer("OK", "", time.perf_counter() - start, response.request_id == name)
+            end = time.perf_counter()
+            return Answer(error.code().name, words, end - start, True, end)
+        end = time.perf_counter()
+        return Answer("OK", "", end - start, response.request_id == name, end)
 
     async def one_by_one(self, clients: int, seconds: float) -> list[Answer]:
         """Some clients, each with one request under way."""
@@ -172,7 +178,7 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
         AskanceError: the server does not start.
     """
     async with AsyncExitStack() as stack:
-        process, serving = stack.enter_context(server(bundle, f"queue_size = {queue_size}\n"))
+        process, serving = stack.enter_context(server(bundle, f"queue_size = {queue_size}\nmax_batch = {MAX_BATCH}\n"))
         channels = [await stack.enter_async_context(connection(serving.target)) for _ in range(CONNECTIONS)]
         stubs = [screening_pb2_grpc.ScreeningStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
         crowd = Crowd(stubs, [request_of(image) for image in images])
@@ -187,6 +193,7 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
             if len(memory) <= 10 * passed / seconds:
                 memory.append(_resident(process.pid) // MEBIBYTE)
 
+        start = time.perf_counter()
         answers = await crowd.at_a_rate(factor * capacity, seconds, remember)
         memory.append(_resident(process.pid) // MEBIBYTE)
         say("and SIGTERM in the middle")
@@ -200,7 +207,8 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
         drained = await crowd.at_a_rate(factor * capacity, seconds / 5, terminate)
         exit_code = await asyncio.to_thread(process.wait, PATIENCE)
     accepted = [answer.seconds for answer in answers if answer.code == "OK"]
-    accepted_rate = len(accepted) / seconds
+    by_second = Counter(int(answer.when - start) for answer in answers if answer.code == "OK")
+    rates = {"mean": len(accepted) / seconds, "slowest": min(by_second[second] for second in range(1, int(seconds)))}
     return Overload(
         capacity=capacity,
         unloaded_ms=_percentiles([answer.seconds for answer in unloaded]),
@@ -210,7 +218,7 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
         foreign=sum(not answer.own for answer in (*answers, *drained)),
         accepted_ms=_percentiles(accepted),
         refused_ms=_percentiles([a.seconds for a in answers if a.code == "RESOURCE_EXHAUSTED"]),
-        queue_bound_ms=1000 * queue_size / accepted_rate,
+        queue_bound_ms={name: 1000 * (queue_size + MAX_BATCH) / rate for name, rate in rates.items()},
         memory_mb=memory,
         drained=dict(Counter(" ".join((answer.code, answer.details)).strip() for answer in drained)),
         exit_code=exit_code,
@@ -238,9 +246,13 @@ def main(
     """Overload a server, then stop it under load."""
     from calibration.data import load_source
 
-    images = list(load_source(source).x[:200].numpy())
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(measure(bundle, images, factor=factor, seconds=seconds, queue_size=queue_size))
+    try:
+        images = list(load_source(source).x[:200].numpy())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            found = runner.run(measure(bundle, images, factor=factor, seconds=seconds, queue_size=queue_size))
+    except AskanceError as error:
+        say(f"overload: {error}")
+        raise typer.Exit(2) from None
     console.print(
         f"capacity: {found.capacity:.0f} images a second; offered: {found.offered:.0f} for {found.seconds:.0f} s"
     )
@@ -252,9 +264,11 @@ def main(
         ("refused", found.refused_ms),
     ):
         console.print(f"{name}: " + ", ".join(f"{share} {value:.1f} ms" for share, value in figures.items()))
-    bound = 3 * found.unloaded_ms["p99"] + found.queue_bound_ms
-    ratio = found.accepted_ms["p99"] / bound
-    console.print(f"accepted p99 / (3 x unloaded p99 + queue bound {found.queue_bound_ms:.0f} ms): {ratio:.2f}")
+    for name, bound in found.queue_bound_ms.items():
+        ratio = found.accepted_ms["p99"] / (3 * found.unloaded_ms["p99"] + bound)
+        console.print(
+            f"accepted p99 / (3 x unloaded p99 + queue bound {bound:.0f} ms, at the {name} rate): {ratio:.2f}"
+        )
     console.print("resident memory, MiB: " + " ".join(map(str, found.memory_mb)))
     console.print(f"with SIGTERM: exit code {found.exit_code}")
     for what, count in sorted(found.drained.items()):

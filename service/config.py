@@ -54,6 +54,7 @@ class ServerConfig(BaseModel):
             that the event loop keeps one: threads that outnumber them cost most of the throughput.
         keepalive_seconds: an idle connection is pinged so often, so that dead ones are noticed.
         max_connection_idle_seconds: a connection without calls is closed after so long; 0 is never.
+        max_connection_calls: the most calls of one connection under way; more of them wait at the client.
         max_connection_age_seconds: a connection is closed after so long, its calls finished first, so that clients
             spread over the replicas anew; 0 is never.
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
@@ -98,6 +99,7 @@ class ServerConfig(BaseModel):
     decode_threads: int = Field(default=2, ge=1, le=64)
     inference_threads: int = Field(default=0, ge=0, le=1024)
     keepalive_seconds: float = Field(default=60.0, ge=1)
+    max_connection_calls: int = Field(default=512, ge=1)
     max_connection_idle_seconds: float = Field(default=0.0, ge=0)
     max_connection_age_seconds: float = Field(default=0.0, ge=0)
     stall_seconds: float = Field(default=30.0, gt=0)

@@ -137,7 +137,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def refuse(_requests: AsyncIterator[Any], context: Context) -> None:
             self.arrived += 1
             self._telemetry.failed(method, error)
-            await context.abort(error.code, str(error))
+            context.set_code(error.code)
+            context.set_details(str(error))
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -255,9 +255,7 @@ def test_logits_that_are_not_finite_are_an_error_of_that_image() -> None:
         async with running(tiny_served(Screen(classifier, GREY, CLASSES, detectors, calibration))) as service:
             code, details = await status_of(service.stub.Screen(request_of(marked(0.95))))
             assert code is grpc.StatusCode.INTERNAL
-            assert details == (
-                "this image could not be screened: the classifier gave NaN or infinity for this image"
-            )
+            assert details == ("this image could not be screened: the classifier gave NaN or infinity for this image")
             await service.stub.Screen(request_of(marked(0.5)))
 
     asyncio.run(main())
