@@ -132,7 +132,7 @@ def serve(
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     from service.access import DISCLOSING
     from service.config import ServerConfig
-    from service.server import serve as serve_bundle
+    from service.process import serve as serve_bundle
 
     settings = ServerConfig.load(
         config,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -44,6 +46,7 @@ from detectors.preprocessing import Preprocessing
 from detectors.screen import Fused, Observe, read_all
 from service.access import DISCLOSING
 from service.config import ServerConfig
+from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.served import Served
@@ -236,6 +239,31 @@ async def running(served: Served | None = None, settings: ServerConfig | None = 
         await server.deploy(lambda: tiny_served() if served is None else served)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.port}") as channel:
             yield Running(server, channel)
+
+
+# The tests' own classifier is found where this module is.
+_SERVE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from askance.__main__ import main
+sys.argv = ["askance", "serve", *sys.argv[1:]]
+main()
+"""
+
+
+@contextmanager
+def process_serving(*arguments: str | Path, **options: Any) -> Iterator[tuple[subprocess.Popen[str], Serving]]:
+    """`askance serve ARGUMENTS` in a process of its own, from when it serves; with the block it ends, and well."""
+    command = [sys.executable, "-c", _SERVE, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        try:
+            assert process.stdout is not None
+            serving = next((said for line in process.stdout if (said := Serving.parse(line))), None)
+            assert serving is not None, "the server ended before it served"
+            yield process, serving
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 def http_get(url: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ import resource
 import socket
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from PIL import Image
-from service_support import http_get, noise, publish_tiny, until
-from test_deployment import SCRIPT
+from service_support import http_get, noise, process_serving, publish_tiny, until
 
 from service.client import Client, ServiceError, request_of
 from service.launch import Serving
@@ -61,16 +59,8 @@ class Victim:
 def victim(folder: Path, settings: str = "") -> Iterator[Victim]:
     publish_tiny(folder / "bundle", "service_support:TinyClassifier")
     (folder / "server.toml").write_text(f"port = 0\nmetrics_port = 0\n{settings}")
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(folder / "bundle"), "--config", str(folder / "server.toml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            serving = next(said for line in process.stdout if (said := Serving.parse(line)))
-            yield Victim(process, serving)
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
+    with process_serving(folder / "bundle", "--config", folder / "server.toml") as (process, serving):
+        yield Victim(process, serving)
 
 
 def png_of_zeros(side: int) -> bytes:

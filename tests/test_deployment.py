@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from service_support import (
     config,
     marked,
     noise,
+    process_serving,
     publish_tiny,
     running,
     status_of,
@@ -34,7 +33,6 @@ from detectors import Bundle, Screening
 from detectors.errors import AskanceError, BundleError
 from service.access import DISCLOSING, ClientConfig, Role, new_token
 from service.client import Client, request_of
-from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2, inference_pb2_grpc
 from service.served import Served
@@ -229,34 +227,19 @@ def test_only_an_admin_loads_a_model(folder: Path) -> None:
     asyncio.run(main())
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from askance.__main__ import main
-sys.argv = ["askance", "serve", *sys.argv[1:]]
-main()
-"""
-
-
 @pytest.mark.parametrize("how", ["signal", "watch"])
 def test_a_process_swaps_on_a_signal_and_on_a_change(folder: Path, how: str) -> None:
     settings = folder / "server.toml"
     settings.write_text(f"port = 0\nmetrics_port = 0\nwatch_seconds = {0.1 if how == 'watch' else 0.0}\n")
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(folder / "current"), "--config", str(settings)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            serving = next(said for line in process.stdout if (said := Serving.parse(line)))
-            with Client(serving.target) as client:
-                first = client.describe().bundle_id
-                point(folder / "current", folder / "two")
-                if how == "signal":
-                    os.kill(process.pid, signal.SIGHUP)
-                wanted = Bundle.open(folder / "two").manifest.id
-                while client.describe().bundle_id != wanted:
-                    time.sleep(0.02)
-                assert client.screen(noise(1)).bundle_id == wanted != first
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
+    with (
+        process_serving(folder / "current", "--config", settings) as (process, serving),
+        Client(serving.target) as client,
+    ):
+        first = client.describe().bundle_id
+        point(folder / "current", folder / "two")
+        if how == "signal":
+            os.kill(process.pid, signal.SIGHUP)
+        wanted = Bundle.open(folder / "two").manifest.id
+        while client.describe().bundle_id != wanted:
+            time.sleep(0.02)
+        assert client.screen(noise(1)).bundle_id == wanted != first

@@ -6,7 +6,6 @@ import asyncio
 import random
 import struct
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,12 +18,10 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from service_support import encoded, noise, publish_tiny
-from test_deployment import SCRIPT
+from service_support import encoded, noise, process_serving, publish_tiny
 
 from service.access import Role, new_token
 from service.client import request_of
-from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.inference import inference_pb2 as oip
 
@@ -208,23 +205,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("fuzz")
     publish_tiny(folder / "bundle", "service_support:TinyClassifier")
     (folder / "server.toml").write_text(SETTINGS)
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(folder / "bundle"), "--config", str(folder / "server.toml")]
-    with asyncio.Runner() as runner, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            serving = next(said for line in process.stdout if (said := Serving.parse(line)))
-            options = [("grpc.enable_http_proxy", 0)]
+    with asyncio.Runner() as runner, process_serving(folder / "bundle", "--config", folder / "server.toml") as running:
+        process, serving = running
 
-            async def connect() -> grpc.aio.Channel:
-                return grpc.aio.insecure_channel(serving.target, options=options)
+        async def connect() -> grpc.aio.Channel:
+            return grpc.aio.insecure_channel(serving.target, options=[("grpc.enable_http_proxy", 0)])
 
-            channel = runner.run(connect())
-            yield Target(process, channel, runner)
-            runner.run(channel.close(None))
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
+        channel = runner.run(connect())
+        yield Target(process, channel, runner)
+        runner.run(channel.close(None))
 
 
 @pytest.mark.timeout(1200)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
-from service_support import noise, publish_tiny
-from test_deployment import SCRIPT
+from service_support import noise, process_serving, publish_tiny
 
 from benchmarks.isolation import BAD, measure
-from service.launch import Serving
 
 
 def test_a_thousand_mixed_requests(tmp_path: Path) -> None:
     publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    options = [str(tmp_path / "bundle"), "--port", "0", "--metrics-port", "0", "--disclose"]
-    with subprocess.Popen([sys.executable, "-c", program, *options], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            serving = next(said for line in process.stdout if (said := Serving.parse(line)))
-            found = asyncio.run(measure(serving.target, [noise(seed) for seed in range(60)], requests=1040))
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
+    ports = ("--port", "0", "--metrics-port", "0")
+    with process_serving(tmp_path / "bundle", *ports, "--disclose") as (_, serving):
+        found = asyncio.run(measure(serving.target, [noise(seed) for seed in range(60)], requests=1040))
     assert (found.good, found.bad) == (520, 520)
     assert found.different_verdicts == 0
     assert found.largest_difference <= 1e-5

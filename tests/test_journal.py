@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
@@ -24,13 +23,21 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from service_support import Valve, marked, noise, publish_tiny, running, status_of, tiny_served, untypical
-from test_deployment import SCRIPT
+from service_support import (
+    Valve,
+    marked,
+    noise,
+    process_serving,
+    publish_tiny,
+    running,
+    status_of,
+    tiny_served,
+    untypical,
+)
 from test_policy import batch
 
 from service.client import request_of
 from service.context import request_id_of
-from service.launch import Serving
 from service.log import Ids, LogFormat, handler
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
@@ -186,19 +193,14 @@ def test_a_process_logs_json_and_sends_its_spans_to_a_collector(tmp_path: Path) 
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)  # type: ignore[no-untyped-call]
     port = receiver.add_insecure_port("127.0.0.1:0")
     receiver.start()
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(tmp_path / "bundle"), "--config", str(tmp_path / "server.toml")]
     environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stdout is not None
-        serving = next(said for line in process.stdout if (said := Serving.parse(line)))
+    arguments = tmp_path / "bundle", "--config", tmp_path / "server.toml"
+    with process_serving(*arguments, stderr=subprocess.PIPE, env=environment) as (process, serving):
         with grpc.insecure_channel(serving.target) as channel:
             stub: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
             stub.Screen(request_of(untypical(), request_id="mine"), metadata=TRACED)
         process.terminate()
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0
     receiver.stop(None)
 
     log = [json.loads(line) for line in errors.splitlines()]

@@ -250,7 +250,7 @@ sys.path.insert(0, {tests!r})
 from service_support import Valve, tiny_served, build_tiny
 from service.config import ServerConfig
 from service.served import Served
-from service.server import run, serve
+from service.process import run, serve
 
 {body}
 """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,15 +14,26 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from service_support import CREATED, Valve, config, http_get, marked, noise, publish_tiny, status_of, tiny_screen, until
-from test_deployment import SCRIPT, opener
+from service_support import (
+    CREATED,
+    Valve,
+    config,
+    http_get,
+    marked,
+    noise,
+    process_serving,
+    publish_tiny,
+    status_of,
+    tiny_screen,
+    until,
+)
+from test_deployment import opener
 from test_policy import batch
 
 from detectors import Screening
 from detectors.errors import BundleError
 from service.access import ClientConfig, Role, new_token
 from service.client import Client, request_of
-from service.launch import Serving
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2 as pb
 from service.pb.inference import inference_pb2_grpc
@@ -273,18 +282,10 @@ def test_a_bad_candidate_is_refused_and_the_one_before_stays(folder: Path) -> No
 
 
 def test_a_process_serves_a_bundle_and_a_candidate(folder: Path) -> None:
-    program = SCRIPT.format(tests=str(Path(__file__).parent))
-    options = ["--candidate", str(folder / "two"), "--port", "0", "--metrics-port", "0"]
-    command = [sys.executable, "-c", program, str(folder / "one"), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            server = next(said for line in process.stdout if (said := Serving.parse(line)))
-            with Client(server.target) as client:
-                client.screen(noise(1))
-            url = f"http://127.0.0.1:{server.metrics_port}/metrics"
-            while 'askance_candidate_images_total{outcome="compared"} 1.0' not in http_get(url)[1]:
-                pass
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
+    options = ("--candidate", folder / "two", "--port", "0", "--metrics-port", "0")
+    with process_serving(folder / "one", *options) as (_, server):
+        with Client(server.target) as client:
+            client.screen(noise(1))
+        url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+        while 'askance_candidate_images_total{outcome="compared"} 1.0' not in http_get(url)[1]:
+            pass

@@ -1,0 +1,154 @@
+"""Process: the server as a program: signals, reloads, and the settings that hold for a whole process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import prometheus_client
+import torch
+from PIL import Image
+
+from detectors.bundle import MANIFEST
+from detectors.errors import AskanceError
+from service import log
+from service.config import ServerConfig
+from service.launch import Serving
+from service.served import Served
+from service.server import Server
+from service.tracing import export_traces
+
+logger = logging.getLogger(__name__)
+
+GARBAGE = (10_000, 20, 20)  # objects, and rounds, between collections; thousands are alive in flight under load
+SWITCH = 0.0005  # seconds that one thread may hold the interpreter while the other, event loop or inference, waits
+
+
+def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
+    """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
+
+    A second signal ends the draining. SIGHUP loads the bundle anew, and so does a change of it where `watch_seconds` is
+    set.
+
+    Args:
+        bundle_path: the bundle's directory.
+        config: the settings.
+        ready: called once, when the server serves; its argument prints as the line that `service.launch` waits for.
+
+    Raises:
+        AskanceError: the bundle is refused, or a port is in use.
+    """
+    run(_opener(bundle_path, config), config, ready, bundle_path)
+
+
+def _opener(path: Path, config: ServerConfig) -> Callable[[], Served]:
+    return lambda: Served.open(path, single_pass=config.single_pass)
+
+
+def run(
+    load: Callable[[], Served],
+    config: ServerConfig,
+    ready: Callable[[Serving], None] | None = None,
+    source: Path | None = None,
+) -> None:
+    """Serve what `load` gives, from `source`; otherwise `serve`."""
+    # This process is the server's own, hence the settings that hold for all of it.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    sys.setswitchinterval(SWITCH)
+    torch.set_num_threads(config.inference_threads or max(1, _cpus() - 1))
+    log.configure(config.log_level, config.log_format)
+    with contextlib.ExitStack() as stack:
+        if config.traces:
+            stack.callback(export_traces())
+        runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
+        runner.run(_run(load, config, ready, source))
+
+
+async def _run(
+    load: Callable[[], Served],
+    config: ServerConfig,
+    ready: Callable[[Serving], None] | None,
+    source: Path | None,
+) -> None:
+    stopping, reload = asyncio.Event(), asyncio.Event()
+    async with Server(config) as server:
+
+        def on_signal() -> None:
+            if stopping.is_set():
+                server.hurry()
+            stopping.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, reload.set)
+        candidate = None if config.candidate is None else _opener(config.candidate, config)
+        served = await server.deploy(load, candidate)
+        # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
+        # event loop's time under load.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GARBAGE)
+        tasks = [asyncio.create_task(_reload_when_told(server, reload))]
+        if config.watch_seconds:
+            sources = [path for path in (source, config.candidate) if path is not None]
+            tasks += [asyncio.create_task(_follow(path, config.watch_seconds, reload)) for path in sources]
+        if ready is not None and not stopping.is_set():
+            ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
+        await stopping.wait()
+        logger.info("draining")
+        for task in tasks:
+            task.cancel()
+
+
+async def _reload_when_told(server: Server, told: asyncio.Event) -> None:
+    """One reload for each time that it is told to; what comes while one is under way is one more."""
+    while True:
+        await told.wait()
+        told.clear()
+        with contextlib.suppress(AskanceError):  # logged; the old bundle answers on
+            await server.reload()
+
+
+async def _follow(source: Path, seconds: float, changed: asyncio.Event) -> None:
+    """Tell when another bundle stands at `source`: published there, or a link that points elsewhere now."""
+    seen = _stamp(source)
+    while True:
+        await asyncio.sleep(seconds)
+        stamp = _stamp(source)
+        if stamp != seen and stamp is not None:
+            changed.set()
+        seen = stamp
+
+
+def _stamp(source: Path) -> tuple[Path, int, int] | None:
+    try:
+        status = (source / MANIFEST).stat()
+    except OSError:
+        return None
+    return source.resolve(), status.st_mtime_ns, status.st_ino
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop of uvloop where there is one (not on Windows); None stands for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
