@@ -48,7 +48,7 @@ class Call:
     def of(cls, context: Context, request: Message, message_id: str) -> Call:
         """The call of a servicer's method; the log knows it by its own id, too."""
         identity, address = caller.get(), client_of(context)
-        note(client=identity.name, address=address, message_id=message_id[:MESSAGE_ID])
+        note(client=identity.name, address=address, message_id=message_id[:MESSAGE_ID])  # each item of a stream anew
         client = address if identity.name == ANONYMOUS else identity.name
         return cls(identity, client, deadline_of(context), request.ByteSize())
 

@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 
 from service import log
 from service.access import Access, Role, caller
-from service.context import REQUEST_ID, Context, deadline_of, metadata_of, request_id_of
-from service.journal import Journal
+from service.context import REQUEST_ID, Context, client_of, deadline_of, metadata_of, request_id_of
+from service.journal import Journal, note
 from service.status import StatusError, invalid, unavailable
 from service.telemetry import UNARY_INFERENCES, Telemetry
 
@@ -201,6 +201,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _check(self, method: str, context: Context) -> None:
         """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
+        note(address=client_of(context))
         if self.state not in OPEN:
             raise unavailable(self.state.value)
         identity = self._access.identify(metadata_of(context), context.auth_context())

@@ -35,7 +35,10 @@ def verdict_of(answer: object) -> str:
     """What the log says of one image."""
     if isinstance(answer, Screening):
         return answer.verdict.value
-    return "ERROR" if isinstance(answer, StatusError) else "UNSCREENED"
+    if not isinstance(answer, StatusError):
+        return "UNSCREENED"
+    # of what befalls a single image, only being blocked is PERMISSION_DENIED
+    return Verdict.ADVERSARIAL.value if answer.code is grpc.StatusCode.PERMISSION_DENIED else "ERROR"
 
 
 class Journal:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from service_support import (
     Valve,
+    config,
     marked,
     noise,
     process_serving,
@@ -36,12 +38,15 @@ from service_support import (
 )
 from test_policy import batch
 
+from detectors.errors import ConfigError
 from service.client import request_of
+from service.config import Policy
 from service.context import request_id_of
 from service.log import Ids, LogFormat, handler
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.pb.inference import inference_pb2_grpc
+from service.tracing import export_traces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "gateway/42"))
@@ -130,6 +135,31 @@ def test_at_info_only_what_is_flagged_or_failed_here_is_logged(caplog: pytest.Lo
 
     with logged(caplog, logging.INFO):
         asyncio.run(main())
+
+
+def test_what_is_blocked_is_logged_and_a_stranger_by_its_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with running(settings=config(policy=Policy.BLOCK)) as service:
+            await status_of(service.stub.Screen(request_of(untypical())))
+            await status_of(service.stub.Screen(request_of(noise(1)), metadata=(("authorization", "Bearer wrong"),)))
+        blocked, stranger = lines(caplog)
+        assert (blocked["level"], blocked["code"], blocked["verdicts"]) == (
+            "INFO",
+            "PERMISSION_DENIED",
+            ["ADVERSARIAL"],
+        )
+        assert (stranger["code"], stranger["address"]) == ("UNAUTHENTICATED", "ipv4:127.0.0.1")
+
+    with logged(caplog, logging.DEBUG):
+        asyncio.run(main())
+
+
+def test_traces_without_the_extra_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ConfigError, match=r"traces: this takes an extra: pip install 'askance\[tracing\]'"):
+        export_traces()
 
 
 def test_nothing_that_a_request_holds_is_logged(caplog: pytest.LogCaptureFixture) -> None:
