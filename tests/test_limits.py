@@ -134,6 +134,31 @@ def test_bytes_in_flight_are_bounded_and_given_back() -> None:
     asyncio.run(main())
 
 
+def test_a_server_that_is_full_refuses_without_reading() -> None:
+    async def main() -> None:
+        valve = Valve()
+        async with running(tiny_served(valve), config(queue_size=1, max_batch=1)) as service:
+            await service.stub.Screen(request_of(marked(0.1)))  # the method is known from its first call on
+            garbage = service.channel.unary_unary("/askance.v1.Screening/Screen")
+            assert (await status_of(garbage(b"\xff")))[0] is grpc.StatusCode.INVALID_ARGUMENT
+            valve.shut()
+            held = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1))))]
+            await until(valve.entered.is_set)
+            held.append(asyncio.ensure_future(service.stub.Screen(request_of(marked(0.2)))))
+            await until(lambda: service.value("askance_queue_depth") == 1)
+            code, line = await status_of(garbage(b"\xff"))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert line == "the queue is full (1 requests are waiting): try again later or elsewhere"
+            assert service.value("askance_rejected_total", reason="queue_full") == 1
+            counted = {"method": "Screen", "code": "RESOURCE_EXHAUSTED"}
+            assert service.value("askance_requests_total", **counted) == 1
+            assert (await service.stub.Describe(pb.DescribeRequest())).classifier == "tiny"  # questions are answered
+            valve.opened.set()
+            await asyncio.gather(*held)
+
+    asyncio.run(main())
+
+
 def test_readiness_goes_while_the_inference_thread_is_stuck_and_comes_back() -> None:
     async def main() -> None:
         valve = Valve()
