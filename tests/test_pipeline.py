@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
     assert manifest.calibration.samples == 250
     assert manifest.calibration.fusion_samples == 400
     assert set(manifest.provenance["data"]["sha256"]) == set(evaluation["splits"])
-    assert manifest.provenance["packages"]["torch"] == torch.__version__
+    assert manifest.provenance["packages"]["torch"] == version("torch")
 
 
 def test_diagnostics_say_what_was_learned(digits_run: DigitsRun) -> None:
