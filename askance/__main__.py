@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a return for each way to end)
     """Run `askance` and return its exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are for those who debug gRPC, not for our log
     from askance.cli import app
 
     try:

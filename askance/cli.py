@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -130,6 +131,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
+    if hasattr(signal, "SIGHUP"):  # until it means "load anew": a start is as good
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from service.access import DISCLOSING
     from service.config import ServerConfig
     from service.process import serve as serve_bundle

@@ -118,9 +118,8 @@ class Answering:
         return self._default().served
 
     def full(self) -> StatusError | None:
-        """RESOURCE_EXHAUSTED while no bundle has a place in its queue, else None."""
-        errors = [deployed.batcher.full() for deployed in self.all()]
-        return errors[0] if errors and all(errors) else None
+        """RESOURCE_EXHAUSTED while the default bundle has no place in its queue, else None."""
+        return None if self.default is None else self.default.batcher.full()
 
     def all(self) -> list[Deployed]:
         """Whatever answers, the default one first."""
@@ -155,13 +154,14 @@ class Answering:
                 are at their limit, or the client is.
         """
         deployed = self._default() if deployed is None else deployed
+        default = deployed is self.default
         self._rate.take(call.client, len(pictures))
         with ExitStack() as stack:
             stack.enter_context(self.budget.hold(call.size))
             places = [stack.enter_context(deployed.batcher.place()) for _ in pictures]
             outcomes = await asyncio.gather(
                 *(
-                    self._screen(picture, place, deployed.served, explain, call.deadline)
+                    self._screen(picture, place, deployed.served, explain, call.deadline, default)
                     for picture, place in zip(pictures, places, strict=True)
                 )
             )
@@ -174,7 +174,7 @@ class Answering:
         return self.default
 
     async def _screen(
-        self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None
+        self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None, default: bool
     ) -> Prediction | StatusError:
         try:
             with self._telemetry.timed("decode"):
@@ -183,10 +183,11 @@ class Answering:
         except StatusError as error:
             place.free()
             return error
-        self._telemetry.answered(answer)
+        if default:  # alerts go by what answers whoever names no version
+            self._telemetry.answered(answer)
         if not isinstance(answer, Screening):
             return answer
-        if self.candidate is not None and self.default is not None and served is self.default.served:
+        if default and self.candidate is not None:
             self.candidate.offer(image, answer)
         if self._config.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
             self._telemetry.blocked()

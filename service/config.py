@@ -143,7 +143,10 @@ class ServerConfig(BaseModel):
                 known = _settings_at(cls, first["loc"][:-1])
                 hint = did_you_mean(str(first["loc"][-1]), known)
                 raise ConfigError(f"{source}unknown setting {name!r}: {hint}") from None
-            got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"  # a table may hold secrets
+            secret = (
+                isinstance(first["input"], dict) or "token_sha256" in first["loc"]
+            )  # where the token itself may stand
+            got = "" if secret else f", got {first['input']!r}"
             raise ConfigError(f"{source}{name}: {_lower(first['msg'])}{got}") from None
 
 

@@ -64,6 +64,7 @@ class Deployment:
             current = self._answering.default
             if current is not None and current.served.bundle_id == served.bundle_id:
                 served.screen.close()
+                logger.info("bundle %s answers already", served.version)
                 return current.served, False
             await self._prove(served, current)
             if self._is_candidate(served):  # its time has come
@@ -73,6 +74,7 @@ class Deployment:
             self._telemetry.deployed(served)
             if current is not None:
                 self._keep(current)
+            logger.info("bundle %s answers", served.version)
             return served, True
 
     async def consider(self, load: Callable[[], Served]) -> tuple[Served, bool]:
@@ -90,14 +92,18 @@ class Deployment:
             default = self._answering.default
             assert default is not None
             served = await self._load(load)
-            if served.bundle_id == default.served.bundle_id or self._is_candidate(served):
+            answers = served.bundle_id == default.served.bundle_id
+            if answers or self._is_candidate(served):
                 served.screen.close()
+                already = "answers already: it is no candidate" if answers else "is the candidate already"
+                logger.info("bundle %s %s", served.version, already)
                 return served, False
             await self._prove(served, default)
             self._drop_candidate()
             self._let_go(served.version)
             self._answering.others[served.version] = self._start(served)
             self._answering.candidate = Candidate(served, self._inference, self._telemetry.agreement, self.idle)
+            logger.info("bundle %s is the candidate", served.version)
             return served, True
 
     def unload(self, version: str) -> None:
@@ -225,4 +231,4 @@ async def _retire(deployed: Deployed) -> None:
         await asyncio.sleep(PAUSE)
     await batcher.stop()
     served.screen.close()
-    logger.info("bundle %s has answered its last request", served.version)
+    logger.info("a queue of bundle %s has answered its last request", served.version)

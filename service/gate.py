@@ -94,8 +94,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self.state = State.STALLED if stalled else State.SERVING
 
     def leave(self) -> None:
-        """Look unready, and let calls through all the same, until `close`."""
-        if self.state in (State.SERVING, State.STALLED):
+        """Look unready, and let calls through all the same, until `close`; a stalled server would answer none."""
+        if self.state is State.SERVING:
             self.state = State.LEAVING
 
     def close(self) -> None:

@@ -182,6 +182,8 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         deployed = self._model(request.model_name, request.model_version)
         served = deployed.served
+        if served is not self._answering.served:  # another guard is another oracle
+            call.identity.require(Role.SCORES)
         outputs = _wanted(request, served, call.identity, self._answering.shows_verdicts)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
         explain = any(output.role is Role.EXPLANATIONS for output in outputs)

@@ -16,6 +16,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from detectors.screen import Screening, Verdict
 from service.context import Metadata
+from service.log import request_id
 from service.status import StatusError
 from service.telemetry import Telemetry, is_past
 
@@ -108,4 +109,5 @@ def _log(method: str, code: grpc.StatusCode, reason: str | None, seconds: float,
     if reason is not None:
         fields["reason"] = reason
     what = ", ".join(sorted(alarming)) or code.name
-    logger.log(level, "%s for %s: %s", method, notes.get("client", "anyone"), what, extra=fields)
+    who = notes.get("client", "anyone"), notes.get("address", "unknown"), request_id.get("none")
+    logger.log(level, "%s for %s (%s, request %s): %s", method, *who, what, extra=fields)

@@ -11,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 from pythonjsonlogger.json import JsonFormatter
 
+OWN = ("askance", "classifiers", "detectors", "service")
 request_id: ContextVar[str] = ContextVar("request_id")
 """Of the call under way; set by the Gate."""
 
@@ -67,5 +68,10 @@ def handler(form: LogFormat) -> logging.Handler:
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:
-    """Set up this process's log."""
-    logging.basicConfig(level=level.upper(), handlers=[handler(form)], force=True)
+    """Set up this process's log.
+
+    The level is that of our own lines: others' would tell what is in the images (Pillow prints EXIF at DEBUG).
+    """
+    logging.basicConfig(level=logging.WARNING, handlers=[handler(form)], force=True)
+    for name in OWN:
+        logging.getLogger(name).setLevel(level.upper())

@@ -28,6 +28,7 @@ from service.tracing import export_traces
 
 logger = logging.getLogger(__name__)
 
+Stamp = tuple[Path, int, int]
 GARBAGE = (10_000, 20, 20)  # objects, and rounds, between collections; thousands are alive in flight under load
 SWITCH = 0.0005  # seconds that one thread may hold the interpreter while the other, event loop or inference, waits
 
@@ -92,6 +93,8 @@ async def _run(
             loop.add_signal_handler(number, on_signal)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, reload.set)
+        sources = [path for path in (source, config.candidate) if path is not None]
+        seen = {path: _stamp(path) for path in sources}  # before they are loaded: what changes meanwhile is a change
         candidate = None if config.candidate is None else _opener(config.candidate, config)
         served = await server.deploy(load, candidate)
         # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
@@ -101,8 +104,7 @@ async def _run(
         gc.set_threshold(*GARBAGE)
         tasks = [asyncio.create_task(_reload_when_told(server, reload))]
         if config.watch_seconds:
-            sources = [path for path in (source, config.candidate) if path is not None]
-            tasks += [asyncio.create_task(_follow(path, config.watch_seconds, reload)) for path in sources]
+            tasks += [asyncio.create_task(_follow(path, seen[path], config.watch_seconds, reload)) for path in sources]
         if ready is not None and not stopping.is_set():
             ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
         await stopping.wait()
@@ -120,9 +122,8 @@ async def _reload_when_told(server: Server, told: asyncio.Event) -> None:
             await server.reload()
 
 
-async def _follow(source: Path, seconds: float, changed: asyncio.Event) -> None:
+async def _follow(source: Path, seen: Stamp | None, seconds: float, changed: asyncio.Event) -> None:
     """Tell when another bundle stands at `source`: published there, or a link that points elsewhere now."""
-    seen = _stamp(source)
     while True:
         await asyncio.sleep(seconds)
         stamp = _stamp(source)
@@ -131,7 +132,7 @@ async def _follow(source: Path, seconds: float, changed: asyncio.Event) -> None:
         seen = stamp
 
 
-def _stamp(source: Path) -> tuple[Path, int, int] | None:
+def _stamp(source: Path) -> Stamp | None:
     try:
         status = (source / MANIFEST).stat()
     except OSError:

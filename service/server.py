@@ -148,29 +148,34 @@ class Server:
     async def reload(self) -> Served:
         """Load what is served anew, and the candidate; let each take its place if it has changed.
 
-        On failure the one before stays.
+        On failure the one before stays; each is tried whatever becomes of the other.
 
         Raises:
             AskanceError: as for `deploy`, or nothing is deployed yet.
         """
         if self._load is None:
             raise AskanceError("nothing is served yet: there is nothing to load anew")
-        served = await self._replace(self._deployment.deploy(self._load), "answers")
+        attempts = [self._deployment.deploy(self._load)]
         if self._load_candidate is not None:
-            await self._replace(self._deployment.consider(self._load_candidate), "is the candidate")
+            attempts.append(self._deployment.consider(self._load_candidate))
+        served, *candidate = [await self._replaced(attempt) for attempt in attempts]
+        for outcome in (served, *candidate):
+            if isinstance(outcome, AskanceError):
+                raise outcome
+        assert isinstance(served, Served)
         return served
 
-    async def _replace(self, attempt: Awaitable[tuple[Served, bool]], role: str) -> Served:
+    async def _replaced(self, attempt: Awaitable[tuple[Served, bool]]) -> Served | AskanceError:
+        """What came of an attempt, counted and logged."""
         try:
             served, changed = await attempt
         except Exception as error:
             self.telemetry.reloaded("failure")
             logger.error("a bundle is refused: %s", error)
             if isinstance(error, AskanceError):
-                raise
-            raise BundleError(f"the bundle cannot be loaded: {type(error).__name__}, see the log") from error
+                return error
+            return BundleError(f"the bundle cannot be loaded: {type(error).__name__}, see the log")
         self.telemetry.reloaded("success" if changed else "unchanged")
-        logger.info("bundle %s %s%s", served.version, role, "" if changed else " already")
         return served
 
     async def _watch(self) -> None:

@@ -24,9 +24,11 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from PIL import Image
 from service_support import (
     Valve,
     config,
+    encoded,
     marked,
     noise,
     process_serving,
@@ -77,6 +79,7 @@ def test_a_line_says_who_what_and_how_long_and_belongs_to_its_trace(caplog: pyte
             trailing = dict(await call.trailing_metadata())
             assert trailing["x-request-id"] == "gateway/42"
             verdict = pb.Verdict.Name(answer.verdict)
+            said = verdict if verdict == "ADVERSARIAL" else "OK"
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service.stub.Screen(pb.ScreenRequest(encoded=b"no image"))
             error = caught.value
@@ -86,7 +89,7 @@ def test_a_line_says_who_what_and_how_long_and_belongs_to_its_trace(caplog: pyte
             assert line == {
                 "level": "DEBUG",
                 "logger": "service.journal",
-                "message": f"Screen for anonymous: {verdict if verdict == 'ADVERSARIAL' else 'OK'}",
+                "message": f"Screen for anonymous (ipv4:127.0.0.1, request gateway/42): {said}",
                 "method": "Screen",
                 "code": "OK",
                 "client": "anonymous",
@@ -154,6 +157,21 @@ def test_what_is_blocked_is_logged_and_a_stranger_by_its_address(
 
     with logged(caplog, logging.DEBUG):
         asyncio.run(main())
+
+
+def test_others_lines_say_nothing_of_the_images() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET NAME"
+    program = (
+        "import sys; from service.log import LogFormat, LogLevel, configure; from service.images import decode\n"
+        "import logging; from detectors.preprocessing import Preprocessing\n"
+        "configure(LogLevel.DEBUG, LogFormat.JSON); logging.getLogger('service.x').debug('ours')\n"
+        "shape = dict(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))\n"
+        "decode(bytes.fromhex(sys.argv[1]), Preprocessing.model_validate(shape), 1000)\n"
+    )
+    content = encoded(Image.fromarray(noise(1)[0]), "JPEG", exif=exif)
+    done = subprocess.run([sys.executable, "-c", program, content.hex()], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["ours"]
 
 
 def test_traces_without_the_extra_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

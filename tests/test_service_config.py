@@ -66,6 +66,14 @@ def test_a_mistake_gets_one_line(tmp_path: Path, content: str, text: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_token_that_stands_where_its_hash_should_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text('[[clients]]\nname = "gateway"\ntoken_sha256 = "the-token-itself"\n')
+    with pytest.raises(ConfigError, match="token_sha256") as caught:
+        ServerConfig.load(path)
+    assert "the-token-itself" not in str(caught.value)
+
+
 def test_a_missing_file_and_a_bad_override_get_one_line(tmp_path: Path) -> None:
     with pytest.raises(AskanceError, match=re.escape(f"{tmp_path / 'x.toml'} cannot be read: No such file")):
         ServerConfig.load(tmp_path / "x.toml")

@@ -120,6 +120,16 @@ def test_a_leaving_server_answers_until_balancers_have_noticed() -> None:
     asyncio.run(main())
 
 
+def test_a_stalled_server_that_leaves_lets_nobody_in() -> None:
+    async def main() -> None:
+        async with running(settings=config(notice_seconds=3600)) as service:
+            service.server.gate.stall(True)
+            await service.server.stop()  # at once
+            assert service.server.gate.state == "draining"
+
+    asyncio.run(main())
+
+
 def test_draining_answers_what_a_stream_has_sent_then_ends_it() -> None:
     async def main() -> None:
         valve = Valve()

@@ -131,6 +131,25 @@ def test_each_version_answers_those_who_name_it_and_the_default_all_others(folde
     asyncio.run(main())
 
 
+def test_another_version_takes_the_role_scores_and_counts_for_no_alert() -> None:
+    async def main() -> None:
+        settings = {"anonymous": frozenset({Role.PREDICT})}
+        async with serving(lambda: served("a"), lambda: served("b"), **settings) as service:
+            request = batch(noise(3)[None], "verdict")
+            for version, code in (("", None), ("a" * 12, None), ("b" * 12, grpc.StatusCode.UNAUTHENTICATED)):
+                request.model_version = version
+                call = service.oip.ModelInfer(request)
+                assert (None if code is None else (await status_of(call))[0]) is code
+                if code is None:
+                    assert (await call).model_version == "a" * 12
+        async with serving(lambda: served("a"), lambda: served("b")) as service:
+            await service.oip.ModelInfer(ask("b" * 12))
+            await service.oip.ModelInfer(ask())
+            assert service.value("askance_p_value_count", detector="fused") == 1
+
+    asyncio.run(main())
+
+
 def test_a_version_is_unloaded_by_name_and_the_default_one_never(folder: Path) -> None:
     async def main() -> None:
         async with serving(opener(folder / "one"), opener(folder / "two")) as service:
@@ -272,11 +291,19 @@ def test_a_bad_candidate_is_refused_and_the_one_before_stays(folder: Path) -> No
             service.server._load_candidate = opener(folder / "nothing")
             with pytest.raises(BundleError, match="is not a bundle"):
                 await service.server.reload()
+            service.server._load, good = opener(folder / "nothing"), service.server._load
+            service.server._load_candidate = opener(folder / "three")
+            with pytest.raises(BundleError, match="is not a bundle"):
+                await service.server.reload()
+            assert (await service.versions())[0] == before[0]
+            assert (await service.versions())[1] not in before  # whatever becomes of the default one
+            before = await service.versions()
+            service.server._load = good
             service.server._load_candidate = lambda: Served("c" * 64, CREATED, "other", tiny_screen())
             with pytest.raises(BundleError, match="is of the classifier 'other'"):
                 await service.server.reload()
             assert await service.versions() == before
-            assert service.value("askance_bundle_reloads_total", result="failure") == 2
+            assert service.value("askance_bundle_reloads_total", result="failure") == 3
 
     asyncio.run(main())
 
