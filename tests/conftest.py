@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
+
+from service.log import OWN, Ids
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
 torch.set_num_threads(1)
@@ -20,6 +24,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Attacked images of tests stay out of the user's cache, and the user's out of tests."""
     os.environ["ASKANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A server that is run in this process leaves no log of its own behind."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if any(isinstance(part, Ids) for part in one.filters)]:
+        root.removeHandler(handler)
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
