@@ -11,7 +11,6 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from benchmarks.load import connection, percentile
 from calibration.progress import say
 from detectors.errors import AskanceError
 from service.client import request_of
-from service.launch import Serving
+from service.launch import Serving, started
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 
@@ -99,17 +98,8 @@ def server(bundle: Path, settings: str) -> Iterator[tuple[subprocess.Popen[str],
     with tempfile.TemporaryDirectory(prefix="askance-overload-") as folder:
         file = Path(folder) / "server.toml"
         file.write_text(f"port = 0\nmetrics_port = 0\nlog_level = 'error'\n{settings}")
-        command = [sys.executable, "-m", "askance", "serve", str(bundle), "--config", str(file)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                serving = next((said for line in process.stdout if (said := Serving.parse(line))), None)
-                if serving is None:
-                    raise AskanceError(f"the server ended before it served (exit code {process.wait()})")
-                yield process, serving
-            finally:
-                if process.poll() is None:
-                    process.kill()
+        with started(["-m", "askance", "serve", str(bundle), "--config", str(file)]) as running:
+            yield running
 
 
 class Crowd:

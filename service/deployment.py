@@ -67,9 +67,7 @@ class Deployment:
                 logger.info("bundle %s answers already", served.version)
                 return current.served, False
             await self._prove(served, current)
-            if self._is_candidate(served):  # its time has come
-                self._drop_candidate()
-            self._let_go(served.version)
+            self._let_go(served.version)  # it may have been the candidate, whose time has come, or kept
             self._answering.default = self._start(served)
             self._telemetry.deployed(served)
             if current is not None:
@@ -92,15 +90,16 @@ class Deployment:
             default = self._answering.default
             assert default is not None
             served = await self._load(load)
-            answers = served.bundle_id == default.served.bundle_id
-            if answers or self._is_candidate(served):
+            answers, before = served.bundle_id == default.served.bundle_id, self._answering.candidate
+            if answers or (before is not None and served.bundle_id == before.served.bundle_id):
                 served.screen.close()
                 already = "answers already: it is no candidate" if answers else "is the candidate already"
                 logger.info("bundle %s %s", served.version, already)
                 return served, False
             await self._prove(served, default)
-            self._drop_candidate()
-            self._let_go(served.version)
+            if before is not None:
+                self._let_go(before.served.version)
+            self._let_go(served.version)  # it may have been kept
             self._answering.others[served.version] = self._start(served)
             self._answering.candidate = Candidate(served, self._inference, self._telemetry.agreement, self.idle)
             logger.info("bundle %s is the candidate", served.version)
@@ -117,13 +116,9 @@ class Deployment:
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION, f"version {version} is the default one: stop the server instead"
             )
-        deployed = self._answering.others.get(version)
-        if deployed is None:
+        if version not in self._answering.others:
             raise StatusError(grpc.StatusCode.NOT_FOUND, f"version {version[:40]!r} is not loaded", "invalid")
-        if self._is_candidate(deployed.served):
-            self._drop_candidate()
-        else:
-            self._let_go(version)
+        self._let_go(version)
         logger.info("version %s is unloaded", version)
 
     async def _load(self, load: Callable[[], Served]) -> Served:
@@ -173,16 +168,6 @@ class Deployment:
         batcher.start()
         return Deployed(served, batcher)
 
-    def _is_candidate(self, served: Served) -> bool:
-        candidate = self._answering.candidate
-        return candidate is not None and candidate.served.bundle_id == served.bundle_id
-
-    def _drop_candidate(self) -> None:
-        candidate, self._answering.candidate = self._answering.candidate, None
-        if candidate is not None:
-            candidate.stop()
-            self._let_go(candidate.served.version)
-
     def _keep(self, replaced: Deployed) -> None:
         """Let a bundle that was the default one answer those who name it, the oldest such making room for it."""
         others, candidate = self._answering.others, self._answering.candidate
@@ -192,6 +177,11 @@ class Deployment:
             self._let_go(version)
 
     def _let_go(self, version: str) -> None:
+        """Let a version that is not the default one answer nobody new; nothing happens if it is not loaded."""
+        candidate = self._answering.candidate
+        if candidate is not None and candidate.served.version == version:
+            candidate.stop()
+            self._answering.candidate = None
         deployed = self._answering.others.pop(version, None)
         if deployed is not None:
             task = asyncio.create_task(_retire(deployed), name="askance-retire")

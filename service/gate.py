@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from service import log
 from service.access import Access, Role, caller
-from service.context import REQUEST_ID, Context, client_of, deadline_of, metadata_of, request_id_of
+from service.context import REQUEST_ID, Context, Metadata, client_of, deadline_of, metadata_of, request_id_of
 from service.journal import Journal, note
 from service.status import StatusError, invalid, unavailable
 from service.telemetry import UNARY_INFERENCES, Telemetry
@@ -157,13 +157,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _unary(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
+            metadata = metadata_of(context)
             try:
-                with (
-                    self._entered(context),
-                    self._journal.request(method, metadata_of(context), deadline_of(context)),
-                ):
+                with self._entered(context, metadata), self._journal.request(method, metadata, deadline_of(context)):
                     if method not in self._any_state:
-                        self._check(method, context)
+                        self._check(method, context, metadata)
                     return await behaviour(_parsed(request), context)
             except Exception as error:
                 await _abort(context, error)
@@ -172,9 +170,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _streaming(self, method: str, behaviour: Any) -> Any:
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
+            metadata = metadata_of(context)
             try:
-                with self._entered(context):
-                    self._check(method, context)
+                with self._entered(context, metadata):
+                    self._check(method, context, metadata)
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
                     async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
                         async for response in responses:
@@ -186,8 +185,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return call
 
     @contextmanager
-    def _entered(self, context: Context) -> Iterator[None]:
-        name = request_id_of(metadata_of(context))
+    def _entered(self, context: Context, metadata: Metadata) -> Iterator[None]:
+        name = request_id_of(metadata)
         log.request_id.set(name)
         context.set_trailing_metadata(((REQUEST_ID, name),))
         self.arrived += 1
@@ -199,12 +198,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if self.calls == 0 and self.state is State.DRAINING:
                 self.drained.set()
 
-    def _check(self, method: str, context: Context) -> None:
+    def _check(self, method: str, context: Context, metadata: Metadata) -> None:
         """Refuse unless serving, and a client that may not ask; `access.caller` is set for the call."""
         note(address=client_of(context))
         if self.state not in OPEN:
             raise unavailable(self.state.value)
-        identity = self._access.identify(metadata_of(context), context.auth_context())
+        identity = self._access.identify(metadata, context.auth_context())
         identity.require(Role.ADMIN if method in self._admin else Role.PREDICT)
         if method in self._admin:
             logger.info("%s by %s", method, identity.name)

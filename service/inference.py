@@ -89,7 +89,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: ARG002, N802
         """Whether the model is served; another name or version is not."""
-        ready = self._gate.state is State.SERVING and self._is_served(request.name, request.version)
+        ready = self._gate.state is State.SERVING and self._find(request.name, request.version) is not None
         return pb.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(  # noqa: N802
@@ -117,7 +117,6 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
         """The one model, in each of its versions."""
-        self._answering.at("")
         return models.repository_index([one.served for one in self._answering.all()])
 
     async def RepositoryModelLoad(  # noqa: N802
@@ -163,13 +162,13 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             async for response in responses:
                 yield response
 
-    def _is_served(self, name: str, version: str) -> bool:
+    def _find(self, name: str, version: str) -> Deployed | None:
         deployed = self._answering.at(version)
-        return deployed is not None and name == deployed.served.classifier
+        return deployed if deployed is not None and name == deployed.served.classifier else None
 
     def _model(self, name: str, version: str) -> Deployed:
-        deployed = self._answering.at(version)
-        if deployed is None or name != deployed.served.classifier:
+        deployed = self._find(name, version)
+        if deployed is None:
             asked = f"{name} {version}".rstrip()
             versions = ", ".join(one.served.version for one in self._answering.all())
             raise StatusError(

@@ -22,7 +22,9 @@ from service.telemetry import Telemetry, is_past
 
 logger = logging.getLogger(__name__)
 
-ALARMING = frozenset({Verdict.ADVERSARIAL.value, "UNSCREENED"})
+ERROR = "ERROR"  # in a verdict's place: an image that has no prediction
+UNSCREENED = "UNSCREENED"  # one that has nothing else
+ALARMING = frozenset({Verdict.ADVERSARIAL.value, UNSCREENED})
 """Verdicts that are worth a line of the log at level INFO."""
 _notes: ContextVar[dict[str, Any]] = ContextVar("notes")
 
@@ -37,9 +39,9 @@ def verdict_of(answer: object) -> str:
     if isinstance(answer, Screening):
         return answer.verdict.value
     if not isinstance(answer, StatusError):
-        return "UNSCREENED"
+        return UNSCREENED
     # of what befalls a single image, only being blocked is PERMISSION_DENIED
-    return Verdict.ADVERSARIAL.value if answer.code is grpc.StatusCode.PERMISSION_DENIED else "ERROR"
+    return Verdict.ADVERSARIAL.value if answer.code is grpc.StatusCode.PERMISSION_DENIED else ERROR
 
 
 class Journal:

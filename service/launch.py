@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from detectors.errors import AskanceError
 
@@ -57,24 +58,43 @@ class Serving:
 
 
 @contextmanager
-def launched(arguments: Sequence[str], stop_seconds: float = 30.0) -> Iterator[Serving]:
-    """Run `python ARGUMENTS`, a server, until the block ends; then SIGTERM, and wait for it to drain.
+def started(arguments: Sequence[str], **options: Any) -> Iterator[tuple[subprocess.Popen[str], Serving]]:
+    """Run `python ARGUMENTS`, a server, from when it serves; it is killed if it outlives the block.
 
-    The process prints the line of Serving when it serves; its standard error is ours.
+    The process prints the line of Serving when it serves.
 
     Args:
         arguments: such as ["-m", "askance", "serve", BUNDLE, "--port", "0", "--metrics-port", "0"].
-        stop_seconds: after which a server that does not stop is killed.
+        options: more for `subprocess.Popen`; by default its standard error is ours.
 
     Raises:
-        AskanceError: it ended before it served, or did not stop with exit code 0.
+        AskanceError: it ended before it served.
     """
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         assert process.stdout is not None
         try:
             serving = next((said for line in process.stdout if (said := Serving.parse(line))), None)
             if serving is None:
                 raise AskanceError(f"the server ended before it served (exit code {process.wait()})")
+            yield process, serving
+        finally:
+            process.kill()
+
+
+@contextmanager
+def launched(arguments: Sequence[str], stop_seconds: float = 30.0) -> Iterator[Serving]:
+    """Run `python ARGUMENTS`, a server, until the block ends; then SIGTERM, and wait for it to drain.
+
+    Args:
+        arguments: as for `started`.
+        stop_seconds: after which a server that does not stop is killed.
+
+    Raises:
+        AskanceError: it ended before it served, or did not stop with exit code 0.
+    """
+    with started(arguments) as (process, serving):
+        try:
             yield serving
         finally:
             code = _stop(process, stop_seconds)

@@ -60,7 +60,7 @@ REASONS = (
     "draining",
 )
 RELOADS = ("success", "unchanged", "failure")
-UNSCREENED = ("failure", "deadline")
+UNSCREENED_REASONS = ("failure", "deadline")
 
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 GIVING_UP = 0.02  # seconds: a client sees its deadline pass that much earlier than the server may
@@ -173,7 +173,7 @@ class Telemetry:
             self._rejected.labels(reason)
         for result in RELOADS:
             self._reloads.labels(result)
-        for reason in UNSCREENED:
+        for reason in UNSCREENED_REASONS:
             self._unscreened.labels(reason)
         for verdict in Verdict:
             self._verdicts.labels(verdict.value)
@@ -255,7 +255,7 @@ class Telemetry:
         self._batch_size.observe(size)
 
     def unscreened(self, reason: str) -> None:
-        """Count an image that the detectors did not have their say on, by one of UNSCREENED."""
+        """Count an image that the detectors did not have their say on, by one of UNSCREENED_REASONS."""
         self._unscreened.labels(reason).inc()
 
     def answered(self, answer: Prediction) -> None:

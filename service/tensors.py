@@ -20,12 +20,11 @@ from detectors.screen import Prediction, Screen, Screening
 from service.access import Role
 from service.answering import SMALL, Picture
 from service.images import decode, pixels_of
+from service.journal import ERROR, UNSCREENED
 from service.pb.inference import inference_pb2 as pb
 from service.status import StatusError, invalid
 
 IMAGE, ENCODED = "image", "encoded"
-ERROR = "ERROR"  # the verdict on an image that has no prediction
-UNSCREENED = "UNSCREENED"  # on one that has nothing else
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "UINT8": np.dtype("u1"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -46,7 +45,7 @@ from detectors.preprocessing import Preprocessing
 from detectors.screen import Fused, Observe, read_all
 from service.access import DISCLOSING
 from service.config import ServerConfig
-from service.launch import Serving
+from service.launch import Serving, started
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 from service.served import Served
@@ -242,7 +241,7 @@ async def running(served: Served | None = None, settings: ServerConfig | None = 
 
 
 # The tests' own classifier is found where this module is.
-_SERVE = f"""
+SERVE = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from askance.__main__ import main
@@ -254,12 +253,8 @@ main()
 @contextmanager
 def process_serving(*arguments: str | Path, **options: Any) -> Iterator[tuple[subprocess.Popen[str], Serving]]:
     """`askance serve ARGUMENTS` in a process of its own, from when it serves; with the block it ends, and well."""
-    command = [sys.executable, "-c", _SERVE, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+    with started(["-c", SERVE, *map(str, arguments)], **options) as (process, serving):
         try:
-            assert process.stdout is not None
-            serving = next((said for line in process.stdout if (said := Serving.parse(line))), None)
-            assert serving is not None, "the server ended before it served"
             yield process, serving
         finally:
             process.terminate()

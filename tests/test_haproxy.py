@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +22,12 @@ import grpc
 import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
-from service_support import http_get, noise, publish_tiny, until
+from service_support import SERVE, http_get, noise, publish_tiny, until
 
 from detectors import Bundle
 from service.access import new_token
 from service.client import Client, Credentials, ImageLike, ServiceError, request_of
-from service.launch import Serving
+from service.launch import Serving, started
 from service.pb.askance.v1 import screening_pb2 as pb
 from service.pb.askance.v1 import screening_pb2_grpc
 
@@ -41,13 +40,6 @@ LOCALHOST = "127.0.0.1"
 pytestmark = pytest.mark.skipif(
     shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
 )
-
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
-from askance.__main__ import main
-main()
-"""
 
 NOTICE = 5  # seconds; HAProxy notices in less than one
 
@@ -101,10 +93,7 @@ def process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
 def replica(bundle: Bundle, settings: Path, ports: tuple[int, int] = (0, 0)) -> Iterator[Replica]:
     """`askance serve`, from when it serves."""
     arguments = [str(bundle.path), "--config", str(settings), "--port", str(ports[0]), "--metrics-port", str(ports[1])]
-    with process([sys.executable, "-c", PROGRAM, "serve", *arguments], stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        serving = next((said for line in server.stdout if (said := Serving.parse(line))), None)
-        assert serving is not None, "the server ended before it served"
+    with started(["-c", SERVE, *arguments]) as (server, serving):
         yield Replica(bundle.manifest.id, serving, server)
 
 
