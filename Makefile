@@ -27,7 +27,7 @@ figures: $(STAMP)
 	$(BIN)/python docs/figures.py
 
 protos: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
+	$(BIN)/python -m grpc_tools.protoc -Iaskance/service/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
 		proto/askance/v1/screening.proto proto/inference/inference.proto
 
 # The Dockerfile, built and tried for real: as root, with buildah and debootstrap. TORCH_INDEX: where pip finds torch's CPU builds.

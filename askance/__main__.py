@@ -37,7 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
             raise
         return _fail(f"this command needs {error.name}: install the extra, pip install 'askance[calibration]'")
     except Exception as error:
-        from detectors.errors import AskanceError  # imports torch: not before it is needed
+        from askance.errors import AskanceError  # imports torch: not before it is needed
 
         if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
             return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")

@@ -64,9 +64,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
 ) -> None:
     """Train one of the example classifiers and write its weights where CONFIG says."""
+    from askance.calibration.config import load_config
+    from askance.calibration.training import train as train_classifier
     from askance.output import console
-    from calibration.config import load_config
-    from calibration.training import train as train_classifier
 
     result = train_classifier(load_config(config), overwrite=overwrite)
     console.print(
@@ -82,9 +82,9 @@ def calibrate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted calibration.")] = False,
 ) -> None:
     """Fit the detectors, calibrate, attack, evaluate, and write the bundle."""
+    from askance.calibration.config import load_config
+    from askance.calibration.pipeline import calibrate as calibrate_bundle
     from askance.output import console, print_diagnostics, print_evaluation
-    from calibration.config import load_config
-    from calibration.pipeline import calibrate as calibrate_bundle
 
     try:
         bundle = calibrate_bundle(load_config(config), out, resume=resume)
@@ -102,10 +102,10 @@ def calibrate(
 @app.command()
 def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = None) -> None:
     """The tables again, for a published BUNDLE on the data and attacks of CONFIG."""
+    from askance.calibration.config import load_config
+    from askance.calibration.pipeline import evaluate_bundle
+    from askance.detectors.bundle import Bundle
     from askance.output import print_evaluation, write_json
-    from calibration.config import load_config
-    from calibration.pipeline import evaluate_bundle
-    from detectors.bundle import Bundle
 
     evaluation = evaluate_bundle(Bundle.open(bundle), load_config(config))
     print_evaluation(evaluation)
@@ -133,9 +133,9 @@ def serve(
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     if hasattr(signal, "SIGHUP"):  # until it means "load anew": a start is as good
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from service.access import DISCLOSING
-    from service.config import ServerConfig
-    from service.process import serve as serve_bundle
+    from askance.service.access import DISCLOSING
+    from askance.service.config import ServerConfig
+    from askance.service.process import serve as serve_bundle
 
     settings = ServerConfig.load(
         config,
@@ -165,9 +165,9 @@ def screen(
     json: JsonOption = None,
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
+    from askance.errors import DataError
     from askance.output import print_verdicts, verdict_rows, write_json
-    from detectors.errors import DataError
-    from service.client import Client, Credentials, readable, token_of
+    from askance.service.client import Client, Credentials, readable, token_of
 
     token = None if token_file is None else token_of(token_file)
     failed: dict[int, DataError] = {}
@@ -184,7 +184,7 @@ def screen(
 @app.command()
 def token() -> None:
     """Make a bearer token for a client, and the line of the server's settings that knows it."""
-    from service.access import new_token
+    from askance.service.access import new_token
 
     made, digest = new_token()
     print(f'{made}\ntoken_sha256 = "{digest}"')  # noqa: T201
@@ -196,9 +196,9 @@ def inspect(
     json: JsonOption = None,
 ) -> None:
     """What is in BUNDLE, and whether it is intact and can be served."""
+    from askance.classifiers import build_classifier
+    from askance.detectors.bundle import Bundle
     from askance.output import print_bundle, write_json
-    from classifiers import build_classifier
-    from detectors.bundle import Bundle
 
     opened = Bundle.open(bundle)
     opened.screen(build_classifier).close()

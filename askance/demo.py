@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.cache import attack_cache
-from calibration.config import load_config
-from calibration.evaluation import BASELINE
-from calibration.metrics import detection
-from calibration.pipeline import calibrate
-from calibration.progress import say, track
-from calibration.subject import load_subject
-from calibration.suite import Assault, run
-from calibration.training import train
-from detectors.screen import FUSED, Verdict
-from service.client import Client, ServiceError
-from service.launch import launched
-from service.pb.askance.v1 import screening_pb2 as pb
+from askance.calibration.cache import attack_cache
+from askance.calibration.config import load_config
+from askance.calibration.evaluation import BASELINE
+from askance.calibration.metrics import detection
+from askance.calibration.pipeline import calibrate
+from askance.calibration.progress import say, track
+from askance.calibration.subject import load_subject
+from askance.calibration.suite import Assault, run
+from askance.calibration.training import train
+from askance.detectors.screen import FUSED, Verdict
+from askance.service.client import Client, ServiceError
+from askance.service.launch import launched
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 SERVE = ("-m", "askance", "serve")
 

@@ -12,11 +12,11 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from detectors.bundle import Bundle
-from detectors.errors import ConfigError, DataError
-from detectors.screen import Verdict
-from service.client import ServiceError
-from service.pb.askance.v1 import screening_pb2 as pb
+from askance.detectors.bundle import Bundle
+from askance.detectors.screen import Verdict
+from askance.errors import ConfigError, DataError
+from askance.service.client import ServiceError
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 # Piped output is for other programs: never wrapped to a terminal's width.
 console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)

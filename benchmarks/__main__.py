@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from askance.calibration.progress import say
+from askance.errors import AskanceError
 from askance.output import console, write_json
 from benchmarks import library, screening, serving
 from benchmarks.environment import prepare
 from benchmarks.report import print_construction, print_screening, print_serving, print_subject
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.subjects import NETWORKS, Subject, fit
-from calibration.progress import say
-from detectors.errors import AskanceError
 
 
 def main(

@@ -21,15 +21,15 @@ import typer
 import uvloop
 from numpy.typing import NDArray
 
+from askance.calibration.progress import say
+from askance.errors import AskanceError
 from askance.output import console, write_json
+from askance.service.client import request_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2 as oip
+from askance.service.pb.inference import inference_pb2_grpc
 from benchmarks.load import connection, percentile
-from calibration.progress import say
-from detectors.errors import AskanceError
-from service.client import request_of
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2 as oip
-from service.pb.inference import inference_pb2_grpc
 
 Pixels = NDArray[np.uint8]  # [C, H, W]
 TOLERANCE = 1e-5
@@ -242,7 +242,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
 ) -> None:
     """Measure what clients that misbehave do to the others."""
-    from calibration.data import load_source
+    from askance.calibration.data import load_source
 
     # Altered a little: an image of the calibration split ties with itself there, and float32's last digit, which
     # depends on the batch, then moves its rank.

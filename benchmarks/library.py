@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from askance.detectors.library_network import Library, activation_pattern
 from benchmarks.sizes import Sizes
 from benchmarks.subjects import Subject
 from benchmarks.timing import Spread, interleave
-from detectors.library_network import Library, activation_pattern
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 import uvloop
 
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 
 TIMEOUT = 30.0  # seconds that one request may take
 

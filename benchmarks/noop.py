@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import uvloop
 
-from service.launch import Serving
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.launch import Serving
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 
 
 class FixedServicer(screening_pb2_grpc.ScreeningServicer):

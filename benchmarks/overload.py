@@ -24,14 +24,14 @@ import grpc
 import typer
 import uvloop
 
+from askance.calibration.progress import say
+from askance.errors import AskanceError
 from askance.output import console, write_json
+from askance.service.client import request_of
+from askance.service.launch import Serving, started
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 from benchmarks.load import connection, percentile
-from calibration.progress import say
-from detectors.errors import AskanceError
-from service.client import request_of
-from service.launch import Serving, started
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
 
 CONNECTIONS = 8
 MAX_BATCH = 32  # of the server
@@ -234,7 +234,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
 ) -> None:
     """Overload a server, then stop it under load."""
-    from calibration.data import load_source
+    from askance.calibration.data import load_source
 
     try:
         images = list(load_source(source).x[:200].numpy())

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from askance.detectors.bundle import publish
+from askance.service.client import request_of
+from askance.service.launch import Serving, launched
+from askance.service.messages import screen_response
 from benchmarks.load import Plan, Slice
 from benchmarks.sizes import Sizes
 from benchmarks.subjects import Subject
 from benchmarks.timing import Spread
-from detectors.bundle import publish
-from service.client import request_of
-from service.launch import Serving, launched
-from service.messages import screen_response
 
 ASKANCE, NO_OP = "askance", "no-op"
 FIGURES = ("requests_per_second", "p50_ms", "p99_ms")

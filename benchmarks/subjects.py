@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibration.config import DataConfig, data_root, load_config
-from calibration.data import Images, ImageStream, load_pools
-from classifiers import build_classifier, load_weights
-from detectors import (
+from askance.calibration.config import DataConfig, data_root, load_config
+from askance.calibration.data import Images, ImageStream, load_pools
+from askance.classifiers import build_classifier, load_weights
+from askance.detectors import (
     Calibration,
     Capture,
     Constellation,
@@ -35,11 +35,11 @@ from detectors import (
     Tap,
     tap_for,
 )
-from detectors.conformal import table
-from detectors.errors import DataError
-from detectors.fusion import all_components, all_two_sided
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Fused, read_all
+from askance.detectors.conformal import table
+from askance.detectors.fusion import all_components, all_two_sided
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Fused, read_all
+from askance.errors import DataError
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 import torch.autograd.gradcheck
 
-from classifiers.torchvision_compat import import_torchvision
+from askance.classifiers.torchvision_compat import import_torchvision
 
 
 def zero_gradients(x: torch.Tensor | Iterable[torch.Tensor]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.advertorch_compat import import_advertorch
-from calibration.attack_options import AttackConfig
-from detectors.preprocessing import Preprocessing
+from askance.calibration.advertorch_compat import import_advertorch
+from askance.calibration.attack_options import AttackConfig
+from askance.detectors.preprocessing import Preprocessing
 
 
 class PixelClassifier(nn.Module):

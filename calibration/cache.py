@@ -10,7 +10,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from calibration.files import write_atomically
+from askance.calibration.files import write_atomically
 
 
 def cache_folder() -> Path:

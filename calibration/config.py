@@ -9,9 +9,9 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calibration.attack_options import AttackConfig
-from calibration.controls import ControlConfig
-from detectors import (
+from askance.calibration.attack_options import AttackConfig
+from askance.calibration.controls import ControlConfig
+from askance.detectors import (
     ConstellationOptions,
     IntrospectionOptions,
     Levels,
@@ -19,8 +19,8 @@ from detectors import (
     SelfOrganizingMapOptions,
     SemanticSignatureOptions,
 )
-from detectors.errors import ConfigError, did_you_mean
-from detectors.preprocessing import Preprocessing
+from askance.detectors.preprocessing import Preprocessing
+from askance.errors import ConfigError, did_you_mean
 
 PeerName = Literal["max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn"]
 TRAINED_PEERS = ("mahalanobis", "lid")

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.config import DataConfig, SplitsConfig, data_root
-from detectors.errors import DataError, did_you_mean
-from detectors.tap import Capture, Tap
+from askance.calibration.config import DataConfig, SplitsConfig, data_root
+from askance.detectors.tap import Capture, Tap
+from askance.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _digits(_name: str) -> tuple[Images, Images | None]:
 
 
 def _torchvision(name: str) -> tuple[Images, Images | None]:
-    from classifiers.torchvision_compat import import_torchvision
+    from askance.classifiers.torchvision_compat import import_torchvision
 
     import_torchvision()
     from torchvision import datasets

@@ -13,12 +13,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from calibration.data import Images, ImageStream
-from detectors import Detector, Introspection, LibraryNetwork, SelfOrganizingMap, SemanticSignature, Tap
-from detectors.self_organizing_map import vector_code
-from detectors.semantic_signature import correlations, two_versus_two
-from detectors.tap import CaptureStream
-from detectors.torus_map import class_center, torus_distance
+from askance.calibration.data import Images, ImageStream
+from askance.detectors import Detector, Introspection, LibraryNetwork, SelfOrganizingMap, SemanticSignature, Tap
+from askance.detectors.self_organizing_map import vector_code
+from askance.detectors.semantic_signature import correlations, two_versus_two
+from askance.detectors.tap import CaptureStream
+from askance.detectors.torus_map import class_center, torus_distance
 
 NEIGHBORS = 15  # of the k-NN that reads the activation map
 PERMUTATIONS = 1000

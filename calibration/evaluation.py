@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.attack_options import AttackConfig
-from calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
-from detectors import Levels
-from detectors.conformal import p_value
-from detectors.screen import FUSED, SINGLE_PASS
+from askance.calibration.attack_options import AttackConfig
+from askance.calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
+from askance.detectors import Levels
+from askance.detectors.conformal import p_value
+from askance.detectors.screen import FUSED, SINGLE_PASS
 
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"

@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibration.attack_options import AttackConfig
-from calibration.cache import attack_cache
-from calibration.controls import control
-from calibration.data import Images, ImageStream, load_source
-from calibration.digests import combined, state_digest, tensor_digest
-from calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
-from calibration.peers import PEERS, Observation, Peer, observe
-from calibration.scoring import Scores, score
-from calibration.stages import Stages
-from calibration.subject import Subject
-from calibration.suite import Assault, run
-from calibration.weighing import learn_weights
-from detectors import Calibration, Detector, Fusion, SemanticSignature, Tap, tap_for
-from detectors.conformal import table
-from detectors.errors import CalibrationError, ConfigError
-from detectors.screen import FUSED, SINGLE_PASS, Fused
+from askance.calibration.attack_options import AttackConfig
+from askance.calibration.cache import attack_cache
+from askance.calibration.controls import control
+from askance.calibration.data import Images, ImageStream, load_source
+from askance.calibration.digests import combined, state_digest, tensor_digest
+from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
+from askance.calibration.peers import PEERS, Observation, Peer, observe
+from askance.calibration.scoring import Scores, score
+from askance.calibration.stages import Stages
+from askance.calibration.subject import Subject
+from askance.calibration.suite import Assault, run
+from askance.calibration.weighing import learn_weights
+from askance.detectors import Calibration, Detector, Fusion, SemanticSignature, Tap, tap_for
+from askance.detectors.conformal import table
+from askance.detectors.screen import FUSED, SINGLE_PASS, Fused
+from askance.errors import CalibrationError, ConfigError
 
 MOST_FITTED = 10_000  # images of the fit split that the peers learn from
 

@@ -12,20 +12,20 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.cache import cache_folder
-from calibration.config import ClassifierConfig, Config
-from calibration.diagnostics import diagnose
-from calibration.digests import combined, json_digest, state_digest, tensor_digest
-from calibration.evaluation import evaluate, summary
-from calibration.harness import Harness, fuse, gather
-from calibration.progress import Tracked, say
-from calibration.report import report
-from calibration.stages import Stages
-from calibration.subject import Subject, load_subject, new_detectors
-from classifiers import build_classifier
-from detectors import Bundle, Calibration, Detector, Introspection, SemanticSignature
-from detectors.bundle import publish, refuse_existing
-from detectors.conformal import table
+from askance.calibration.cache import cache_folder
+from askance.calibration.config import ClassifierConfig, Config
+from askance.calibration.diagnostics import diagnose
+from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
+from askance.calibration.evaluation import evaluate, summary
+from askance.calibration.harness import Harness, fuse, gather
+from askance.calibration.progress import Tracked, say
+from askance.calibration.report import report
+from askance.calibration.stages import Stages
+from askance.calibration.subject import Subject, load_subject, new_detectors
+from askance.classifiers import build_classifier
+from askance.detectors import Bundle, Calibration, Detector, Introspection, SemanticSignature
+from askance.detectors.bundle import publish, refuse_existing
+from askance.detectors.conformal import table
 
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "gensim")
 

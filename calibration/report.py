@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from calibration.evaluation import Evidence
-from detectors import Levels
-from detectors.conformal import threshold
+from askance.calibration.evaluation import Evidence
+from askance.detectors import Levels
+from askance.detectors.conformal import threshold
 
 GRID = np.logspace(-3.5, 0, 71)  # false-positive rates at which curves are drawn
 BINS = 40
@@ -39,7 +39,7 @@ def report(title: str, evaluation: Mapping[str, Any], evidence: Evidence, levels
             for reader, table in evidence.tables.items()
         },
     }
-    page = (files("calibration") / "report.html").read_text(encoding="utf-8")
+    page = (files("askance.calibration") / "report.html").read_text(encoding="utf-8")
     # "</" would end the script element that holds the data
     content = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     return {"report/index.html": page.replace(PLACE, content).encode()}

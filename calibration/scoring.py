@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibration.data import ImageStream
-from calibration.progress import Tracked
-from detectors import Detector
-from detectors.fusion import all_components, all_two_sided
-from detectors.screen import read_all
+from askance.calibration.data import ImageStream
+from askance.calibration.progress import Tracked
+from askance.detectors import Detector
+from askance.detectors.fusion import all_components, all_two_sided
+from askance.detectors.screen import read_all
 
 
 @dataclass(frozen=True)

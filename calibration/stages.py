@@ -12,11 +12,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from calibration.digests import json_digest
-from calibration.files import write_atomically
-from calibration.progress import say
-from detectors.bundle import contiguous
-from detectors.errors import CalibrationError
+from askance.calibration.digests import json_digest
+from askance.calibration.files import write_atomically
+from askance.calibration.progress import say
+from askance.detectors.bundle import contiguous
+from askance.errors import CalibrationError
 
 
 class Stages:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.config import Config
-from calibration.data import Images, ImageStream, load_splits
-from calibration.progress import say
-from calibration.suite import Target
-from calibration.training import accuracy
-from calibration.word_vectors import class_vectors
-from classifiers import build_classifier, load_weights
-from detectors import (
+from askance.calibration.config import Config
+from askance.calibration.data import Images, ImageStream, load_splits
+from askance.calibration.progress import say
+from askance.calibration.suite import Target
+from askance.calibration.training import accuracy
+from askance.calibration.word_vectors import class_vectors
+from askance.classifiers import build_classifier, load_weights
+from askance.detectors import (
     Constellation,
     Detector,
     Introspection,
@@ -25,8 +25,8 @@ from detectors import (
     Tap,
     tap_for,
 )
-from detectors.conformal import check_level
-from detectors.errors import ConfigError, DataError
+from askance.detectors.conformal import check_level
+from askance.errors import ConfigError, DataError
 
 TRIED = 500  # images that show whether classifier and data fit one another
 

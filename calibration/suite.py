@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.attack_options import AttackConfig
-from calibration.attacks import PixelClassifier, perturb
-from calibration.cache import ImageCache
-from calibration.digests import json_digest, state_digest, tensor_digest
-from calibration.progress import say, track
-from classifiers import build_classifier
-from detectors.preprocessing import Preprocessing
+from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.cache import ImageCache
+from askance.calibration.digests import json_digest, state_digest, tensor_digest
+from askance.calibration.progress import say, track
+from askance.classifiers import build_classifier
+from askance.detectors.preprocessing import Preprocessing
 
 PIECE = 50  # images a piece: batch mates share nothing but an attack's random numbers, which go by the piece
 WORTH_PROCESSES = 20.0  # seconds of work left that pay for starting processes

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from calibration.config import Config, TrainingConfig
-from calibration.data import Images, load_splits
-from calibration.files import write_atomically
-from calibration.progress import say, track
-from classifiers import build_classifier
-from detectors.errors import ConfigError
-from detectors.preprocessing import Preprocessing
+from askance.calibration.config import Config, TrainingConfig
+from askance.calibration.data import Images, load_splits
+from askance.calibration.files import write_atomically
+from askance.calibration.progress import say, track
+from askance.classifiers import build_classifier
+from askance.detectors.preprocessing import Preprocessing
+from askance.errors import ConfigError
 
 
 def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images, batch_size: int = 500) -> float:

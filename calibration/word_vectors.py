@@ -10,7 +10,7 @@ import torch
 from gensim.models.keyedvectors import KeyedVectors
 from torch import Tensor
 
-from detectors.errors import ConfigError, DataError, did_you_mean
+from askance.errors import ConfigError, DataError, did_you_mean
 
 
 def class_vectors(path: Path, class_names: Sequence[str], words: Mapping[str, str]) -> Tensor:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from classifiers.allconv import AllConv
-from classifiers.digits import DigitsCNN
-from classifiers.lenet import LeNet
-from classifiers.resnet import resnet20, resnet32, resnet44, resnet56
-from classifiers.torchvision_compat import import_torchvision
-from detectors.errors import ConfigError, did_you_mean
+from askance.classifiers.allconv import AllConv
+from askance.classifiers.digits import DigitsCNN
+from askance.classifiers.lenet import LeNet
+from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
+from askance.classifiers.torchvision_compat import import_torchvision
+from askance.errors import ConfigError, did_you_mean
 
 Factory = Callable[..., nn.Module]
 

@@ -1,16 +1,16 @@
 """What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
 
-from detectors.bundle import Bundle
-from detectors.constellation import Constellation, ConstellationOptions
-from detectors.detector import Detector, Reading, tap_for
-from detectors.errors import AskanceError, NotFittedError
-from detectors.fusion import Fusion
-from detectors.introspection import Introspection, IntrospectionOptions
-from detectors.library_network import LibraryNetwork, LibraryNetworkOptions
-from detectors.screen import Calibration, Levels, Prediction, Screen, ScreenError, Screening, Verdict
-from detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
-from detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
-from detectors.tap import Capture, CaptureStream, Tap
+from askance.detectors.bundle import Bundle
+from askance.detectors.constellation import Constellation, ConstellationOptions
+from askance.detectors.detector import Detector, Reading, tap_for
+from askance.detectors.fusion import Fusion
+from askance.detectors.introspection import Introspection, IntrospectionOptions
+from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
+from askance.detectors.screen import Calibration, Levels, Prediction, Screen, ScreenError, Screening, Verdict
+from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
+from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
+from askance.detectors.tap import Capture, CaptureStream, Tap
+from askance.errors import AskanceError, NotFittedError
 
 __all__ = [
     "AskanceError",

@@ -19,11 +19,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from detectors.conformal import check_level, threshold
-from detectors.detector import Detector
-from detectors.errors import AskanceError, BundleError
-from detectors.fusion import Fusion
-from detectors.manifest import (
+from askance.detectors.conformal import check_level, threshold
+from askance.detectors.detector import Detector
+from askance.detectors.fusion import Fusion
+from askance.detectors.manifest import (
     SCHEMA_VERSION,
     CalibrationEntry,
     ClassifierEntry,
@@ -31,8 +30,9 @@ from detectors.manifest import (
     FileEntry,
     Manifest,
 )
-from detectors.registry import unfitted
-from detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
+from askance.detectors.registry import unfitted
+from askance.detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
+from askance.errors import AskanceError, BundleError
 
 MANIFEST = "manifest.json"
 BuildClassifier = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
@@ -294,6 +294,7 @@ class Bundle:
                 self.manifest.classifier.class_names,
                 {name: detector for name, detector in detectors.items() if name in calibration.tables},
                 calibration,
+                self.manifest.id,
             )
         except BundleError:
             raise

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from detectors.errors import CalibrationError
+from askance.errors import CalibrationError
 
 
 def table(scores: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detectors.conformal import p_value, yardstick
-from detectors.detector import Detector, Options, Reading
-from detectors.errors import ConfigError, DataError
-from detectors.tap import Capture, CaptureStream
-from detectors.views import add_noise, median_filter, reduce_bits
+from askance.detectors.conformal import p_value, yardstick
+from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.views import add_noise, median_filter, reduce_bits
+from askance.errors import ConfigError, DataError
 
 TABULATED = 2000  # clean inputs that are enough for a yardstick; each costs a forward pass for every copy
 TINY = 1e-12  # below which a displacement counts as none

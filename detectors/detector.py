@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self, final
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from detectors.errors import BundleError, NotFittedError
-from detectors.tap import Capture, CaptureStream, Tap
+from askance.detectors.tap import Capture, CaptureStream, Tap
+from askance.errors import BundleError, NotFittedError
 
 
 class Options(BaseModel):

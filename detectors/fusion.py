@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from detectors.conformal import table
-from detectors.detector import Reading
-from detectors.errors import CalibrationError
-from detectors.suspicion import Suspicion, harmonic_mean
+from askance.detectors.conformal import table
+from askance.detectors.detector import Reading
+from askance.detectors.suspicion import Suspicion, harmonic_mean
+from askance.errors import CalibrationError
 
 EVEN_ODDS = 0.01  # the harmonic mean of all p at which the untrained opinion gives even odds
 

@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor, nn
 
-from detectors.errors import DataError
+from askance.errors import DataError
 
 WIDTH = 200  # units of every hidden layer (Table 2)
 DEPTH = 3

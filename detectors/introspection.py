@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detectors import infovae
-from detectors.detector import Detector, Options, Reading
-from detectors.errors import DataError
-from detectors.infovae import WIDTH, InfoVAE, dense
-from detectors.spool import spool
-from detectors.tap import Capture, CaptureStream
+from askance.detectors import infovae
+from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.infovae import WIDTH, InfoVAE, dense
+from askance.detectors.spool import spool
+from askance.detectors.tap import Capture, CaptureStream
+from askance.errors import DataError
 
 ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet

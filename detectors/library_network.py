@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detectors.detector import Detector, Options, Reading
-from detectors.errors import BundleError, DataError, LayerError
-from detectors.tap import Capture, CaptureStream
+from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.tap import Capture, CaptureStream
+from askance.errors import BundleError, DataError, LayerError
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
 BLOCK = 128  # patterns settled together: larger ones waste time on their Gram matrix

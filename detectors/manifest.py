@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Levels
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Levels
 
 SCHEMA_VERSION = 3
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from detectors.constellation import Constellation, ConstellationOptions
-from detectors.detector import Detector, Options
-from detectors.errors import BundleError, did_you_mean
-from detectors.introspection import Introspection, IntrospectionOptions
-from detectors.library_network import LibraryNetwork, LibraryNetworkOptions
-from detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
-from detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
+from askance.detectors.constellation import Constellation, ConstellationOptions
+from askance.detectors.detector import Detector, Options
+from askance.detectors.introspection import Introspection, IntrospectionOptions
+from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
+from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
+from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
+from askance.errors import BundleError, did_you_mean
 
 OPTIONS: Mapping[str, type[Options]] = {
     LibraryNetwork.kind: LibraryNetworkOptions,

@@ -5,31 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from detectors.conformal import p_value
-from detectors.detector import Detector, Reading, tap_for
-from detectors.errors import AskanceError, ConfigError
-from detectors.fusion import Fusion, all_components
-from detectors.preprocessing import Preprocessing
-from detectors.tap import Capture
+from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.detectors.conformal import p_value
+from askance.detectors.detector import Detector, Reading, tap_for
+from askance.detectors.fusion import Fusion, all_components
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.tap import Capture
+from askance.errors import AskanceError, ConfigError
 
 FUSED = "fused"
 SINGLE_PASS = "fused_single_pass"
+UNSCREENED_REASON = "the detectors failed on this image or had no time for it"
 Observe = Callable[[str, float], None]  # (stage, seconds)
-
-
-class Verdict(StrEnum):
-    """What the fused p-value says."""
-
-    CLEAN = "CLEAN"
-    SUSPECT = "SUSPECT"
-    ADVERSARIAL = "ADVERSARIAL"
 
 
 class Levels(BaseModel):
@@ -59,60 +51,6 @@ class Levels(BaseModel):
         if p <= self.adversarial:
             return Verdict.ADVERSARIAL
         return Verdict.SUSPECT if p <= self.suspect else Verdict.CLEAN
-
-
-@dataclass(frozen=True)
-class DetectorVerdict:
-    """One detector's word on one input.
-
-    Attributes:
-        name: the detector's kind, or "fused".
-        score: higher = more suspicious.
-        p_value: conformal, in (0, 1].
-        flags: the levels met, of "suspect" and "adversarial".
-        explanation: a small dict for people, if asked for.
-    """
-
-    name: str
-    score: float
-    p_value: float
-    flags: tuple[str, ...]
-    explanation: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The classifier's answer for one input.
-
-    Attributes:
-        index: the predicted class.
-        label: its name.
-        probabilities: softmax of the logits, K numbers.
-    """
-
-    index: int
-    label: str
-    probabilities: tuple[float, ...]
-
-    @property
-    def probability(self) -> float:
-        """The predicted class's probability."""
-        return self.probabilities[self.index]
-
-
-@dataclass(frozen=True)
-class Screening(Prediction):
-    """The answer for one input together with what the detectors say of it.
-
-    Attributes:
-        verdict: of the fused p-value.
-        fused: the fused score and p-value.
-        detectors: each detector's word, in the bundle's order.
-    """
-
-    verdict: Verdict
-    fused: DetectorVerdict
-    detectors: tuple[DetectorVerdict, ...]
 
 
 class ScreenError(AskanceError):
@@ -177,6 +115,7 @@ class Screen:
         class_names: K names.
         detectors: fitted, by name.
         calibration: their conformal tables.
+        bundle_id: of the bundle that all this comes from; each answer names it.
     """
 
     def __init__(
@@ -186,7 +125,9 @@ class Screen:
         class_names: Sequence[str],
         detectors: Mapping[str, Detector],
         calibration: Calibration,
+        bundle_id: str = "",
     ) -> None:
+        self.bundle_id = bundle_id
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.detectors = dict(detectors)
@@ -196,7 +137,7 @@ class Screen:
     @torch.no_grad()
     def __call__(
         self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
-    ) -> list[Screening | ScreenError]:
+    ) -> list[Answer | ScreenError]:
         """Screen a batch with one classifier call.
 
         Args:
@@ -205,7 +146,7 @@ class Screen:
             observe: called with (stage, seconds) for "classify", every detector, and "fused" (with the p-values).
 
         Returns:
-            One Screening per input, or the ScreenError that befell it alone.
+            One Answer per input, or the ScreenError that befell it alone.
 
         Raises:
             ConfigError: there are not as many class names as outputs.
@@ -233,13 +174,13 @@ class Screen:
             observe(FUSED, time.perf_counter() - start)
         finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0).tolist()
 
-        results: list[Screening | ScreenError] = []
+        answers: list[Answer | ScreenError] = []
         for i, prediction in enumerate(predictions):
             if isinstance(prediction, ScreenError):
-                results.append(prediction)
+                answers.append(prediction)
                 continue
             if not finite[i]:
-                results.append(ScreenError("a detector gave NaN or infinity for this image"))
+                answers.append(ScreenError("a detector gave NaN or infinity for this image"))
                 continue
             words = {
                 name: DetectorVerdict(
@@ -251,26 +192,24 @@ class Screen:
                 )
                 for name, (values, ps) in columns.items()
             }
-            results.append(
-                Screening(
-                    index=prediction.index,
-                    label=prediction.label,
-                    probabilities=prediction.probabilities,
-                    verdict=self.calibration.levels.verdict(words[FUSED].p_value),
-                    fused=words[FUSED],
-                    detectors=tuple(words[name] for name in self.detectors),
-                )
-            )
-        return results
+            verdict = self.calibration.levels.verdict(words[FUSED].p_value)
+            screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
+            answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
+        return answers
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> list[Prediction | ScreenError]:
-        """The classifier's answers alone, for images [B, C, H, W] in [0, 1]; otherwise as a call.
+    def classify(self, images: Tensor) -> list[Answer | ScreenError]:
+        """The classifier's answers alone (verdict UNSCREENED), for images [B, C, H, W] in [0, 1]; otherwise as a call.
 
         Raises:
             ConfigError: there are not as many class names as outputs.
         """
-        return self._predictions(self.tap.classify(images))
+        return [
+            found
+            if isinstance(found, ScreenError)
+            else Answer(found, Verdict.UNSCREENED, reason=UNSCREENED_REASON, bundle_id=self.bundle_id)
+            for found in self._predictions(self.tap.classify(images))
+        ]
 
     def _predictions(self, logits: Tensor) -> list[Prediction | ScreenError]:
         if logits.shape[1] != len(self.class_names):

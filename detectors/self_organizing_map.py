@@ -13,13 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detectors.conformal import p_value, yardstick
-from detectors.detector import Detector, Options, Reading
-from detectors.errors import LayerError
-from detectors.spool import spool
-from detectors.suspicion import harmonic_mean
-from detectors.tap import Capture, CaptureStream
-from detectors.torus_map import TorusMap
+from askance.detectors.conformal import p_value, yardstick
+from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.spool import spool
+from askance.detectors.suspicion import harmonic_mean
+from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.torus_map import TorusMap
+from askance.errors import LayerError
 
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
 

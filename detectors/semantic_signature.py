@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detectors.detector import Detector, Options, Reading
-from detectors.errors import DataError
-from detectors.tap import Capture, CaptureStream
+from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.tap import Capture, CaptureStream
+from askance.errors import DataError
 
 FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 MOST_CLASSES = 200  # the table of remaining concepts is cubic in the classes

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectors.errors import DataError
-from detectors.tap import Capture
+from askance.detectors.tap import Capture
+from askance.errors import DataError
 
 
 def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from detectors.conformal import p_value
+from askance.detectors.conformal import p_value
 
 TAIL_SHARE = 0.05  # of the sample that a tail is fitted to
 FEWEST = 20  # excesses to fit a tail to; below that there is none

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from detectors.errors import LayerError, did_you_mean
+from askance.errors import LayerError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detectors.errors import BundleError
+from askance.errors import BundleError
 
 
 def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:

@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from calibration.attack_options import IterativeAttack
-from calibration.attacks import PixelClassifier, perturb
-from calibration.config import load_config
-from calibration.pipeline import calibrate
-from calibration.subject import load_subject
-from calibration.training import train
-from classifiers import build_classifier
-from detectors import Screening, Verdict
+from askance.calibration.attack_options import IterativeAttack
+from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.config import load_config
+from askance.calibration.pipeline import calibrate
+from askance.calibration.subject import load_subject
+from askance.calibration.training import train
+from askance.classifiers import build_classifier
+from askance.detectors import Screening, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "images" / "digits.png"

@@ -30,16 +30,16 @@ import torch
 import typer
 from matplotlib import pyplot as plt
 
-from calibration.attack_options import IterativeAttack
-from calibration.attacks import PixelClassifier, perturb
-from calibration.config import load_config
-from calibration.pipeline import calibrate
-from calibration.progress import say
-from calibration.subject import load_subject
-from calibration.training import train
-from detectors.errors import AskanceError
-from service.client import Client
-from service.launch import launched
+from askance.calibration.attack_options import IterativeAttack
+from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.config import load_config
+from askance.calibration.pipeline import calibrate
+from askance.calibration.progress import say
+from askance.calibration.subject import load_subject
+from askance.calibration.training import train
+from askance.errors import AskanceError
+from askance.service.client import Client
+from askance.service.launch import launched
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs" / "operations.md", ROOT / "docs" / "images" / "operations.png"

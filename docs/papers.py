@@ -11,17 +11,17 @@ import torch
 from tables import number, replace_section, table
 from torch import Tensor
 
-from calibration.attack_options import IterativeAttack
-from calibration.cache import attack_cache
-from calibration.config import load_config
-from calibration.data import Images, ImageStream, load_splits
-from calibration.diagnostics import library_agreement
-from calibration.harness import targets
-from calibration.metrics import detection
-from calibration.progress import Tracked, say
-from calibration.suite import Assault, Target, run
-from classifiers import build_classifier
-from detectors import (
+from askance.calibration.attack_options import IterativeAttack
+from askance.calibration.cache import attack_cache
+from askance.calibration.config import load_config
+from askance.calibration.data import Images, ImageStream, load_splits
+from askance.calibration.diagnostics import library_agreement
+from askance.calibration.harness import targets
+from askance.calibration.metrics import detection
+from askance.calibration.progress import Tracked, say
+from askance.calibration.suite import Assault, Target, run
+from askance.classifiers import build_classifier
+from askance.detectors import (
     Bundle,
     Introspection,
     LibraryNetwork,

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.status import forbidden, unauthenticated
+from askance.service.status import forbidden, unauthenticated
 
 ANONYMOUS = "anonymous"
 HEADER, SCHEME = "authorization", "bearer "

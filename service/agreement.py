@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from detectors.screen import ScreenError, Screening, Verdict
+from askance.detectors.screen import ScreenError, Screening, Verdict
 
 OUTCOMES = ("compared", "failed", "skipped")
 # Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.

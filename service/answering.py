@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 from torch import Tensor
 
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Prediction, Screening, Verdict
-from service.access import ANONYMOUS, Identity, caller
-from service.batcher import Batcher, Place
-from service.candidate import Candidate
-from service.config import Policy, ServerConfig
-from service.context import Context, client_of, deadline_of
-from service.journal import note, verdict_of
-from service.limits import Budget, RateLimit
-from service.served import Served
-from service.status import StatusError, blocked, unavailable
-from service.telemetry import Telemetry
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Prediction, Screening, Verdict
+from askance.service.access import ANONYMOUS, Identity, caller
+from askance.service.batcher import Batcher, Place
+from askance.service.candidate import Candidate
+from askance.service.config import Policy, ServerConfig
+from askance.service.context import Context, client_of, deadline_of
+from askance.service.journal import note, verdict_of
+from askance.service.limits import Budget, RateLimit
+from askance.service.served import Served
+from askance.service.status import StatusError, blocked, unavailable
+from askance.service.telemetry import Telemetry
 
 MESSAGE_ID = 128  # characters of it that are logged
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake

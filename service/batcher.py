@@ -14,10 +14,10 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from torch import Tensor
 
-from detectors.screen import Observe, Prediction, ScreenError, Screening
-from service.status import StatusError, expired, failed, queue_full, too_late, unavailable
-from service.telemetry import Telemetry
-from service.tracing import Stage, add_stages
+from askance.detectors.screen import Observe, Prediction, ScreenError, Screening
+from askance.service.status import StatusError, expired, failed, queue_full, too_late, unavailable
+from askance.service.telemetry import Telemetry
+from askance.service.tracing import Stage, add_stages
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from concurrent.futures import Executor
 
 from torch import Tensor
 
-from detectors.screen import ScreenError, Screening
-from service.agreement import Agreement
-from service.served import Served
+from askance.detectors.screen import ScreenError, Screening
+from askance.service.agreement import Agreement
+from askance.service.served import Served
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.errors import AskanceError, ConfigError, DataError
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
+from askance.errors import AskanceError, ConfigError, DataError
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 
 ImageLike = bytes | Path | NDArray[Any]
 """A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""

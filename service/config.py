@@ -10,10 +10,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detectors.errors import ConfigError, did_you_mean
-from service.access import ClientConfig, Role
-from service.log import LogFormat, LogLevel
-from service.tls import TlsConfig
+from askance.errors import ConfigError, did_you_mean
+from askance.service.access import ClientConfig, Role
+from askance.service.log import LogFormat, LogLevel
+from askance.service.tls import TlsConfig
 
 
 class Policy(StrEnum):

@@ -10,14 +10,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 import grpc
 
-from detectors.errors import BundleError, ConfigError
-from service.answering import Answering, Deployed
-from service.batcher import Batcher
-from service.candidate import Candidate
-from service.config import ServerConfig
-from service.served import Served
-from service.status import StatusError
-from service.telemetry import Telemetry
+from askance.errors import BundleError, ConfigError
+from askance.service.answering import Answering, Deployed
+from askance.service.batcher import Batcher
+from askance.service.candidate import Candidate
+from askance.service.config import ServerConfig
+from askance.service.served import Served
+from askance.service.status import StatusError
+from askance.service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from service import log
-from service.access import Access, Role, caller
-from service.context import REQUEST_ID, Context, Metadata, client_of, deadline_of, metadata_of, request_id_of
-from service.journal import Journal, note
-from service.status import StatusError, invalid, unavailable
-from service.telemetry import UNARY_INFERENCES, Telemetry
+from askance.service import log
+from askance.service.access import Access, Role, caller
+from askance.service.context import REQUEST_ID, Context, Metadata, client_of, deadline_of, metadata_of, request_id_of
+from askance.service.journal import Journal, note
+from askance.service.status import StatusError, invalid, unavailable
+from askance.service.telemetry import UNARY_INFERENCES, Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from detectors.preprocessing import Preprocessing
-from service.pb.askance.v1 import screening_pb2
-from service.status import StatusError, invalid
+from askance.detectors.preprocessing import Preprocessing
+from askance.service.pb.askance.v1 import screening_pb2
+from askance.service.status import StatusError, invalid
 
 FORMATS = ("PNG", "JPEG")
 _DTYPES: Mapping[int, np.dtype[Any]] = {

@@ -9,22 +9,22 @@ from functools import partial
 
 import grpc
 
-from detectors.errors import AskanceError
-from detectors.screen import Prediction
-from service import models
-from service.access import Identity, Role
-from service.answering import Answering, Call, Deployed
-from service.config import ServerConfig
-from service.context import Context, deadline_of, metadata_of
-from service.gate import Gate, State
-from service.journal import Journal
-from service.pb.inference import inference_pb2 as pb
-from service.pb.inference import inference_pb2_grpc
-from service.served import Served
-from service.status import StatusError, failed, invalid, withheld
-from service.streaming import in_order
-from service.telemetry import Telemetry
-from service.tensors import Output, outputs_of, pictures_of
+from askance.detectors.screen import Prediction
+from askance.errors import AskanceError
+from askance.service import models
+from askance.service.access import Identity, Role
+from askance.service.answering import Answering, Call, Deployed
+from askance.service.config import ServerConfig
+from askance.service.context import Context, deadline_of, metadata_of
+from askance.service.gate import Gate, State
+from askance.service.journal import Journal
+from askance.service.pb.inference import inference_pb2 as pb
+from askance.service.pb.inference import inference_pb2_grpc
+from askance.service.served import Served
+from askance.service.status import StatusError, failed, invalid, withheld
+from askance.service.streaming import in_order
+from askance.service.telemetry import Telemetry
+from askance.service.tensors import Output, outputs_of, pictures_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import grpc
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from detectors.screen import Screening, Verdict
-from service.context import Metadata
-from service.log import request_id
-from service.status import StatusError
-from service.telemetry import Telemetry, is_past
+from askance.detectors.screen import Screening, Verdict
+from askance.service.context import Metadata
+from askance.service.log import request_id
+from askance.service.status import StatusError
+from askance.service.telemetry import Telemetry, is_past
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 from pythonjsonlogger.json import JsonFormatter
 
-OWN = ("askance", "classifiers", "detectors", "service")
+OWN = ("askance",)
 request_id: ContextVar[str] = ContextVar("request_id")
 """Of the call under way; set by the Gate."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from google.protobuf.struct_pb2 import Struct
 
-from detectors.screen import DetectorVerdict, Prediction, Screening, Verdict
-from service.config import ServerConfig
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.served import Served
+from askance.detectors.screen import DetectorVerdict, Prediction, Screening, Verdict
+from askance.service.config import ServerConfig
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.served import Served
 
 _VERDICTS = {
     Verdict.CLEAN: pb.Verdict.CLEAN,

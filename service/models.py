@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from service.pb.inference import inference_pb2 as pb
-from service.served import Served
-from service.telemetry import Telemetry
-from service.tensors import ENCODED, IMAGE, Output, outputs_of
+from askance.service.pb.inference import inference_pb2 as pb
+from askance.service.served import Served
+from askance.service.telemetry import Telemetry
+from askance.service.tensors import ENCODED, IMAGE, Output, outputs_of
 
 PLATFORM = "askance_pytorch"
 EXTENSIONS = ("model_configuration", "statistics", "model_repository")

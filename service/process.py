@@ -17,14 +17,14 @@ import prometheus_client
 import torch
 from PIL import Image
 
-from detectors.bundle import MANIFEST
-from detectors.errors import AskanceError
-from service import log
-from service.config import ServerConfig
-from service.launch import Serving
-from service.served import Served
-from service.server import Server
-from service.tracing import export_traces
+from askance.detectors.bundle import MANIFEST
+from askance.errors import AskanceError
+from askance.service import log
+from askance.service.config import ServerConfig
+from askance.service.launch import Serving
+from askance.service.served import Served
+from askance.service.server import Server
+from askance.service.tracing import export_traces
 
 logger = logging.getLogger(__name__)
 

@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
-from service.access import Role
-from service.answering import SMALL, Answering, Call, Picture
-from service.config import ServerConfig
-from service.context import Context, deadline_of, metadata_of
-from service.gate import Gate
-from service.images import image_of
-from service.journal import Journal
-from service.messages import describe_response, screen_response
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.status import StatusError, failed, withheld
-from service.streaming import in_order
-from service.telemetry import Telemetry
+from askance.service.access import Role
+from askance.service.answering import SMALL, Answering, Call, Picture
+from askance.service.config import ServerConfig
+from askance.service.context import Context, deadline_of, metadata_of
+from askance.service.gate import Gate
+from askance.service.images import image_of
+from askance.service.journal import Journal
+from askance.service.messages import describe_response, screen_response
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.status import StatusError, failed, withheld
+from askance.service.streaming import in_order
+from askance.service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

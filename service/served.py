@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from detectors.bundle import BuildClassifier, Bundle
-from detectors.errors import AskanceError, BundleError
-from detectors.screen import Screen
+from askance.detectors.bundle import BuildClassifier, Bundle
+from askance.detectors.screen import Screen
+from askance.errors import AskanceError, BundleError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Served:
             BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
         """
         if build is None:
-            from classifiers import build_classifier
+            from askance.classifiers import build_classifier
 
             build = build_classifier
         bundle = Bundle.open(path)

@@ -17,20 +17,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from detectors.errors import AskanceError, BundleError
-from service import inference, screening
-from service.access import Access
-from service.answering import Answering
-from service.config import ServerConfig
-from service.deployment import Deployment
-from service.exposition import Exposition, cannot_listen
-from service.gate import Gate, State
-from service.journal import Journal
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2_grpc
-from service.served import Served
-from service.telemetry import Telemetry
-from service.tls import Certificates
+from askance.errors import AskanceError, BundleError
+from askance.service import inference, screening
+from askance.service.access import Access
+from askance.service.answering import Answering
+from askance.service.config import ServerConfig
+from askance.service.deployment import Deployment
+from askance.service.exposition import Exposition, cannot_listen
+from askance.service.gate import Gate, State
+from askance.service.journal import Journal
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2_grpc
+from askance.service.served import Served
+from askance.service.telemetry import Telemetry
+from askance.service.tls import Certificates
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from detectors.errors import AskanceError
+from askance.errors import AskanceError
 
 
 class StatusError(AskanceError):

@@ -10,11 +10,11 @@ import grpc
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from detectors.screen import FUSED, Prediction, Screening, Verdict
-from service.agreement import P_VALUE_BUCKETS, Agreement
-from service.served import Served
-from service.status import StatusError
-from service.tracing import add_stages
+from askance.detectors.screen import FUSED, Prediction, Screening, Verdict
+from askance.service.agreement import P_VALUE_BUCKETS, Agreement
+from askance.service.served import Served
+from askance.service.status import StatusError
+from askance.service.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
 UNARY_INFERENCES = ("Screen", "ModelInfer")

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Prediction, Screen, Screening
-from service.access import Role
-from service.answering import SMALL, Picture
-from service.images import decode, pixels_of
-from service.journal import ERROR, UNSCREENED
-from service.pb.inference import inference_pb2 as pb
-from service.status import StatusError, invalid
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Prediction, Screen, Screening
+from askance.service.access import Role
+from askance.service.answering import SMALL, Picture
+from askance.service.images import decode, pixels_of
+from askance.service.journal import ERROR, UNSCREENED
+from askance.service.pb.inference import inference_pb2 as pb
+from askance.service.status import StatusError, invalid
 
 IMAGE, ENCODED = "image", "encoded"
 _DTYPES: Mapping[str, np.dtype[Any]] = {

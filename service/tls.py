@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 from pydantic import BaseModel, ConfigDict
 
-from detectors.errors import ConfigError
+from askance.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

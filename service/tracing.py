@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from detectors.errors import ConfigError
+from askance.errors import ConfigError
 
 Stage = tuple[str, int, int]
 """Name, start and end on `time.perf_counter_ns`'s clock."""

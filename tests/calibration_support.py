@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.config import Config, load_config
-from calibration.pipeline import calibrate
-from calibration.training import train
-from detectors import Bundle
+from askance.calibration.config import Config, load_config
+from askance.calibration.pipeline import calibrate
+from askance.calibration.training import train
+from askance.detectors import Bundle
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from detectors import (
+from askance.detectors import (
     Calibration,
     Capture,
     Detector,
@@ -38,18 +38,18 @@ from detectors import (
     SelfOrganizingMapOptions,
     Tap,
 )
-from detectors.bundle import publish
-from detectors.conformal import table
-from detectors.fusion import all_components, all_two_sided
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Fused, Observe, read_all
-from service.access import DISCLOSING
-from service.config import ServerConfig
-from service.launch import Serving, started
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.served import Served
-from service.server import Server
+from askance.detectors.bundle import publish
+from askance.detectors.conformal import table
+from askance.detectors.fusion import all_components, all_two_sided
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Fused, Observe, read_all
+from askance.service.access import DISCLOSING
+from askance.service.config import ServerConfig
+from askance.service.launch import Serving, started
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.served import Served
+from askance.service.server import Server
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SIDE = 8

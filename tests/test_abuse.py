@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 from service_support import http_get, noise, process_serving, publish_tiny, until
 
-from service.client import Client, ServiceError, request_of
-from service.launch import Serving
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2, inference_pb2_grpc
+from askance.service.client import Client, ServiceError, request_of
+from askance.service.launch import Serving
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 
 MEBIBYTE = 1 << 20
 CROWD = 2000

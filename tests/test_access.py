@@ -19,15 +19,15 @@ from pydantic import ValidationError
 from service_support import config, noise, running, status_of, tiny_screen, until
 
 from askance.__main__ import main as askance
-from detectors.errors import ConfigError
-from service.access import ANONYMOUS, Access, ClientConfig, Role, new_token
-from service.client import Client, Credentials, request_of, token_of
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2, inference_pb2_grpc
-from service.status import StatusError
-from service.tensors import outputs_of
-from service.tls import Certificates, TlsConfig
+from askance.errors import ConfigError
+from askance.service.access import ANONYMOUS, Access, ClientConfig, Role, new_token
+from askance.service.client import Client, Credentials, request_of, token_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
+from askance.service.status import StatusError
+from askance.service.tensors import outputs_of
+from askance.service.tls import Certificates, TlsConfig
 
 TOKENS = {name: new_token() for name in ("gateway", "analyst", "operator", "nothing")}
 ROLES: dict[str, list[Role]] = {

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from toy import Trained
 
-from calibration.advertorch_compat import zero_gradients
-from calibration.attack_options import FGSM, AttackConfig, IterativeAttack, SpatialTransform
-from calibration.attacks import PixelClassifier, perturb
-from detectors.preprocessing import Preprocessing
+from askance.calibration.advertorch_compat import zero_gradients
+from askance.calibration.attack_options import FGSM, AttackConfig, IterativeAttack, SpatialTransform
+from askance.calibration.attacks import PixelClassifier, perturb
+from askance.detectors.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.25,))
 
@@ -158,7 +158,7 @@ def test_zero_gradients_is_what_torch_had() -> None:
 
 def test_advertorch_imports_on_a_fresh_interpreter() -> None:
     code = (
-        "from calibration.advertorch_compat import import_advertorch as i; m = i(); assert i() is m;"
+        "from askance.calibration.advertorch_compat import import_advertorch as i; m = i(); assert i() is m;"
         "print(m.LinfPGDAttack.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy import LAYERS, NAMES, Trained, new_detectors
 
-from classifiers import DigitsCNN, build_classifier
-from detectors import AskanceError, Bundle, Calibration, NotFittedError, Screen, Screening
-from detectors.bundle import publish
-from detectors.conformal import p_value
-from detectors.errors import BundleError, CalibrationError
-from detectors.fusion import all_components
-from detectors.manifest import Manifest
-from detectors.screen import read_all
+from askance.classifiers import DigitsCNN, build_classifier
+from askance.detectors import AskanceError, Bundle, Calibration, NotFittedError, Screen, Screening
+from askance.detectors.bundle import publish
+from askance.detectors.conformal import p_value
+from askance.detectors.fusion import all_components
+from askance.detectors.manifest import Manifest
+from askance.detectors.screen import read_all
+from askance.errors import BundleError, CalibrationError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from calibration_support import CONFIGS, digits_folder
 
-from calibration.config import data_root, find, load_config
-from detectors.errors import ConfigError
+from askance.calibration.config import data_root, find, load_config
+from askance.errors import ConfigError
 
 
 def edited(folder: Path, old: str, new: str) -> Path:

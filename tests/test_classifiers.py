@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from classifiers import (
+from askance.classifiers import (
     AllConv,
     CifarResNet,
     DigitsCNN,
@@ -28,8 +28,8 @@ from classifiers import (
     resnet44,
     resnet56,
 )
-from detectors import Tap
-from detectors.errors import ConfigError
+from askance.detectors import Tap
+from askance.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_torchvision_imports_with_or_without_its_operators() -> None:
     code = """
-from classifiers.torchvision_compat import import_torchvision
+from askance.classifiers.torchvision_compat import import_torchvision
 torchvision = import_torchvision()
 assert import_torchvision() is torchvision
 from torchvision import datasets, models, transforms
@@ -65,7 +65,7 @@ print("works")
 def test_schemas_are_declared_only_when_the_plain_import_fails() -> None:
     plain = run_python("import torchvision")
     code = """
-from classifiers import torchvision_compat
+from askance.classifiers import torchvision_compat
 torchvision_compat.import_torchvision()
 print(len(torchvision_compat._fragments))
 """
@@ -75,7 +75,7 @@ print(len(torchvision_compat._fragments))
 
 
 def test_importing_classifiers_imports_no_torchvision() -> None:
-    done = run_python("import sys, classifiers; print('torchvision' in sys.modules)")
+    done = run_python("import sys, askance.classifiers; print('torchvision' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 
 

@@ -16,10 +16,11 @@ from calibration_support import DigitsRun
 from PIL import Image
 
 from askance.__main__ import run
+from askance.calibration.subject import load_subject
+from askance.classifiers import build_classifier
 from askance.output import print_verdicts, verdict_rows
-from calibration.subject import load_subject
-from service.launch import launched
-from service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.launch import launched
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 
 def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -157,7 +158,7 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
         assert "good.png library_network: {" in shown
         (row,) = json.loads((tmp_path / "s.json").read_text())["images"]
         assert row["bundle_id"] == digits_run.bundle.manifest.id
-        screen = digits_run.bundle.screen(__import__("classifiers").build_classifier)
+        screen = digits_run.bundle.screen(build_classifier)
         direct = screen(images.pixels()[:1])[0]
         assert not isinstance(direct, Exception)
         assert row["prediction"]["name"] == direct.label
@@ -206,10 +207,10 @@ def test_train_reports_its_accuracy(digits_run: DigitsRun, tmp_path: Path, capsy
 
 
 def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
-    from calibration.config import load_config
-    from calibration.training import train
-    from classifiers import load_weights
-    from detectors.errors import ConfigError
+    from askance.calibration.config import load_config
+    from askance.calibration.training import train
+    from askance.classifiers import load_weights
+    from askance.errors import ConfigError
 
     shutil.copy(digits_run.folder / "digit_attributes.txt", tmp_path)
     path = tmp_path / "quick.toml"

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.conformal import check_level, p_value, samples_needed, table, threshold
-from detectors.errors import CalibrationError
+from askance.detectors.conformal import check_level, p_value, samples_needed, table, threshold
+from askance.errors import CalibrationError
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 

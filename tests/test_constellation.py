@@ -13,9 +13,9 @@ from scipy.ndimage import median_filter as scipy_median
 from torch import nn
 from toy import Trained, auroc, new_constellation
 
-from detectors import Capture, Constellation, ConstellationOptions, Tap, tap_for
-from detectors.errors import ConfigError, DataError, LayerError, NotFittedError
-from detectors.views import add_noise, median_filter, reduce_bits
+from askance.detectors import Capture, Constellation, ConstellationOptions, Tap, tap_for
+from askance.detectors.views import add_noise, median_filter, reduce_bits
+from askance.errors import ConfigError, DataError, LayerError, NotFittedError
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.config import DataConfig, SplitsConfig
-from calibration.data import Images, ImageStream, load_pools, load_splits, make_images
-from classifiers import DigitsCNN
-from detectors import Tap
-from detectors.errors import DataError
+from askance.calibration.config import DataConfig, SplitsConfig
+from askance.calibration.data import Images, ImageStream, load_pools, load_splits, make_images
+from askance.classifiers import DigitsCNN
+from askance.detectors import Tap
+from askance.errors import DataError
 
 SPLITS: dict[str, str] = {
     "train": "train[:100]",

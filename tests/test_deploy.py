@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.telemetry import REASONS, RELOADS, Telemetry
+from askance.service.telemetry import REASONS, RELOADS, Telemetry
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"

@@ -18,11 +18,11 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_support import Running, noise, running, until
 
-from service.client import request_of
-from service.config import ServerConfig
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.server import HEALTH_NAMES, SERVICES
-from service.telemetry import Telemetry
+from askance.service.client import request_of
+from askance.service.config import ServerConfig
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.server import HEALTH_NAMES, SERVICES
+from askance.service.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"

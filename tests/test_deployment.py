@@ -29,14 +29,14 @@ from service_support import (
     until,
 )
 
-from detectors import Bundle, Screening
-from detectors.errors import AskanceError, BundleError
-from service.access import DISCLOSING, ClientConfig, Role, new_token
-from service.client import Client, request_of
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2, inference_pb2_grpc
-from service.served import Served
-from service.server import Server
+from askance.detectors import Bundle, Screening
+from askance.errors import AskanceError, BundleError
+from askance.service.access import DISCLOSING, ClientConfig, Role, new_token
+from askance.service.client import Client, request_of
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
+from askance.service.served import Served
+from askance.service.server import Server
 
 SWAPS = 50
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from toy import capture_of
 
-from calibration.data import Images, ImageStream
-from calibration.diagnostics import confusion_index, library_agreement, map_quality, semantic_accuracy
-from detectors import (
+from askance.calibration.data import Images, ImageStream
+from askance.calibration.diagnostics import confusion_index, library_agreement, map_quality, semantic_accuracy
+from askance.detectors import (
     Capture,
     LibraryNetwork,
     LibraryNetworkOptions,

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor
 from toy import NAMES, Trained, auroc
 
-from detectors import Fusion, Levels, Screen, ScreenError, Screening, Verdict, tap_for
-from detectors.conformal import p_value
-from detectors.errors import CalibrationError
-from detectors.fusion import all_components, all_two_sided
-from detectors.preprocessing import Preprocessing
-from detectors.screen import FUSED, read_all
+from askance.detectors import Fusion, Levels, Screen, ScreenError, Screening, Verdict, tap_for
+from askance.detectors.conformal import p_value
+from askance.detectors.fusion import all_components, all_two_sided
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import FUSED, read_all
+from askance.errors import CalibrationError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 
@@ -314,7 +314,7 @@ def test_screening_records_no_gradients_and_closing_removes_the_hooks(trained: T
 
 
 def test_class_names_must_match_the_logits(trained: Trained) -> None:
-    from detectors import AskanceError
+    from askance.detectors import AskanceError
 
     assert trained.calibration is not None
     images, labels = trained.part("evaluate")

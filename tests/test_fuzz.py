@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_support import encoded, http_get, noise, process_serving, publish_tiny
 
-from service.access import Role, new_token
-from service.client import request_of
-from service.launch import Serving
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.inference import inference_pb2 as oip
+from askance.service.access import Role, new_token
+from askance.service.client import request_of
+from askance.service.launch import Serving
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.inference import inference_pb2 as oip
 
 EXAMPLES, EACH = 1000, 100  # hypothesis picks the seeds of a thousand batches
 STREAMED = 10  # messages of a stream; one stream a batch

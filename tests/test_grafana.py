@@ -16,7 +16,7 @@ import pytest
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from service_support import tiny_served
 
-from service.telemetry import Telemetry
+from askance.service.telemetry import Telemetry
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 FOLDER = DEPLOY / "grafana"

@@ -24,12 +24,12 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 from service_support import SERVE, http_get, noise, publish_tiny, until
 
-from detectors import Bundle
-from service.access import new_token
-from service.client import Client, Credentials, ImageLike, ServiceError, request_of
-from service.launch import Serving, started
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
+from askance.detectors import Bundle
+from askance.service.access import new_token
+from askance.service.client import Client, Credentials, ImageLike, ServiceError, request_of
+from askance.service.launch import Serving, started
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 
 TESTS = Path(__file__).parent
 SHIPPED = TESTS.parent / "deploy" / "haproxy" / "haproxy.cfg"

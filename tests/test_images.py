@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_support import GREY, RGB, encoded, noise
 
-from detectors.preprocessing import Preprocessing
-from service.images import decode, from_tensor, image_of, resize
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.status import StatusError
+from askance.detectors.preprocessing import Preprocessing
+from askance.service.images import decode, from_tensor, image_of, resize
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.status import StatusError
 
 LIMIT = 10_000
 BILINEAR = RGB.model_copy(update={"resize": "bilinear"})

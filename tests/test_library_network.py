@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from detectors import Capture, LibraryNetwork, LibraryNetworkOptions, NotFittedError
-from detectors.errors import BundleError, DataError, LayerError
-from detectors.library_network import Library, pair_cosines
+from askance.detectors import Capture, LibraryNetwork, LibraryNetworkOptions, NotFittedError
+from askance.detectors.library_network import Library, pair_cosines
+from askance.errors import BundleError, DataError, LayerError
 
 
 def one_by_one(activations: Tensor, threshold: float) -> tuple[list[int], float]:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_support import Valve, config, marked, noise, running, status_of, tiny_served, until
 
-from service.client import request_of
-from service.limits import REMEMBERED, Budget, RateLimit
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.inference import inference_pb2, inference_pb2_grpc
-from service.status import StatusError
+from askance.service.client import request_of
+from askance.service.limits import REMEMBERED, Budget, RateLimit
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
+from askance.service.status import StatusError
 
 
 class Clock:

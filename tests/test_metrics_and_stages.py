@@ -16,11 +16,11 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from calibration.metrics import detection, detection_intervals, worst_case
-from calibration.scoring import Scores
-from calibration.stages import Stages
-from calibration.word_vectors import class_vectors
-from detectors.errors import CalibrationError, ConfigError, DataError
+from askance.calibration.metrics import detection, detection_intervals, worst_case
+from askance.calibration.scoring import Scores
+from askance.calibration.stages import Stages
+from askance.calibration.word_vectors import class_vectors
+from askance.errors import CalibrationError, ConfigError, DataError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

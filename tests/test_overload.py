@@ -6,8 +6,8 @@ import asyncio
 
 from calibration_support import DigitsRun
 
+from askance.calibration.data import load_source
 from benchmarks.overload import measure
-from calibration.data import load_source
 
 
 def test_too_much_is_refused_and_nothing_is_lost(digits_run: DigitsRun) -> None:

@@ -11,9 +11,9 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from calibration.config import TRAINED_PEERS, PeerName
-from calibration.metrics import detection
-from calibration.peers import (
+from askance.calibration.config import TRAINED_PEERS, PeerName
+from askance.calibration.metrics import detection
+from askance.calibration.peers import (
     PEERS,
     Energy,
     FeatureSqueezing,
@@ -24,10 +24,10 @@ from calibration.peers import (
     Observation,
     Peer,
 )
-from calibration.peers.ensembles import LID_NEIGHBORS, REFERENCE, local_intrinsic_dimensionality
-from calibration.peers.single import NEIGHBORS
-from calibration.peers.squeezers import non_local_means, squeezers
-from calibration.weighing import learn_weights
+from askance.calibration.peers.ensembles import LID_NEIGHBORS, REFERENCE, local_intrinsic_dimensionality
+from askance.calibration.peers.single import NEIGHBORS
+from askance.calibration.peers.squeezers import non_local_means, squeezers
+from askance.calibration.weighing import learn_weights
 
 
 def test_configs_may_name_every_peer() -> None:

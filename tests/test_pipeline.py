@@ -15,20 +15,20 @@ from calibration_support import DigitsRun
 from scipy.stats import betabinom, binom
 from torch import nn
 
-from calibration import pipeline
-from calibration.attacks import PixelClassifier, perturb
-from calibration.config import Config, load_config
-from calibration.data import ImageStream
-from calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
-from calibration.metrics import FIGURES
-from calibration.pipeline import calibrate, evaluate_bundle
-from calibration.scoring import score
-from calibration.subject import load_subject
-from classifiers import build_classifier
-from detectors import Levels, LibraryNetwork
-from detectors.conformal import table
-from detectors.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
-from detectors.screen import FUSED, Screening
+from askance.calibration import pipeline
+from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.config import Config, load_config
+from askance.calibration.data import ImageStream
+from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from askance.calibration.metrics import FIGURES
+from askance.calibration.pipeline import calibrate, evaluate_bundle
+from askance.calibration.scoring import score
+from askance.calibration.subject import load_subject
+from askance.classifiers import build_classifier
+from askance.detectors import Levels, LibraryNetwork
+from askance.detectors.conformal import table
+from askance.detectors.screen import FUSED, Screening
+from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 
 # AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).
 FLOORS = {

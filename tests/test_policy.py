@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from service_support import config, noise, running, status_of, tiny_screen, untypical
 
-from detectors import Screening, Verdict
-from service.client import request_of
-from service.config import Policy
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.inference import inference_pb2, inference_pb2_grpc
-from service.tensors import _elements
+from askance.detectors import Screening, Verdict
+from askance.service.client import request_of
+from askance.service.config import Policy
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
+from askance.service.tensors import _elements
 
 IMAGES = np.stack([noise(seed) for seed in range(30)] + [untypical()])
 

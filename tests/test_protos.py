@@ -18,7 +18,7 @@ def protoc(*arguments: str) -> None:
 
 def test_the_committed_stubs_are_fresh(tmp_path: Path) -> None:
     protoc(
-        "-Iservice/pb=proto",
+        "-Iaskance/service/pb=proto",
         f"--python_out={tmp_path}",
         f"--pyi_out={tmp_path}",
         f"--grpc_python_out={tmp_path}",

@@ -11,12 +11,12 @@ import pytest
 import torch
 from calibration_support import DigitsRun
 
-from calibration.attack_options import FGSM
-from calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
-from calibration.report import report
-from detectors import Levels
-from detectors.conformal import table
-from detectors.screen import FUSED
+from askance.calibration.attack_options import FGSM
+from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from askance.calibration.report import report
+from askance.detectors import Levels
+from askance.detectors.conformal import table
+from askance.detectors.screen import FUSED
 
 LEVELS = Levels()
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from detectors import Capture, NotFittedError, SemanticSignature, SemanticSignatureOptions
-from detectors.errors import DataError
-from detectors.semantic_signature import correlations, two_versus_two
+from askance.detectors import Capture, NotFittedError, SemanticSignature, SemanticSignatureOptions
+from askance.detectors.semantic_signature import correlations, two_versus_two
+from askance.errors import DataError
 
 CLASSES = 6
 

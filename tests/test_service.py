@@ -37,9 +37,9 @@ from service_support import (
 from test_images import png_header
 from torch import Tensor
 
-from detectors import Screen, Screening
-from service.client import request_of
-from service.pb.askance.v1 import screening_pb2 as pb
+from askance.detectors import Screen, Screening
+from askance.service.client import request_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 VERDICTS = {"CLEAN": pb.CLEAN, "SUSPECT": pb.SUSPECT, "ADVERSARIAL": pb.ADVERSARIAL}
 
@@ -193,7 +193,7 @@ def test_bytes_that_are_no_message_are_the_clients_error(caplog: pytest.LogCaptu
             assert service.value("askance_requests_total", method="Screen", code="INVALID_ARGUMENT") == 1
 
     asyncio.run(main())
-    assert [record for record in caplog.records if record.name.startswith("service")] == []
+    assert [record for record in caplog.records if record.name.startswith("askance.service")] == []
 
 
 def test_a_message_over_the_limit_is_refused() -> None:

@@ -14,11 +14,11 @@ import torch
 from service_support import Valve, marked, until
 from torch import Tensor
 
-from detectors import Prediction, ScreenError, Screening
-from detectors.screen import Observe
-from service.batcher import Batcher, ScreenCall
-from service.status import StatusError
-from service.telemetry import Telemetry
+from askance.detectors import Prediction, ScreenError, Screening
+from askance.detectors.screen import Observe
+from askance.service.batcher import Batcher, ScreenCall
+from askance.service.status import StatusError
+from askance.service.telemetry import Telemetry
 
 
 @asynccontextmanager

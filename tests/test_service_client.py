@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from service_support import encoded, noise, running
 
-from detectors.errors import AskanceError, DataError
-from service.client import Client, ImageLike, ServiceError, tensor_of
-from service.pb.askance.v1 import screening_pb2 as pb
+from askance.errors import AskanceError, DataError
+from askance.service.client import Client, ImageLike, ServiceError, tensor_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 
 def against_a_server(use: Callable[[Client], Any]) -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from detectors import AskanceError
-from detectors.errors import ConfigError
-from service.config import ServerConfig
+from askance.detectors import AskanceError
+from askance.errors import ConfigError
+from askance.service.config import ServerConfig
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "server.toml"
 

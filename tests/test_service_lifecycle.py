@@ -34,14 +34,14 @@ from service_support import (
     until,
 )
 
-from detectors import Screening
-from detectors.errors import AskanceError, BundleError, ConfigError
-from service.client import Client, ServiceError, request_of
-from service.launch import Serving, launched
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.served import Served
-from service.server import HEALTH_NAMES, Server
+from askance.detectors import Screening
+from askance.errors import AskanceError, BundleError, ConfigError
+from askance.service.client import Client, ServiceError, request_of
+from askance.service.launch import Serving, launched
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.served import Served
+from askance.service.server import HEALTH_NAMES, Server
 
 TESTS = Path(__file__).parent
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -258,9 +258,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from service_support import Valve, tiny_served, build_tiny
-from service.config import ServerConfig
-from service.served import Served
-from service.process import run, serve
+from askance.service.config import ServerConfig
+from askance.service.served import Served
+from askance.service.process import run, serve
 
 {body}
 """

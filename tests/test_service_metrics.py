@@ -14,11 +14,11 @@ from google.protobuf import empty_pb2
 from prometheus_client.parser import text_string_to_metric_families
 from service_support import CLASSES, CREATED, Running, noise, running, status_of, untypical
 
-from service.client import request_of
-from service.journal import Journal
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.status import invalid
-from service.telemetry import CODES, Telemetry
+from askance.service.client import request_of
+from askance.service.journal import Journal
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.status import invalid
+from askance.service.telemetry import CODES, Telemetry
 
 NAMES = {
     "askance_requests": "counter",

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from toy import Trained
 
-from calibration import attacks, suite
-from calibration.attack_options import FGSM, IterativeAttack
-from calibration.cache import ImageCache, cache_folder
-from calibration.controls import ControlConfig, control
-from calibration.digests import tensor_digest
-from calibration.harness import targets
-from calibration.suite import PIECE, Assault, Target, run
-from detectors.errors import ConfigError
+from askance.calibration import attacks, suite
+from askance.calibration.attack_options import FGSM, IterativeAttack
+from askance.calibration.cache import ImageCache, cache_folder
+from askance.calibration.controls import ControlConfig, control
+from askance.calibration.digests import tensor_digest
+from askance.calibration.harness import targets
+from askance.calibration.suite import PIECE, Assault, Target, run
+from askance.errors import ConfigError
 
 PGD = IterativeAttack(name="p", kind="pgd", epsilon=0.2, steps=3)
 

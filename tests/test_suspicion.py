@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import genpareto
 from torch import Tensor
 
-from detectors.conformal import table
-from detectors.suspicion import Suspicion, Tail, harmonic_mean
+from askance.detectors.conformal import table
+from askance.detectors.suspicion import Suspicion, Tail, harmonic_mean
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 

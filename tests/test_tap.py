@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detectors import Capture, Tap
-from detectors.errors import LayerError
+from askance.detectors import Capture, Tap
+from askance.errors import LayerError
 
 
 class Net(nn.Module):

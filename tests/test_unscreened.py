@@ -14,11 +14,11 @@ import torch
 from service_support import CLASSES, Valve, config, marked, running, status_of, tiny_screen, tiny_served, until
 from test_policy import batch, column
 
-from detectors import Prediction, ScreenError, Screening
-from service.client import request_of
-from service.pb.askance.v1 import screening_pb2 as pb
-from service.pb.inference import inference_pb2_grpc
-from service.status import StatusError
+from askance.detectors import Prediction, ScreenError, Screening
+from askance.service.client import request_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.inference import inference_pb2_grpc
+from askance.service.status import StatusError
 
 FAILS = float(np.float32(Valve.POISON))
 VERDICTS = ("CLEAN", "SUSPECT", "ADVERSARIAL", "UNSCREENED")

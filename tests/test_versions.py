@@ -30,15 +30,15 @@ from service_support import (
 from test_deployment import opener
 from test_policy import batch
 
-from detectors import Screening
-from detectors.errors import BundleError
-from service.access import ClientConfig, Role, new_token
-from service.client import Client, request_of
-from service.pb.askance.v1 import screening_pb2_grpc
-from service.pb.inference import inference_pb2 as pb
-from service.pb.inference import inference_pb2_grpc
-from service.served import Served
-from service.server import Server
+from askance.detectors import Screening
+from askance.errors import BundleError
+from askance.service.access import ClientConfig, Role, new_token
+from askance.service.client import Client, request_of
+from askance.service.pb.askance.v1 import screening_pb2_grpc
+from askance.service.pb.inference import inference_pb2 as pb
+from askance.service.pb.inference import inference_pb2_grpc
+from askance.service.served import Served
+from askance.service.server import Server
 
 TOKEN, DIGEST = new_token()
 ADMIN = ClientConfig(name="operator", token_sha256=DIGEST, roles=frozenset({Role.ADMIN}))
@@ -224,7 +224,7 @@ def test_a_candidate_sees_what_was_answered_and_its_word_is_counted(folder: Path
 
 
 def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep() -> None:
-    from service.candidate import SEATS
+    from askance.service.candidate import SEATS
 
     valve, shadow = Valve(), Valve()
 

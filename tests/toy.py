@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from classifiers import DigitsCNN
-from detectors import (
+from askance.classifiers import DigitsCNN
+from askance.detectors import (
     Calibration,
     Capture,
     Constellation,
@@ -32,10 +32,10 @@ from detectors import (
     SemanticSignatureOptions,
     Tap,
 )
-from detectors.conformal import table
-from detectors.fusion import all_components, all_two_sided
-from detectors.preprocessing import Preprocessing
-from detectors.screen import Fused, read_all
+from askance.detectors.conformal import table
+from askance.detectors.fusion import all_components, all_two_sided
+from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.screen import Fused, read_all
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}

@@ -1,9 +1,9 @@
 """Peers: other people's detectors, fitted and scored on the same inputs as ours, in the same run."""
 
-from calibration.config import PeerName
-from calibration.peers.base import Observation, Peer, observe
-from calibration.peers.ensembles import LocalIntrinsicDimensionality, Mahalanobis
-from calibration.peers.single import Energy, FeatureSqueezing, MaxSoftmax, NearestNeighbors
+from askance.calibration.config import PeerName
+from askance.calibration.peers.base import Observation, Peer, observe
+from askance.calibration.peers.ensembles import LocalIntrinsicDimensionality, Mahalanobis
+from askance.calibration.peers.single import Energy, FeatureSqueezing, MaxSoftmax, NearestNeighbors
 
 PEERS: dict[PeerName, type[Peer]] = {
     peer.name: peer

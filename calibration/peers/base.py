@@ -10,11 +10,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from calibration.config import PeerName
-from calibration.data import ImageStream
-from calibration.peers.squeezers import squeezers
-from calibration.progress import track
-from detectors import Tap
+from askance.calibration.config import PeerName
+from askance.calibration.data import ImageStream
+from askance.calibration.peers.squeezers import squeezers
+from askance.calibration.progress import track
+from askance.detectors import Tap
 
 
 @dataclass(frozen=True)

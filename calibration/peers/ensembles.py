@@ -15,8 +15,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from calibration.config import PeerName
-from calibration.peers.base import Observation, Peer
+from askance.calibration.config import PeerName
+from askance.calibration.peers.base import Observation, Peer
 
 REFERENCE = 100  # Ma et al. measure dimensionality within minibatches of 100
 LID_NEIGHBORS = 20  # and take k = 20 for CIFAR-10

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 from torch import Tensor
 
-from calibration.config import PeerName
-from calibration.peers.base import Observation, Peer
+from askance.calibration.config import PeerName
+from askance.calibration.peers.base import Observation, Peer
 
 NEIGHBORS = 50  # Sun et al. use 50 for CIFAR-10
 

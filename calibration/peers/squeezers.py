@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectors.views import median_filter, reduce_bits
+from askance.detectors.views import median_filter, reduce_bits
 
 Squeeze = Callable[[Tensor], Tensor]
 

@@ -27,10 +27,10 @@ import typer
 from PIL import Image
 from reporting import ENCLOSED, KEPT, CheckError, expect, failed, output, verified
 
-from calibration.config import load_config
-from calibration.pipeline import calibrate
-from calibration.subject import load_subject
-from calibration.training import train
+from askance.calibration.config import load_config
+from askance.calibration.pipeline import calibrate
+from askance.calibration.subject import load_subject
+from askance.calibration.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIAL = Path(__file__).with_name("trial.py")

@@ -24,8 +24,8 @@ import grpc
 import typer
 from reporting import CheckError, expect, failed, output, verified
 
-from service.client import Client, ServiceError
-from service.launch import Serving
+from askance.service.client import Client, ServiceError
+from askance.service.launch import Serving
 
 START_SECONDS, STOP_SECONDS = 120.0, 40.0
 CLIENTS, LOAD_SECONDS = 4, 2.0  # who asks while the server is told to stop, and for how long before that

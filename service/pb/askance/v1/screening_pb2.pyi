@@ -18,11 +18,13 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUSPECT: _ClassVar[Verdict]
     ADVERSARIAL: _ClassVar[Verdict]
     UNSCREENED: _ClassVar[Verdict]
+    BLOCKED: _ClassVar[Verdict]
 VERDICT_UNSPECIFIED: Verdict
 CLEAN: Verdict
 SUSPECT: Verdict
 ADVERSARIAL: Verdict
 UNSCREENED: Verdict
+BLOCKED: Verdict
 
 class ScreenRequest(_message.Message):
     __slots__ = ("request_id", "encoded", "tensor", "explain")
@@ -109,12 +111,14 @@ class ScreenStreamResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., response: _Optional[_Union[ScreenResponse, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
 
 class ItemError(_message.Message):
-    __slots__ = ("code", "message")
+    __slots__ = ("code", "message", "verdict")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     code: int
     message: str
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    verdict: Verdict
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()

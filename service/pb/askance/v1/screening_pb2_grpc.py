@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from service.pb.askance.v1 import screening_pb2 as service_dot_pb_dot_askance_dot_v1_dot_screening__pb2
+from askance.service.pb.askance.v1 import screening_pb2 as askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in service/pb/askance/v1/screening_pb2_grpc.py depends on'
+        + ' but the generated code in askance/service/pb/askance/v1/screening_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,18 +36,18 @@ class ScreeningStub:
         """
         self.Screen = channel.unary_unary(
                 '/askance.v1.Screening/Screen',
-                request_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.FromString,
+                request_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
+                response_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.FromString,
                 _registered_method=True)
         self.ScreenStream = channel.stream_stream(
                 '/askance.v1.Screening/ScreenStream',
-                request_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.FromString,
+                request_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
+                response_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.FromString,
                 _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/askance.v1.Screening/Describe',
-                request_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.FromString,
+                request_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.FromString,
                 _registered_method=True)
 
 
@@ -59,7 +59,8 @@ class ScreeningServicer:
 
         Errors: INVALID_ARGUMENT (the request is wrong; the message names the field, what was expected and what came),
         RESOURCE_EXHAUSTED (the queue is full or the message too large), DEADLINE_EXCEEDED, UNAVAILABLE (the server loads
-        or drains: ask another), UNAUTHENTICATED and PERMISSION_DENIED (not for this client), INTERNAL (the classifier or a detector failed on this image).
+        or drains: ask another), UNAUTHENTICATED and PERMISSION_DENIED (not for this client, or the image is blocked),
+        INTERNAL (the classifier or a detector failed on this image).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,18 +86,18 @@ def add_ScreeningServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Screen': grpc.unary_unary_rpc_method_handler(
                     servicer.Screen,
-                    request_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.FromString,
-                    response_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.SerializeToString,
+                    request_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.FromString,
+                    response_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.SerializeToString,
             ),
             'ScreenStream': grpc.stream_stream_rpc_method_handler(
                     servicer.ScreenStream,
-                    request_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.FromString,
-                    response_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.SerializeToString,
+                    request_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.FromString,
+                    response_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
-                    request_deserializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.FromString,
-                    response_serializer=service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.SerializeToString,
+                    request_deserializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.FromString,
+                    response_serializer=askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -124,8 +125,8 @@ class Screening:
             request,
             target,
             '/askance.v1.Screening/Screen',
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.FromString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -151,8 +152,8 @@ class Screening:
             request_iterator,
             target,
             '/askance.v1.Screening/ScreenStream',
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.FromString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenRequest.SerializeToString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.ScreenStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -178,8 +179,8 @@ class Screening:
             request,
             target,
             '/askance.v1.Screening/Describe',
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.SerializeToString,
-            service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.FromString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeRequest.SerializeToString,
+            askance_dot_service_dot_pb_dot_askance_dot_v1_dot_screening__pb2.DescribeResponse.FromString,
             options,
             channel_credentials,
             insecure,

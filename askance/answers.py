@@ -1,0 +1,131 @@
+"""Answers: what is said of one image, in process and over the wire alike. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """What is said of an image.
+
+    Attributes:
+        CLEAN: like the images that the detectors were calibrated on.
+        SUSPECT: the fused p-value is at most the target of the level "suspect".
+        ADVERSARIAL: it is at most the target of the level "adversarial".
+        UNSCREENED: the detectors failed on it or had no time for it; the prediction stands alone.
+        BLOCKED: it was judged adversarial by a server that gives no prediction for such images (policy block).
+    """
+
+    CLEAN = "CLEAN"
+    SUSPECT = "SUSPECT"
+    ADVERSARIAL = "ADVERSARIAL"
+    UNSCREENED = "UNSCREENED"
+    BLOCKED = "BLOCKED"
+
+
+JUDGED = (Verdict.CLEAN, Verdict.SUSPECT, Verdict.ADVERSARIAL)
+"""The verdicts that a p-value gives."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classifier's answer for one image.
+
+    Attributes:
+        index: the predicted class.
+        label: its name.
+        probabilities: softmax of the logits, K numbers.
+    """
+
+    index: int
+    label: str
+    probabilities: tuple[float, ...]
+
+    @property
+    def probability(self) -> float:
+        """The predicted class's probability."""
+        return self.probabilities[self.index]
+
+
+@dataclass(frozen=True)
+class DetectorVerdict:
+    """One detector's word on one image.
+
+    Attributes:
+        name: the detector's kind, or "fused".
+        score: higher = more suspicious; comparable within one detector of one bundle only.
+        p_value: conformal, in (0, 1]: the share of clean images at least as suspicious.
+        flags: the levels met, of "suspect" and "adversarial".
+        explanation: a small dict for people, if asked for.
+    """
+
+    name: str
+    score: float
+    p_value: float
+    flags: tuple[str, ...]
+    explanation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What the detectors say of one image.
+
+    Attributes:
+        fused: the fused score and p-value, by which the verdict goes.
+        detectors: each detector's word, in the bundle's order.
+    """
+
+    fused: DetectorVerdict
+    detectors: tuple[DetectorVerdict, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one image: its prediction and, where there is one and we may see it, its screening.
+
+    What is not there, or not disclosed to us, is None, never a zero that could be taken for a p-value.
+
+    Attributes:
+        prediction: the classifier's; None where the verdict is BLOCKED.
+        verdict: None where the server keeps it (policy monitor).
+        screening: None where there is none, or where it is not disclosed.
+        reason: why there is no screening; None where there is one.
+        bundle_id: SHA-256 over the content of the bundle that answered; empty if it came from none.
+    """
+
+    prediction: Prediction | None
+    verdict: Verdict | None
+    screening: Screening | None = None
+    reason: str | None = None
+    bundle_id: str = ""
+
+    @property
+    def p_value(self) -> float | None:
+        """The fused p-value, in (0, 1]; None without a screening."""
+        return None if self.screening is None else self.screening.fused.p_value
+
+    @property
+    def score(self) -> float | None:
+        """The fused score; None without a screening."""
+        return None if self.screening is None else self.screening.fused.score
+
+    @property
+    def label(self) -> str | None:
+        """The predicted class's name; None without a prediction."""
+        return None if self.prediction is None else self.prediction.label
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is None is absent."""
+        content: dict[str, Any] = _present(asdict(self))
+        return content
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _present(one) for key, one in value.items() if one is not None}
+    if isinstance(value, (list, tuple)):
+        return [_present(one) for one in value]
+    return value
