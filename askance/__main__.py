@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
+from askance.errors import AskanceError
+
 EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "gensim", "matplotlib")
 
 
@@ -37,8 +39,6 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
             raise
         return _fail(f"this command needs {error.name}: install the extra, pip install 'askance[calibration]'")
     except Exception as error:
-        from askance.errors import AskanceError  # imports torch: not before it is needed
-
         if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
             return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
         if not isinstance(error, AskanceError):

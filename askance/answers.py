@@ -29,6 +29,12 @@ class Verdict(StrEnum):
 JUDGED = (Verdict.CLEAN, Verdict.SUSPECT, Verdict.ADVERSARIAL)
 """The verdicts that a p-value gives."""
 
+# Why an answer has no screening.
+UNSCREENED = "the detectors failed on this image or had no time for it"
+BLOCKED = "this image was judged adversarial: no prediction is given for it"
+WITHHELD = "the server keeps its verdicts (policy monitor)"
+UNDISCLOSED = "scores are for clients with the role 'scores'"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -118,14 +124,33 @@ class Answer:
         return None if self.prediction is None else self.prediction.label
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is None is absent."""
-        content: dict[str, Any] = _present(asdict(self))
+        """JSON-ready: `prediction`, `probabilities`, `verdict`, `p_value`, `score`, `detectors`, `reason`, `bundle_id`;
+        what is not there, or not disclosed, is absent.
+        """
+        prediction, screening = self.prediction, self.screening
+        content: dict[str, Any] = {"bundle_id": self.bundle_id}
+        if prediction is not None:
+            content["prediction"] = {
+                "index": prediction.index,
+                "label": prediction.label,
+                "probability": prediction.probability,
+            }
+            content["probabilities"] = list(prediction.probabilities)
+        if self.verdict is not None:
+            content["verdict"] = self.verdict.value
+        if screening is not None:
+            content |= {"p_value": screening.fused.p_value, "score": screening.fused.score}
+            content["detectors"] = [_word(word) for word in screening.detectors]
+        if self.reason is not None:
+            content["reason"] = self.reason
         return content
 
+    def _repr_html_(self) -> str:
+        from askance.notebook import answer_html
 
-def _present(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _present(one) for key, one in value.items() if one is not None}
-    if isinstance(value, (list, tuple)):
-        return [_present(one) for one in value]
-    return value
+        return answer_html(self)
+
+
+def _word(word: DetectorVerdict) -> dict[str, Any]:
+    content = asdict(word) | {"flags": list(word.flags)}
+    return {name: value for name, value in content.items() if value is not None}

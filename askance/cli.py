@@ -16,8 +16,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"askance {version('askance')}")  # noqa: T201
+        raise typer.Exit
+
+
 @app.callback()
-def _root(context: typer.Context) -> None:
+def _root(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())  # noqa: T201
 
@@ -47,7 +60,7 @@ JsonOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="The whole job on handwritten digits, in a minute.")
 def demo(json: JsonOption = None) -> None:
     """The main job on scikit-learn's digits: train, calibrate, serve, attack, and print the verdicts."""
     from askance.demo import run_demo
@@ -58,7 +71,7 @@ def demo(json: JsonOption = None) -> None:
     write_json(json, figures)
 
 
-@app.command()
+@app.command(short_help="Train an example classifier.")
 def train(
     config: ConfigArgument,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
@@ -75,7 +88,7 @@ def train(
     )
 
 
-@app.command()
+@app.command(short_help="Fit, calibrate, attack, evaluate, and write a bundle.")
 def calibrate(
     config: ConfigArgument,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Where the bundle goes; must not exist.")],
@@ -99,7 +112,7 @@ def calibrate(
     console.print(f"bundle {bundle.manifest.id[:12]} in {out}: askance serve {out}")
 
 
-@app.command()
+@app.command(short_help="The tables again, on other data or attacks.")
 def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = None) -> None:
     """The tables again, for a published BUNDLE on the data and attacks of CONFIG."""
     from askance.calibration.config import load_config
@@ -112,7 +125,7 @@ def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = 
     write_json(json, evaluation)
 
 
-@app.command()
+@app.command(short_help="Serve a bundle until SIGTERM.")
 def serve(
     bundle: BundleArgument,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Server settings, TOML.")] = None,
@@ -149,7 +162,7 @@ def serve(
     serve_bundle(bundle, settings, lambda serving: print(serving, flush=True))  # noqa: T201
 
 
-@app.command()
+@app.command(short_help="Ask a server for its verdict on image files.")
 def screen(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files.")],
     target: Annotated[
@@ -167,7 +180,8 @@ def screen(
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.errors import DataError
     from askance.output import print_verdicts, verdict_rows, write_json
-    from askance.service.client import Client, Credentials, readable, token_of
+    from askance.service.client import Client
+    from askance.service.client_messages import Credentials, readable, token_of
 
     token = None if token_file is None else token_of(token_file)
     failed: dict[int, DataError] = {}
@@ -181,7 +195,7 @@ def screen(
     return 2 if errors else 0
 
 
-@app.command()
+@app.command(short_help="Make a bearer token for a client.")
 def token() -> None:
     """Make a bearer token for a client, and the line of the server's settings that knows it."""
     from askance.service.access import new_token
@@ -190,7 +204,7 @@ def token() -> None:
     print(f'{made}\ntoken_sha256 = "{digest}"')  # noqa: T201
 
 
-@app.command()
+@app.command(short_help="What is in a bundle, and whether it is intact.")
 def inspect(
     bundle: BundleArgument,
     json: JsonOption = None,
@@ -204,3 +218,16 @@ def inspect(
     opened.screen(build_classifier).close()
     print_bundle(opened)
     write_json(json, opened.manifest.model_dump(mode="json"))
+
+
+@app.command(short_help="Copy the configs, .proto files and deploy/ that come along.")
+def files(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go; must not exist.")],
+) -> None:
+    """Copy what comes along to FOLDER: configs/, proto/ (for clients in other languages), deploy/ (Prometheus, Grafana,
+    Kubernetes, HAProxy).
+    """
+    from askance.shipped import copy_shipped_files
+
+    copy_shipped_files(folder)
+    print(f"configs/, proto/ and deploy/ are in {folder}")  # noqa: T201

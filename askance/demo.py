@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from askance.answers import JUDGED, Answer, Prediction, Screening
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
 from askance.calibration.evaluation import BASELINE
@@ -22,10 +23,10 @@ from askance.calibration.progress import say, track
 from askance.calibration.subject import load_subject
 from askance.calibration.suite import Assault, run
 from askance.calibration.training import train
-from askance.detectors.screen import FUSED, Verdict
-from askance.service.client import Client, ServiceError
+from askance.detectors.screen import FUSED
+from askance.service.client import Client
+from askance.service.client_messages import ServiceError
 from askance.service.launch import launched
-from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 SERVE = ("-m", "askance", "serve")
 
@@ -54,7 +55,7 @@ def run_demo() -> dict[str, Any]:
             Client(serving.target) as client,
         ):
             clean, seconds = _one_by_one(client, images.pixels())
-            predicted = torch.tensor([answer.prediction.index for answer in clean])
+            predicted = torch.tensor([_prediction(answer).index for answer in clean])
             chosen = torch.nonzero(predicted == images.y).flatten()[: config.evaluation.attacked_images]
             assaults = [Assault(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
             attacked = {
@@ -83,7 +84,7 @@ def run_demo() -> dict[str, Any]:
         succeeded = [
             answer
             for answer, label in zip(answers, images.y[chosen].tolist(), strict=True)
-            if answer.prediction.index != label
+            if _prediction(answer).index != label
         ]
         figures["attacks"][name] = {"attempted": len(answers), "successful": len(succeeded)}
         figures["verdicts"][f"{name} (successful)"] = _verdicts(succeeded)
@@ -93,7 +94,7 @@ def run_demo() -> dict[str, Any]:
     return figures
 
 
-def _one_by_one(client: Client, pixels: Tensor) -> tuple[list[pb.ScreenResponse], list[float]]:
+def _one_by_one(client: Client, pixels: Tensor) -> tuple[list[Answer], list[float]]:
     """Screen images one at a time; the answers and each one's seconds."""
     answers, seconds = [], []
     for image in track(list(pixels.numpy()), "screening clean images"):
@@ -103,7 +104,7 @@ def _one_by_one(client: Client, pixels: Tensor) -> tuple[list[pb.ScreenResponse]
     return answers, seconds
 
 
-def _streamed(client: Client, pixels: Tensor) -> list[pb.ScreenResponse]:
+def _streamed(client: Client, pixels: Tensor) -> list[Answer]:
     """Screen images over one stream."""
     answers = []
     for answer in client.screen_many(list(pixels.numpy())):
@@ -113,28 +114,36 @@ def _streamed(client: Client, pixels: Tensor) -> list[pb.ScreenResponse]:
     return answers
 
 
-def _scores(answers: list[pb.ScreenResponse]) -> dict[str, Tensor]:
+def _prediction(answer: Answer) -> Prediction:
+    assert answer.prediction is not None  # the server annotates
+    return answer.prediction
+
+
+def _screening(answer: Answer) -> Screening:
+    assert answer.screening is not None, answer.reason  # and discloses
+    return answer.screening
+
+
+def _scores(answers: list[Answer]) -> dict[str, Tensor]:
     rows = [
-        {d.name: d.score for d in answer.detectors} | {FUSED: answer.score, BASELINE: 1 - answer.prediction.probability}
+        {word.name: word.score for word in (*_screening(answer).detectors, _screening(answer).fused)}
+        | {BASELINE: 1 - _prediction(answer).probability}
         for answer in answers
     ]
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]} if rows else {}
 
 
-def _flag_rates(answers: list[pb.ScreenResponse]) -> dict[str, dict[str, float]]:
-    rates = {
-        d.name: {
-            level: sum(level in answer.detectors[i].flags for answer in answers) / len(answers)
+def _flag_rates(answers: list[Answer]) -> dict[str, dict[str, float]]:
+    words = [{word.name: word for word in (*one.detectors, one.fused)} for one in map(_screening, answers)]
+    return {
+        name: {
+            level: sum(level in of_image[name].flags for of_image in words) / len(words)
             for level in ("suspect", "adversarial")
         }
-        for i, d in enumerate(answers[0].detectors)
+        for name in words[0]
     }
-    adversarial = sum(answer.verdict == pb.ADVERSARIAL for answer in answers)
-    suspect = sum(answer.verdict == pb.SUSPECT for answer in answers)
-    rates[FUSED] = {"suspect": (suspect + adversarial) / len(answers), "adversarial": adversarial / len(answers)}
-    return rates
 
 
-def _verdicts(answers: list[pb.ScreenResponse]) -> dict[str, int]:
-    counts = Counter(pb.Verdict.Name(answer.verdict) for answer in answers)
-    return {verdict.value: counts[verdict.value] for verdict in Verdict}
+def _verdicts(answers: list[Answer]) -> dict[str, int]:
+    counts = Counter(answer.verdict for answer in answers)
+    return {verdict.value: counts[verdict] for verdict in JUDGED}

@@ -8,24 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
+from askance.answers import JUDGED, Answer, Verdict
 from askance.detectors.bundle import Bundle
-from askance.detectors.screen import Verdict
 from askance.errors import ConfigError, DataError
-from askance.service.client import ServiceError
-from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.client_messages import ServiceError
 
 # Piped output is for other programs: never wrapped to a terminal's width.
 console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-_VERDICTS = {
-    "CLEAN": "[green]CLEAN[/green]",
-    "SUSPECT": "[yellow]SUSPECT[/yellow]",
-    "ADVERSARIAL": "[red]ADVERSARIAL[/red]",
-    "UNSCREENED": "[bold]UNSCREENED[/bold]",
-    "VERDICT_UNSPECIFIED": "-",  # the server keeps it (policy shadow)
+_COLOURS = {
+    Verdict.CLEAN: "green",
+    Verdict.SUSPECT: "yellow",
+    Verdict.ADVERSARIAL: "red",
+    Verdict.UNSCREENED: "bold",
+    Verdict.BLOCKED: "red",
 }
 
 
@@ -119,18 +117,18 @@ def print_demo(figures: Mapping[str, Any]) -> None:
     print_evaluation(figures)
     table = Table(title="verdicts over gRPC", title_justify="left")
     table.add_column("images")
-    for verdict in Verdict:
+    for verdict in JUDGED:
         table.add_column(verdict.value, justify="right")
     for name, counts in figures["verdicts"].items():
         total = sum(counts.values())
-        table.add_row(name, *(f"{counts[verdict]} ({counts[verdict] / total:.0%})" for verdict in Verdict))
+        table.add_row(name, *(f"{counts[verdict]} ({counts[verdict] / total:.0%})" for verdict in JUDGED))
     console.print(table)
     latency = figures["latency_ms"]
     console.print(f"latency of one request: p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms")
 
 
 def verdict_rows(
-    images: Sequence[Path], answers: Iterable[pb.ScreenResponse | ServiceError], failed: Mapping[int, DataError]
+    images: Sequence[Path], answers: Iterable[Answer | ServiceError], failed: Mapping[int, DataError]
 ) -> list[dict[str, Any]]:
     """One JSON-ready row per image: the answer, or the error it met.
 
@@ -151,17 +149,9 @@ def verdict_rows(
         if isinstance(answer, ServiceError):
             rows.append(row | {"error": str(answer), "code": answer.code.name})
         else:
-            rows.append(row | _plain(answer))
+            rows.append(row | answer.as_dict())
     skip_failed()
     return rows
-
-
-def _plain(answer: pb.ScreenResponse) -> dict[str, Any]:
-    """All fields of an answer, zeros included."""
-    plain: dict[str, Any] = MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return plain
 
 
 def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
@@ -173,13 +163,14 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
         if "error" in row:
             table.add_row(row["image"], "-", "-", "[bold]not screened[/bold]", "-", row["error"])
             continue
-        flagged = ", ".join(d["name"] for d in row["detectors"] if d.get("flags"))
+        flagged = ", ".join(d["name"] for d in row.get("detectors", ()) if d["flags"])
+        prediction = row.get("prediction")
         table.add_row(
             row["image"],
-            row["prediction"].get("name", ""),
-            f"{row['prediction'].get('probability', 0.0):.4f}",
-            _VERDICTS[row["verdict"]],
-            f"{row['p_value']:.4g}" if row["p_value"] else "-",  # 0: not disclosed to us
+            "-" if prediction is None else prediction["label"],
+            "-" if prediction is None else f"{prediction['probability']:.4f}",
+            _coloured(row.get("verdict")),
+            f"{row['p_value']:.4g}" if "p_value" in row else "-",
             flagged or "-",
         )
     console.print(table)
@@ -188,6 +179,13 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
             for detector in row.get("detectors", ()):
                 explanation = json.dumps(detector.get("explanation", {}))
                 console.print(f"{row['image']} {detector['name']}: {explanation}", soft_wrap=True, markup=False)
+
+
+def _coloured(verdict: str | None) -> str:
+    if verdict is None:  # the server keeps it
+        return "-"
+    colour = _COLOURS[Verdict(verdict)]
+    return f"[{colour}]{verdict}[/{colour}]"
 
 
 def print_bundle(bundle: Bundle) -> None:

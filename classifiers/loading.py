@@ -65,7 +65,7 @@ def build_classifier(
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"classifier {factory!r} gives {type(classifier).__name__}, expected a torch.nn.Module")
     if weights is not None:
-        _load_strictly(factory, classifier, weights)
+        load_strictly(factory, classifier, weights)
     return classifier.eval()
 
 
@@ -163,7 +163,17 @@ def _imported(factory: str, module_name: str, attributes: str) -> Factory:
     return make
 
 
-def _load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a state dict in place; BatchNorm's batch counters may be absent.
+
+    Args:
+        factory: what the classifier is called in errors.
+        classifier: whose weights are replaced.
+        weights: the state dict.
+
+    Raises:
+        ConfigError: the weights are not its.
+    """
     own = classifier.state_dict()
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:

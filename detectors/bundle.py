@@ -33,6 +33,7 @@ from askance.detectors.manifest import (
 from askance.detectors.registry import unfitted
 from askance.detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError
+from askance.notebook import bundle_html
 
 MANIFEST = "manifest.json"
 BuildClassifier = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
@@ -217,6 +218,9 @@ class Bundle:
             return load_safetensors(self._files[name])
         except (KeyError, SafetensorError) as error:
             raise BundleError(f"{self.path}: {name} is not a safetensors file ({error})") from None
+
+    def _repr_html_(self) -> str:
+        return bundle_html(self.manifest)
 
     def size(self, name: str) -> int:
         """Bytes of one file."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.answers import UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
 from askance.detectors.conformal import p_value
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
@@ -20,7 +21,6 @@ from askance.errors import AskanceError, ConfigError
 
 FUSED = "fused"
 SINGLE_PASS = "fused_single_pass"
-UNSCREENED_REASON = "the detectors failed on this image or had no time for it"
 Observe = Callable[[str, float], None]  # (stage, seconds)
 
 
@@ -69,6 +69,10 @@ class Fused:
     fusion: Fusion
     table: Tensor
 
+    def to(self, device: str | torch.device) -> Fused:
+        """The same on another device."""
+        return Fused(self.fusion.to(device), self.table.to(device))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -85,6 +89,15 @@ class Calibration:
     tables: Mapping[str, Tensor]
     fused: Fused
     single_pass: Fused | None = None
+
+    def to(self, device: str | torch.device) -> Calibration:
+        """The same on another device."""
+        return replace(
+            self,
+            tables={name: values.to(device) for name, values in self.tables.items()},
+            fused=self.fused.to(device),
+            single_pass=None if self.single_pass is None else self.single_pass.to(device),
+        )
 
     def in_a_single_pass(self) -> Calibration:
         """The same without the detectors that need altered copies."""
@@ -207,7 +220,7 @@ class Screen:
         return [
             found
             if isinstance(found, ScreenError)
-            else Answer(found, Verdict.UNSCREENED, reason=UNSCREENED_REASON, bundle_id=self.bundle_id)
+            else Answer(found, Verdict.UNSCREENED, reason=UNSCREENED, bundle_id=self.bundle_id)
             for found in self._predictions(self.tap.classify(images))
         ]
 
@@ -222,6 +235,25 @@ class Screen:
             else ScreenError("the classifier gave NaN or infinity for this image")
             for ok, index, shares in zip(finite, predicted, probabilities, strict=True)
         ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: that of the fused score's table."""
+        return self.calibration.fused.table.device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the classifier, the detectors and the tables; return self. Not while others call it.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        try:
+            self.calibration = self.calibration.to(device)
+            for module in (self.tap.module, *self.detectors.values()):
+                module.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+            raise ConfigError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        return self
 
     def close(self) -> None:
         """Remove the hooks from the classifier."""

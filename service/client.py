@@ -1,88 +1,36 @@
-"""Client: screens images on a server from plain Python, with errors for people."""
+"""Clients: screen images on a server from plain Python, blocking or asyncio, with Answers and errors for people."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
-from askance.errors import AskanceError, ConfigError, DataError
+from askance.answers import Answer
+from askance.images import ImageLike
+from askance.service.client_messages import (
+    CHANNEL_OPTIONS,
+    Credentials,
+    ServiceError,
+    answer_of,
+    blocked_answer,
+    is_blocked,
+    outcome_of,
+    request_of,
+    service_error,
+)
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 
-ImageLike = bytes | Path | NDArray[Any]
-"""A PNG or JPEG file's content or path, or pixels [C, H, W]: uint8, or floats in [0, 1]."""
-
-_CONNECTION = ("failed to connect", "resolving", "resolution")
-_MAX_REQUEST = 16 * 1024 * 1024  # bytes that gRPC keeps, to send them again
-_RETRIES = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "1s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],  # the server drains, or a balancer has just lost one: ask another
-}
-_LOCAL = ("127.0.0.1", "::1", "localhost")
-_MAX_RESPONSE = 64 * 1024 * 1024  # bytes; gRPC's own limit is 4 MiB
-
-
-class ServiceError(AskanceError):
-    """A server answered with an error, or none answered.
-
-    Attributes:
-        code: the gRPC status.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """How a client shows who it is, and checks who answers. All files are PEM.
-
-    Attributes:
-        ca: whom to believe the server's certificate; None speaks in the clear.
-        token: a bearer token; in the clear it is sent to this machine only.
-        certificate, key: the client's own, for mutual TLS.
-    """
-
-    ca: Path | None = None
-    token: str | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    def channel(self, target: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """A channel to HOST:PORT.
-
-        Raises:
-            ConfigError: a token would go in the clear over a network, or a file cannot be read.
-        """
-        if self.ca is None:
-            if self.token is not None and target.rpartition(":")[0].strip("[]") not in _LOCAL:
-                raise ConfigError(f"a token for {target} would be sent in the clear: give the server's CA")
-            return grpc.insecure_channel(target, options=options)
-        root, certificate, key = (
-            None if path is None else _content(path, ConfigError) for path in (self.ca, self.certificate, self.key)
-        )
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(root, key, certificate), options=options)
-
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """What goes with each call."""
-        return [] if self.token is None else [("authorization", f"Bearer {self.token}")]
+TARGET = "127.0.0.1:8500"
+TIMEOUT_SECONDS = 30.0
+NO_CREDENTIALS = Credentials()
 
 
 class Client:
-    """A connection to a server; a context manager.
+    """A connection to a server; a context manager. Safe to share by threads.
 
     Args:
         target: HOST:PORT.
@@ -95,26 +43,28 @@ class Client:
 
     def __init__(
         self,
-        target: str = "127.0.0.1:8500",
-        timeout: float | None = 30.0,
-        credentials: Credentials = Credentials(),
+        target: str = TARGET,
+        timeout: float | None = TIMEOUT_SECONDS,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self.target = target
         self.timeout = timeout
         self._metadata = credentials.metadata
-        self._channel = credentials.channel(
-            target,
-            [
-                ("grpc.enable_http_proxy", 0),  # a proxy for the web is no way to a server named by HOST:PORT
-                ("grpc.max_receive_message_length", _MAX_RESPONSE),
-                ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRIES}]})),
-                ("grpc.per_rpc_retry_buffer_size", _MAX_REQUEST),
-            ],
+        secured = credentials.channel_credentials(target)
+        self._channel = (
+            grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+            if secured is None
+            else grpc.secure_channel(target, secured, options=CHANNEL_OPTIONS)
         )
-        self._stub = screening_pb2_grpc.ScreeningStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = screening_pb2_grpc.ScreeningStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def screen(self, image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenResponse:
+    def screen(self, image: ImageLike, *, explain: bool = False, request_id: str = "") -> Answer:
         """Screen one image.
+
+        Args:
+            image: a path, a file's content, a PIL image, or pixels (`askance.images.ImageLike`).
+            explain: whether each detector explains itself; for clients with the role explanations.
+            request_id: for the server's log.
 
         Raises:
             ServiceError: nothing answers at the target, or the server refuses; one line says why.
@@ -122,15 +72,14 @@ class Client:
         """
         request = request_of(image, explain=explain, request_id=request_id)
         try:
-            response: pb.ScreenResponse = self._stub.Screen(request, timeout=self.timeout, metadata=self._metadata)
-            return response
+            return answer_of(self._stub.Screen(request, timeout=self.timeout, metadata=self._metadata))
         except grpc.RpcError as error:
-            self._fail(error)
+            if is_blocked(error):
+                return blocked_answer()
+            raise service_error(error, self.target, self.timeout) from None
 
-    def screen_many(
-        self, images: Iterable[ImageLike], *, explain: bool = False
-    ) -> Iterator[pb.ScreenResponse | ServiceError]:
-        """Screen images over one stream; yields, in their order, an answer or the error of each.
+    def screen_many(self, images: Iterable[ImageLike], *, explain: bool = False) -> Iterator[Answer | ServiceError]:
+        """Screen images over one stream; yields, in their order, the answer or the error of each.
 
         Raises:
             ServiceError: the stream as a whole failed.
@@ -148,13 +97,9 @@ class Client:
         call = self._stub.ScreenStream(requests(), timeout=self.timeout, metadata=self._metadata)
         try:
             for response in call:
-                if response.WhichOneof("outcome") == "error":
-                    code = next(c for c in grpc.StatusCode if c.value[0] == response.error.code)
-                    yield ServiceError(code, response.error.message)
-                else:
-                    yield response.response
+                yield outcome_of(response)
         except grpc.RpcError as error:
-            self._fail(error)
+            raise service_error(error, self.target, self.timeout) from None
         finally:
             call.cancel()
         if unsendable:
@@ -172,7 +117,7 @@ class Client:
             )
             return response
         except grpc.RpcError as error:
-            self._fail(error)
+            raise service_error(error, self.target, self.timeout) from None
 
     def close(self) -> None:
         """Close the connection."""
@@ -186,81 +131,82 @@ class Client:
     ) -> None:
         self.close()
 
-    def _fail(self, error: grpc.RpcError) -> NoReturn:
-        code, details = error.code(), error.details() or ""
-        first = details.splitlines()[0] if details else code.name
-        if code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _CONNECTION):
-            message = f"nothing answers at {self.target}: is `askance serve` running there?"
-        elif code is grpc.StatusCode.UNAVAILABLE and not first.startswith("the server is "):
-            message = f"the connection to {self.target} was lost: {first}"
-        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            message = f"{self.target} did not answer within {self.timeout} seconds"
-        elif code is grpc.StatusCode.UNIMPLEMENTED:
-            message = f"what answers at {self.target} is not an askance server ({first})"
-        else:
-            message = first
-        raise ServiceError(code, message) from None
 
+class AsyncClient:
+    """The same for asyncio: an asynchronous context manager, made and used on one event loop.
 
-def readable(paths: Iterable[Path], failed: dict[int, DataError]) -> Iterator[bytes]:
-    """The content of each file that can be read, when it is asked for; the others' errors go to `failed`, by position.
-
-    One bad file then spoils nobody else's verdict.
+    Args and errors are those of `Client`.
     """
-    for i, path in enumerate(paths):
+
+    def __init__(
+        self,
+        target: str = TARGET,
+        timeout: float | None = TIMEOUT_SECONDS,
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> None:
+        self.target = target
+        self.timeout = timeout
+        self._metadata = credentials.metadata
+        secured = credentials.channel_credentials(target)
+        self._channel = (
+            grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            if secured is None
+            else grpc.aio.secure_channel(target, secured, options=CHANNEL_OPTIONS)
+        )
+        self._stub: Any = screening_pb2_grpc.ScreeningStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def screen(self, image: ImageLike, *, explain: bool = False, request_id: str = "") -> Answer:
+        """Screen one image; see `Client.screen`."""
+        request = request_of(image, explain=explain, request_id=request_id)
         try:
-            yield _content(path)
-        except DataError as error:
-            failed[i] = error
+            return answer_of(await self._stub.Screen(request, timeout=self.timeout, metadata=self._metadata))
+        except grpc.aio.AioRpcError as error:
+            if is_blocked(error):
+                return blocked_answer()
+            raise service_error(error, self.target, self.timeout) from None
 
+    async def screen_many(
+        self, images: Iterable[ImageLike], *, explain: bool = False
+    ) -> AsyncIterator[Answer | ServiceError]:
+        """Screen images over one stream; see `Client.screen_many`."""
+        unsendable: list[Exception] = []
 
-def _content(path: Path, failure: type[AskanceError] = DataError) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise failure(f"{path} cannot be read: {error.strerror}") from None
+        async def requests() -> AsyncIterator[pb.ScreenRequest]:
+            try:
+                for i, image in enumerate(images):
+                    yield request_of(image, explain=explain, request_id=str(i))
+            except Exception as error:  # gRPC would only end the call
+                unsendable.append(error)
 
+        call = self._stub.ScreenStream(requests(), timeout=self.timeout, metadata=self._metadata)
+        try:
+            async for response in call:
+                yield outcome_of(response)
+        except grpc.aio.AioRpcError as error:
+            raise service_error(error, self.target, self.timeout) from None
+        finally:
+            call.cancel()
+        if unsendable:
+            raise unsendable[0]
 
-def token_of(path: Path) -> str:
-    """The token that a file holds, white space around it left out.
+    async def describe(self) -> pb.DescribeResponse:
+        """Ask what is served; see `Client.describe`."""
+        try:
+            response: pb.DescribeResponse = await self._stub.Describe(
+                pb.DescribeRequest(), timeout=self.timeout, metadata=self._metadata
+            )
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise service_error(error, self.target, self.timeout) from None
 
-    Raises:
-        ConfigError: it cannot be read, or is no token.
-    """
-    text = _content(path, ConfigError).decode(errors="replace").strip()
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigError(f"{path} holds no token: expected one word of printable characters")
-    return text
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
 
+    async def __aenter__(self) -> Self:
+        return self
 
-def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:
-    """The request for one image.
-
-    Raises:
-        DataError: no such file, or an array of another type or dimension.
-    """
-    request = pb.ScreenRequest(request_id=request_id, explain=explain)
-    if isinstance(image, Path):
-        request.encoded = _content(image)
-    elif isinstance(image, bytes):
-        request.encoded = image
-    else:
-        request.tensor.CopyFrom(tensor_of(image))
-    return request
-
-
-def tensor_of(pixels: NDArray[Any]) -> pb.Tensor:
-    """Pixels [C, H, W], uint8 or floats in [0, 1], as the wire has them.
-
-    Raises:
-        DataError: another type or dimension.
-    """
-    if pixels.ndim != 3:
-        raise DataError(f"pixels: expected [channels, height, width], got shape {list(pixels.shape)}")
-    if pixels.dtype == np.uint8:
-        dtype, data = pb.Tensor.UINT8, pixels
-    elif np.issubdtype(pixels.dtype, np.floating):
-        dtype, data = pb.Tensor.FP32, pixels.astype("<f4")
-    else:
-        raise DataError(f"pixels: expected uint8 or floating-point values, got {pixels.dtype}")
-    return pb.Tensor(shape=pixels.shape, dtype=dtype, data=data.tobytes())
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -16,11 +16,11 @@ from calibration_support import DigitsRun
 from PIL import Image
 
 from askance.__main__ import run
+from askance.answers import Answer, Prediction, Verdict
 from askance.calibration.subject import load_subject
 from askance.classifiers import build_classifier
 from askance.output import print_verdicts, verdict_rows
 from askance.service.launch import launched
-from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 
 def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -161,10 +161,11 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
         screen = digits_run.bundle.screen(build_classifier)
         direct = screen(images.pixels()[:1])[0]
         assert not isinstance(direct, Exception)
-        assert row["prediction"]["name"] == direct.label
-        assert row["verdict"] == direct.verdict.value
-        assert row["p_value"] == pytest.approx(direct.fused.p_value)
-        for sent, computed in zip(row["detectors"], direct.detectors, strict=True):
+        assert direct.screening is not None
+        assert row["prediction"]["label"] == direct.label
+        assert row["verdict"] == direct.verdict
+        assert row["p_value"] == pytest.approx(direct.p_value)
+        for sent, computed in zip(row["detectors"], direct.screening.detectors, strict=True):
             assert sent["name"] == computed.name
             assert sent["score"] == pytest.approx(computed.score, rel=1e-4, abs=1e-5)
 
@@ -226,10 +227,10 @@ def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("verdict", list(pb.Verdict.keys()))
-def test_every_verdict_of_the_wire_is_shown(verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = pb.ScreenResponse(prediction=pb.Prediction(name="cat", probability=0.5), verdict=verdict)
-    rows = verdict_rows([Path("a.png")], [answer], {})
+@pytest.mark.parametrize("verdict", [*Verdict, None])
+def test_every_verdict_is_shown(verdict: Verdict | None, capsys: pytest.CaptureFixture[str]) -> None:
+    prediction = None if verdict is Verdict.BLOCKED else Prediction(0, "cat", (0.5, 0.5))
+    rows = verdict_rows([Path("a.png")], [Answer(prediction, verdict, reason="so")], {})
     print_verdicts(rows, explain=True)
-    shown = "-" if verdict == "VERDICT_UNSPECIFIED" else verdict
+    shown = "-" if verdict is None else verdict.value
     assert f" {shown} " in capsys.readouterr().out

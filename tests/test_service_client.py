@@ -1,4 +1,4 @@
-"""The client: answers, and errors in one line for people."""
+"""The clients: the same Answers as in process, and errors in one line for people."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from service_support import encoded, noise, running
+from service_support import CLASSES, config, encoded, noise, running, tiny_screen, untypical
 
-from askance.errors import AskanceError, DataError
-from askance.service.client import Client, ImageLike, ServiceError, tensor_of
+from askance import Answer, AskanceError, AsyncClient, Client, DataError, ServiceError, Verdict
+from askance.answers import UNDISCLOSED, WITHHELD
+from askance.images import ImageLike
+from askance.service.client_messages import tensor_of
+from askance.service.config import ServerConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 
-def against_a_server(use: Callable[[Client], Any]) -> Any:
+def against_a_server(use: Callable[[Client], Any], settings: ServerConfig | None = None) -> Any:
     """Run `use` on a thread of its own against a server."""
 
     def connected(target: str) -> Any:
@@ -26,29 +30,84 @@ def against_a_server(use: Callable[[Client], Any]) -> Any:
             return use(client)
 
     async def main() -> Any:
-        async with running() as service:
+        async with running(settings=settings) as service:
             return await asyncio.to_thread(connected, service.target)
 
     return asyncio.run(main())
 
 
-def test_a_file_its_content_and_its_pixels_get_the_same_answer(tmp_path: Path) -> None:
+def test_whatever_form_an_image_has_its_answer_is_that_of_the_screen_in_process(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(encoded(Image.fromarray(noise(1)[0])))
-    images: list[ImageLike] = [path, path.read_bytes(), noise(1), noise(1) / 255]
+    images: list[ImageLike] = [path, str(path), path.read_bytes(), Image.open(path)]
+    images += [noise(1), noise(1)[0], noise(1).transpose(1, 2, 0), noise(1) / 255, torch.from_numpy(noise(1))]
     answers = against_a_server(lambda client: [client.screen(image, request_id="x") for image in images])
-    assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
-    assert answers[0].request_id == "x"
+    assert len(set(answers)) == 1
+    (direct,) = tiny_screen()(torch.from_numpy(noise(1)[None] / 255).float())
+    assert isinstance(direct, Answer)
+    answer = answers[0]
+    assert answer.bundle_id == "0123456789abcdef" * 4
+    assert (answer.label, answer.verdict) == (direct.label, direct.verdict)
+    assert answer.prediction.probabilities == pytest.approx(direct.prediction.probabilities)
+    assert answer.p_value == pytest.approx(direct.p_value)
+    assert answer.score == pytest.approx(direct.score)
+    assert [word.name for word in answer.screening.detectors] == [word.name for word in direct.screening.detectors]
+    assert [word.p_value for word in answer.screening.detectors] == pytest.approx(
+        [word.p_value for word in direct.screening.detectors]
+    )
+    assert answer.screening.fused.flags == direct.screening.fused.flags
+    assert answer.reason is None
 
 
 def test_many_images_keep_their_order_and_their_errors() -> None:
     images: list[ImageLike] = [noise(0), b"nonsense", noise(2)]
     first, second, third = against_a_server(lambda client: list(client.screen_many(images, explain=True)))
-    assert (first.request_id, third.request_id) == ("0", "2")
-    assert first.detectors[0].HasField("explanation")
+    assert isinstance(third, Answer)
+    assert set(first.screening.detectors[0].explanation) == {"consistency", "layers"}
     assert isinstance(second, ServiceError)
     assert second.code is grpc.StatusCode.INVALID_ARGUMENT
     assert str(second) == "encoded: expected a PNG or JPEG image, got 8 bytes that are neither"
+
+
+def test_what_is_not_disclosed_is_none_and_absent_in_json() -> None:
+    (plain,) = against_a_server(
+        lambda client: [client.screen(noise(1))], config(access={"anonymous": frozenset({"predict"})})
+    )
+    assert plain.verdict in Verdict
+    assert (plain.p_value, plain.score, plain.screening, plain.reason) == (None, None, None, UNDISCLOSED)
+    assert set(plain.as_dict()) == {"bundle_id", "prediction", "probabilities", "verdict", "reason"}
+    (kept,) = against_a_server(lambda client: [client.screen(noise(1))], config(verdicts={"policy": "monitor"}))
+    assert (kept.verdict, kept.p_value, kept.reason) == (None, None, WITHHELD)
+    assert kept.label in CLASSES
+    assert set(kept.as_dict()) == {"bundle_id", "prediction", "probabilities", "reason"}
+
+
+def test_a_blocked_image_is_an_answer_too() -> None:
+    def use(client: Client) -> list[Any]:
+        return [client.screen(untypical()), *client.screen_many([noise(1), untypical()])]
+
+    alone, clean, streamed = against_a_server(use, config(verdicts={"policy": "block"}))
+    assert alone.verdict is streamed.verdict is Verdict.BLOCKED
+    assert (alone.prediction, alone.label, alone.p_value) == (None, None, None)
+    assert alone.reason == "this image was judged adversarial: no prediction is given for it"
+    assert clean.label in CLASSES
+
+
+def test_asyncio() -> None:
+    async def main() -> None:
+        async with running() as service, AsyncClient(service.target) as client:
+            images = [noise(seed) for seed in range(8)]
+            single = await asyncio.gather(*(client.screen(image) for image in images))
+            streamed = [answer async for answer in client.screen_many([*images, b"nonsense"])]
+            assert [one.label for one in streamed[:8] if isinstance(one, Answer)] == [one.label for one in single]
+            assert isinstance(streamed[8], ServiceError)
+            assert (await client.describe()).classifier == "tiny"
+            with pytest.raises(ServiceError, match=r"^encoded: expected a PNG or JPEG image, got 3 bytes"):
+                await client.screen(b"abc")
+            with pytest.raises(DataError, match=r"none\.png cannot be read: No such file or directory"):
+                [_ async for _ in client.screen_many([noise(1), "none.png"])]
+
+    asyncio.run(main())
 
 
 def test_an_image_that_cannot_be_sent_is_an_error_of_ours_in_a_stream_too(tmp_path: Path) -> None:
@@ -98,7 +157,8 @@ def test_a_name_that_does_not_exist_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("pixels", "text"),
     [
-        (np.zeros((8, 8), np.uint8), r"pixels: expected \[channels, height, width\], got shape \[8, 8\]"),
+        (np.zeros(8, np.uint8), r"pixels: expected \[channels, height, width\] or .*, got shape \[8\]"),
+        (np.zeros((2, 8, 8), np.uint8), r"with 1 or 3 channels, got shape \[2, 8, 8\]"),
         (np.zeros((1, 8, 8), np.int64), "pixels: expected uint8 or floating-point values, got int64"),
     ],
 )

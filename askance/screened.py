@@ -1,0 +1,165 @@
+"""A screened classifier in this process: a bundle, opened and called with images, gives the answers of a server."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from askance.answers import Answer
+from askance.classifiers import build_classifier
+from askance.classifiers.images import decode, of_picture, of_planes
+from askance.classifiers.loading import load_strictly
+from askance.detectors.bundle import Bundle
+from askance.detectors.screen import Screen, ScreenError
+from askance.errors import DataError
+from askance.images import ImageLike, is_picture, is_single, planes_of
+
+MAX_PIXELS = 16_000_000  # of an encoded image, width x height; a server's own default
+BATCH_IMAGES = 32
+
+
+def open(  # noqa: A001 (as tarfile.open, Image.open)
+    bundle: str | PathLike[str],
+    *,
+    classifier: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    single_pass: bool = False,
+) -> ScreenedClassifier:
+    """Open and verify a bundle: the classifier, its detectors and their calibration, ready to be called.
+
+    Args:
+        bundle: its folder.
+        classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's own weights.
+        device: where the classifier and the detectors run.
+        single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
+
+    Raises:
+        BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
+        ConfigError: there is no such device, or the weights are not the module's.
+
+    Example:
+        >>> screen = askance.open("digits-bundle")  # doctest: +SKIP
+        >>> screen("digit.png").verdict  # doctest: +SKIP
+        <Verdict.CLEAN: 'CLEAN'>
+    """
+    return ScreenedClassifier(Bundle.open(Path(bundle)), classifier=classifier, device=device, single_pass=single_pass)
+
+
+class ScreenedClassifier:
+    """A classifier whose every answer is screened; call it with images. A context manager. Safe to share by threads.
+
+    Args:
+        bundle: opened.
+        classifier, device, single_pass: as for `askance.open`.
+
+    Raises:
+        BundleError: a part of the bundle does not fit.
+        ConfigError: there is no such device, or the weights are not the module's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        classifier: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        single_pass: bool = False,
+    ) -> None:
+        self.bundle = bundle
+
+        def use(factory: str, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+            own = copy.deepcopy(classifier)  # the caller's stays as it is
+            assert own is not None
+            load_strictly(factory, own, weights)
+            return own.eval()
+
+        build = build_classifier if classifier is None else use
+
+        self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
+
+    @overload
+    def __call__(self, images: bytes | str | PathLike[str] | Image, explain: bool = False) -> Answer: ...
+    @overload
+    def __call__(self, images: NDArray[Any] | Tensor, explain: bool = False) -> Any: ...  # by its dimensions
+    @overload
+    def __call__(self, images: Sequence[ImageLike], explain: bool = False) -> list[Answer]: ...
+
+    def __call__(self, images: Any, explain: bool = False) -> Any:
+        """Screen one image or several.
+
+        Args:
+            images: one image-like (a path, a file's content, a PIL image, an array [C, H, W], [H, W, C] or [H, W]), or
+                several: a sequence of them, or an array with one dimension more.
+            explain: whether each detector explains itself.
+
+        Returns:
+            An Answer for one, a list of them, in order, for several.
+
+        Raises:
+            DataError: an image is not what the classifier takes; of several, the line says which.
+            ScreenError: the classifier or a detector gave NaN or infinity for an image.
+        """
+        if is_single(images):
+            return self._screened([images], explain, named=False)[0]
+        return self._screened(list(images), explain, named=True)
+
+    def _screened(self, images: list[Any], explain: bool, *, named: bool) -> list[Answer]:
+        inputs = [self._input(image, f"image {i}: " if named else "") for i, image in enumerate(images)]
+        answers: list[Answer] = []
+        for start in range(0, len(inputs), BATCH_IMAGES):
+            batch = torch.stack(inputs[start : start + BATCH_IMAGES]).to(self._screen.device)
+            for answer in self._screen(batch, explain):
+                if isinstance(answer, ScreenError):
+                    raise ScreenError(f"image {len(answers)}: {answer}" if named else str(answer))
+                answers.append(answer)
+        return answers
+
+    def _input(self, image: Any, name: str) -> Tensor:
+        """One image-like as the classifier takes it, float32 [C, H, W] in [0, 1]."""
+        preprocessing = self._screen.preprocessing
+        try:
+            if is_picture(image):
+                return of_picture(image, preprocessing)
+            if isinstance(image, (str, PathLike)):
+                image = _content(Path(image))
+            if isinstance(image, bytes):
+                return decode(image, preprocessing, MAX_PIXELS)
+            return of_planes(planes_of(image), preprocessing)
+        except DataError as error:
+            raise DataError(f"{name}{error}") from None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        return self._screen.class_names
+
+    def close(self) -> None:
+        """Remove the hooks from the classifier."""
+        self._screen.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _repr_html_(self) -> str:
+        return self.bundle._repr_html_()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
