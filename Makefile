@@ -24,7 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 figures: $(STAMP)
-	$(BIN)/python docs/figures.py
+	$(BIN)/python tools/figures.py
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iaskance/service/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from askance.errors import CalibrationError as CalibrationError
     from askance.errors import ConfigError as ConfigError
     from askance.errors import DataError as DataError
+    from askance.errors import ScreenError as ScreenError
     from askance.screened import ScreenedClassifier as ScreenedClassifier
     from askance.screened import open as open  # noqa: A004 (as tarfile.open, Image.open)
     from askance.service.client import AsyncClient as AsyncClient
@@ -51,6 +52,7 @@ _HOMES = {
     "DataError": "askance.errors",
     "DetectorVerdict": "askance.answers",
     "Prediction": "askance.answers",
+    "ScreenError": "askance.errors",
     "ScreenedClassifier": "askance.screened",
     "Screening": "askance.answers",
     "ServiceError": "askance.service.client_messages",

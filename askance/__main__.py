@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
-from askance.errors import AskanceError
+from askance.errors import AskanceError, extra_needed
 
 EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "gensim", "matplotlib")
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
             raise
-        return _fail(f"this command needs {error.name}: install the extra, pip install 'askance[calibration]'")
+        return _fail(extra_needed(str(error.name), "calibration"))
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
             return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")

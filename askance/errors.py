@@ -1,4 +1,16 @@
-"""The errors that people see: each says what was wrong, what was expected and what to do, in one line."""
+"""The errors that people see: each says what was wrong, what was expected and what to do, in one line.
+
+AskanceError
+    NotFittedError      a detector was asked before it was fitted
+    LayerError          a layer cannot be tapped
+    DataError           data cannot be used as asked (ImageError: an image is not what the classifier takes)
+    CalibrationError    calibration scores cannot support what was asked of them
+    BundleError         a bundle is missing, altered, or made for something else
+    ConfigError         a configuration is not valid
+    ScreenError         one input could not be screened
+    ServiceError        a server answered with an error, or none answered (askance.service.client_messages)
+    StatusError         a request that a server answers with an error (askance.service.errors)
+"""
 
 from __future__ import annotations
 
@@ -36,6 +48,18 @@ class BundleError(AskanceError):
 
 class ConfigError(AskanceError):
     """A configuration is not valid."""
+
+
+class ScreenError(AskanceError):
+    """One input could not be screened; its batch mates were."""
+
+
+def extra_needed(package: str, extra: str) -> str:
+    """One line: what is not installed, and how it comes."""
+    return (
+        f"{package} is not installed: install askance with its extra {extra!r}, pip install '.[{extra}]' in a checkout"
+        f" or 'WHEEL[{extra}]' with the wheel's path"
+    )
 
 
 SHOWN = 12  # names that a message spells out

@@ -17,7 +17,7 @@ from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.tap import Capture
-from askance.errors import AskanceError, ConfigError
+from askance.errors import ConfigError, ScreenError
 
 FUSED = "fused"
 SINGLE_PASS = "fused_single_pass"
@@ -51,10 +51,6 @@ class Levels(BaseModel):
         if p <= self.adversarial:
             return Verdict.ADVERSARIAL
         return Verdict.SUSPECT if p <= self.suspect else Verdict.CLEAN
-
-
-class ScreenError(AskanceError):
-    """One input could not be screened; its batch mates were."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The record of docs/operations.md: a real Prometheus and Alertmanager watch a live server that is attacked.
 
-`python docs/operations.py` takes a quarter of an hour and the Debian packages prometheus and prometheus-alertmanager.
+`python tools/operations.py` takes a quarter of an hour and the Debian packages prometheus and prometheus-alertmanager.
 It trains and calibrates the demo's classifier, serves it, sends clean images for ten minutes, adds PGD images for
 three, and writes what happened into docs/operations.md and docs/images/operations.png.
 """

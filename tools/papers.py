@@ -1,4 +1,4 @@
-"""The papers' own scores, reproduced, into docs/papers.md: python docs/papers.py mnist|cifar10 BUNDLE."""
+"""The papers' own scores, reproduced, into docs/papers.md: python tools/papers.py mnist|cifar10 BUNDLE."""
 
 from __future__ import annotations
 

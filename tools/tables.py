@@ -1,4 +1,4 @@
-"""Write the tables of docs/detection.md and README.md from a bundle: python docs/tables.py mnist|cifar10 BUNDLE."""
+"""Write the tables of docs/detection.md and README.md from a bundle: python tools/tables.py mnist|cifar10 BUNDLE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw histograms of the fused score: python docs/histograms.py BUNDLE OUT.png ATTACK..."""
+"""Draw histograms of the fused score: python tools/histograms.py BUNDLE OUT.png ATTACK..."""
 
 from __future__ import annotations
 
