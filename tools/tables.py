@@ -1,4 +1,4 @@
-"""Write the tables of docs/detection.md and README.md from a bundle: python tools/tables.py mnist|cifar10 BUNDLE."""
+"""Write the tables of docs/results from a bundle: python tools/tables.py mnist|cifar10 BUNDLE; then run plots.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent / "detection.md"
-README = PAGE.parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+TITLES = {"mnist": "MNIST, LeNet", "cifar10": "CIFAR-10, ResNet44"}
 OURS = (
     "library_network",
     "introspection",
@@ -87,7 +87,7 @@ def section(evaluation: Mapping[str, Any]) -> str:
     """All of one data set."""
     readers = list(evaluation["detector_clean_flag_rate"])
     ours = [reader for reader in OURS if reader in readers]
-    peers = evaluation["peers"]
+    baselines = evaluation["baselines"]
     splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation["splits"].items())
     intervals = ", ".join(
         f"{level} {target:.0%}: {low:.1%} to {high:.1%}"
@@ -101,8 +101,8 @@ def section(evaluation: Mapping[str, Any]) -> str:
             f"Accuracy {accuracy:.2%} on the evaluation images. Images: {splits}.",
             "AUROC on successful attacks, ours:",
             by_attack(evaluation, ours),
-            "The peers, on the same images:",
-            by_attack(evaluation, ["fused", *peers]),
+            "The baselines, on the same images:",
+            by_attack(evaluation, ["fused", *baselines]),
             f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
             alarms(evaluation, readers),
             "AUROC on what is no attack (the classifier's own mistakes; other data):",
@@ -113,30 +113,18 @@ def section(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def headline(evaluation: Mapping[str, Any]) -> str:
-    """The README's share: every attack that succeeded, fused with and without copies, and the best peer."""
-    rows = []
-    for attack, values in evaluation["auroc"].items():
-        best = max(evaluation["peers"], key=lambda peer: values[peer])
-        low, high = evaluation["intervals"]["auroc"][attack]["fused"]
-        rows.append(
-            (
-                f"`{attack}` ({evaluation['attacks'][attack]['successful']})",
-                f"**{number(values['fused'])}** <sub>{number(low)} to {number(high)}</sub>",
-                number(values["fused_single_pass"]),
-                f"{number(values[best])} {best.replace('_', ' ')}",
-            )
-        )
-    passes = evaluation["forward_passes"]
-    head = ("attack (successful)", f"fused, {passes['fused']} forward passes", "fused, a single pass", "best peer")
-    accuracy, flagged = evaluation["classifier"], evaluation["clean_flag_rate"]
-    return "\n\n".join(
-        (
-            table(head, rows),
-            f"Accuracy {accuracy['accuracy']:.1%} on {accuracy['images']} images that nothing was fitted on. "
-            f"Clean images flagged: {flagged['suspect']:.1%} at the 5% level, {flagged['adversarial']:.1%} at 1%.",
-        )
-    )
+def page(name: str, evaluation: Mapping[str, Any]) -> str:
+    """The page of one data set."""
+    return f"""# Results: {TITLES[name]}
+
+```
+ASKANCE_DATA=... askance calibrate configs/{name}.toml --out B && python tools/tables.py {name} B
+```
+
+What the rows and the columns are: [detection](../detection.md).
+
+{section(evaluation)}
+"""
 
 
 def replace_section(page: Path, name: str, content: str) -> None:
@@ -150,10 +138,9 @@ def replace_section(page: Path, name: str, content: str) -> None:
 
 
 def main(name: str, bundle: str) -> None:
-    """Write the sections of one data set."""
+    """Write the page of one data set."""
     evaluation = json.loads((Path(bundle) / "evaluation.json").read_text())
-    replace_section(PAGE, name, section(evaluation))
-    replace_section(README, name, headline(evaluation))
+    (RESULTS / f"{name}.md").write_text(page(name, evaluation), encoding="utf-8")
 
 
 if __name__ == "__main__":
