@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint bench figures protos image-check lock clean
+.PHONY: demo test lint docs bench figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -20,11 +20,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation as a site, its links checked: open site/index.html.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 figures: $(STAMP)
 	$(BIN)/python tools/figures.py
+	$(BIN)/python tools/plots.py
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iaskance/service/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. \
@@ -38,7 +43,7 @@ image-check: $(STAMP)
 $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "askance needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[calibration,dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[calibration,dev,bench,docs]'
 	rm -f $(VENV)/.askance-*
 	touch $@
 
@@ -46,9 +51,9 @@ $(STAMP):
 lock:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[calibration,dev,bench]'
+	$(BIN)/python -m pip install --quiet -e '.[calibration,dev,bench,docs]'
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache
