@@ -17,10 +17,10 @@ from askance.answers import JUDGED, Answer, Prediction, Screening
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
 from askance.calibration.evaluation import BASELINE
+from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
 from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say, track
-from askance.calibration.subject import load_subject
 from askance.calibration.suite import Assault, run
 from askance.calibration.training import train
 from askance.detectors.screen import FUSED
@@ -47,7 +47,7 @@ def run_demo() -> dict[str, Any]:
         train(config)
         say("fitting and calibrating the detectors")
         bundle = calibrate(config, Path(folder) / "bundle")
-        subject = load_subject(config)
+        subject = load_inputs(config)
         images = subject.splits["evaluate"]
         say("serving, and screening over gRPC")
         with (

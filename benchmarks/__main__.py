@@ -15,9 +15,9 @@ from askance.errors import AskanceError
 from askance.output import console, write_json
 from benchmarks import library, screening, serving
 from benchmarks.environment import prepare
-from benchmarks.report import print_construction, print_screening, print_serving, print_subject
+from benchmarks.fixtures import NETWORKS, Fixture, fit
+from benchmarks.report import print_construction, print_fixture, print_screening, print_serving
 from benchmarks.sizes import FULL, QUICK, Sizes
-from benchmarks.subjects import NETWORKS, Subject, fit
 
 
 def main(
@@ -45,30 +45,30 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     start = time.perf_counter()
     environment = prepare()
     console.print(str(environment), soft_wrap=True)
-    subjects = []
+    fixtures = []
     for network in NETWORKS:
         say(f"fitting {network().name}")
-        subjects.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
-        print_subject(subjects[-1])
+        fixtures.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
+        print_fixture(fixtures[-1])
     say("screening")
     screened = [
-        screening.measure(subject, batch, sizes, with_copies=with_copies)
-        for subject in subjects
-        for with_copies in (False, True)
+        screening.measure(fixture, batch, sizes, with_views=with_views)
+        for fixture in fixtures
+        for with_views in (False, True)
         for batch in sizes.calls
     ]
     print_screening(screened)
     say("library construction")
-    built = [library.measure(subject, layer, sizes) for subject in subjects for layer in subject.rows]
+    built = [library.measure(fixture, layer, sizes) for fixture in fixtures for layer in fixture.rows]
     print_construction(built)
     say("serving")
-    served = serving.measure(subjects[0], sizes)
+    served = serving.measure(fixtures[0], sizes)
     print_serving(served)
     seconds = time.perf_counter() - start
     console.print(f"measured in {seconds:.0f} s")
     return {
         "environment": asdict(environment),
-        "subjects": [_described(subject) for subject in subjects],
+        "fixtures": [_described(fixture) for fixture in fixtures],
         "screening": _rows(screened),
         "library": _rows(built),
         "serving": _rows(served),
@@ -76,14 +76,14 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _described(subject: Subject) -> dict[str, Any]:
+def _described(fixture: Fixture) -> dict[str, Any]:
     return {
-        "network": subject.network.name,
-        "data": subject.data,
-        "fit_images": sum(len(capture) for capture in subject.fitted_on),
-        "fit_seconds": subject.seconds,
-        "library_rows": subject.rows,
-        "library_megabytes": subject.row_megabytes,
+        "network": fixture.network.name,
+        "data": fixture.data,
+        "fit_images": sum(len(capture) for capture in fixture.fitted_on),
+        "fit_seconds": fixture.seconds,
+        "library_rows": fixture.rows,
+        "library_megabytes": fixture.row_megabytes,
     }
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from askance.detectors import LibraryNetwork, LibraryNetworkOptions
 from askance.detectors.library_network import Library, activation_pattern
+from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
-from benchmarks.subjects import Subject
 from benchmarks.timing import Spread, interleave
 
 
@@ -40,14 +41,16 @@ class ConstructionCost:
     ratio: Spread
 
 
-def measure(subject: Subject, layer: str, sizes: Sizes) -> ConstructionCost:
+def measure(fixture: Fixture, layer: str, sizes: Sizes) -> ConstructionCost:
     """Build the library of one layer both ways from the same patterns.
 
     Raises:
         AssertionError: the two libraries differ.
     """
-    threshold = subject.network.library_network.thresholds[layer]
-    blocks = [activation_pattern(capture.flat(layer)) for capture in subject.fitted_on]
+    options = fixture.network.options[LibraryNetwork.kind]
+    assert isinstance(options, LibraryNetworkOptions)
+    threshold = options.thresholds[layer]
+    blocks = [activation_pattern(capture.flat(layer)) for capture in fixture.fitted_on]
     built: dict[str, Tensor] = {}
 
     def in_blocks() -> None:
@@ -60,7 +63,7 @@ def measure(subject: Subject, layer: str, sizes: Sizes) -> ConstructionCost:
     assert built["blocks"].shape == built["walk"].shape, f"{layer}: {len(built['blocks'])} != {len(built['walk'])} rows"
     assert torch.equal(built["blocks"], built["walk"]), f"{layer}: the rows differ"
     return ConstructionCost(
-        network=subject.network.name,
+        network=fixture.network.name,
         layer=layer,
         images=sum(len(block) for block in blocks),
         numbers=blocks[0].shape[1],

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from askance.output import console
+from benchmarks.fixtures import Fixture
 from benchmarks.library import ConstructionCost
 from benchmarks.screening import ScreeningCost
 from benchmarks.serving import ASKANCE, NO_OP, ServingCost
-from benchmarks.subjects import Subject
 
 
-def print_subject(subject: Subject) -> None:
+def print_fixture(fixture: Fixture) -> None:
     """One network's header: what was fitted on what, and how many library rows that made."""
-    rows = ", ".join(f"{layer} {count}" for layer, count in subject.rows.items())
-    images = sum(len(capture) for capture in subject.fitted_on)
+    rows = ", ".join(f"{layer} {count}" for layer, count in fixture.rows.items())
+    images = sum(len(capture) for capture in fixture.fitted_on)
     console.print(
-        f"{subject.network.name}: {subject.data}; detectors fitted on {images} images in {subject.seconds:.0f} s; "
-        f"library rows {rows} ({subject.row_megabytes:.0f} MB)",
+        f"{fixture.network.name}: {fixture.data}; detectors fitted on {images} images in {fixture.seconds:.0f} s; "
+        f"library rows {rows} ({fixture.row_megabytes:.0f} MB)",
         soft_wrap=True,
     )
 
@@ -29,7 +29,7 @@ def print_screening(costs: Sequence[ScreeningCost]) -> None:
     table = _table("screening beside the bare classifier, one call")
     for column in (
         "network",
-        "copies",
+        "views",
         "batch",
         "bare ms",
         "screened ms",
@@ -39,12 +39,12 @@ def print_screening(costs: Sequence[ScreeningCost]) -> None:
         table.add_column(column, justify="left" if column == "network" else "right")
     for cost in costs:
         bare, screened = f"{cost.bare_ms:.2f}", f"{cost.screened_ms:.2f}"
-        table.add_row(cost.network, str(cost.copies), str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs))
+        table.add_row(cost.network, str(cost.views), str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs))
     console.print(table)
     split = _table("where a screened call's time goes, median ms (share)")
     split.add_column("stage")
     for cost in costs:
-        split.add_column(f"{cost.network}, {cost.copies} copies, batch {cost.batch}", justify="right")
+        split.add_column(f"{cost.network}, {cost.views} views, batch {cost.batch}", justify="right")
     for stage in dict.fromkeys(stage for cost in costs for stage in cost.stages_ms):
         split.add_row(stage, *(_share(cost, stage) for cost in costs))
     console.print(split)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
-from benchmarks.subjects import Subject
 from benchmarks.timing import Spread, interleave
 
 REST = "explanations and results"
@@ -21,7 +21,7 @@ class ScreeningCost:
 
     Attributes:
         network: its name.
-        copies: altered copies that the constellation adds to each image; 0 without it.
+        views: of each image, which the constellation adds; 0 without it.
         batch: images in a call.
         pairs: measurements of each.
         bare_ms, screened_ms: median milliseconds of a call.
@@ -30,7 +30,7 @@ class ScreeningCost:
     """
 
     network: str
-    copies: int
+    views: int
     batch: int
     pairs: int
     bare_ms: float
@@ -39,17 +39,18 @@ class ScreeningCost:
     stages_ms: dict[str, float]
 
 
-def measure(subject: Subject, batch: int, sizes: Sizes, *, with_copies: bool) -> ScreeningCost:
+def measure(fixture: Fixture, batch: int, sizes: Sizes, *, with_views: bool) -> ScreeningCost:
     """Time the Screen, with or without the constellation, against normalisation and a forward pass of the classifier.
 
     The bare classifier runs in inference mode and without hooks.
     Both take the same pixels [batch, C, H, W].
     """
-    screen = subject.with_copies if with_copies else subject.screen
-    preprocessing, copies = subject.network.preprocessing, sum(subject.network.constellation.groups().values())
-    assert len(subject.images) >= batch
-    pixels = subject.images[:batch].float() / 255
-    classifier = subject.bare_classifier()
+    screen = fixture.with_views if with_views else fixture.screen
+    preprocessing = fixture.network.preprocessing
+    assert len(fixture.images) >= batch
+    pixels = fixture.images[:batch].float() / 255
+    views = sum(d.views(pixels[:1]).shape[1] for d in screen.detectors.values() if d.view_layers)
+    classifier = fixture.bare_classifier()
     calls: list[dict[str, float]] = []
 
     def bare() -> None:
@@ -68,8 +69,8 @@ def measure(subject: Subject, batch: int, sizes: Sizes, *, with_copies: bool) ->
     calls.clear()
     measured = interleave(bare, screened, pairs=sizes.pairs, calls=sizes.calls[batch])
     return ScreeningCost(
-        network=subject.network.name,
-        copies=copies if with_copies else 0,
+        network=fixture.network.name,
+        views=views,
         batch=batch,
         pairs=sizes.pairs,
         bare_ms=1000 * statistics.median(measured.base),

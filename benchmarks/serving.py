@@ -18,9 +18,9 @@ from askance.detectors.bundle import publish
 from askance.service.client import request_of
 from askance.service.launch import Serving, launched
 from askance.service.messages import screen_response
+from benchmarks.fixtures import Fixture
 from benchmarks.load import Plan, Slice
 from benchmarks.sizes import Sizes
-from benchmarks.subjects import Subject
 from benchmarks.timing import Spread
 
 ASKANCE, NO_OP = "askance", "no-op"
@@ -56,20 +56,20 @@ class ServingCost:
     stages_ms: dict[str, float]
 
 
-def measure(subject: Subject, sizes: Sizes) -> list[ServingCost]:
-    """Publish the subject as a bundle, serve it, and load both servers in turn; everything is gone afterwards.
+def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
+    """Publish the fixture as a bundle, serve it, and load both servers in turn; everything is gone afterwards.
 
     Raises:
         AskanceError: a server does not start or stop as it should.
         subprocess.SubprocessError: the load could not be carried out.
     """
-    image = subject.images[0]
+    image = fixture.images[0]
     request = request_of(image.numpy()).SerializeToString().hex()
-    (screening,) = subject.screen(image[None].float() / 255)
+    (screening,) = fixture.screen(image[None].float() / 255)
     assert not isinstance(screening, Exception)
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
-        bundle_id = _publish(subject, bundle)
+        bundle_id = _publish(fixture, bundle)
         fixed.write_bytes(screen_response("", bundle_id, screening, verdict=True, scores=True).SerializeToString())
         serve = ["-m", "askance", "serve", str(bundle), "--port", "0", "--metrics-port", "0", "--disclose"]
         askance = stack.enter_context(launched(serve))
@@ -85,11 +85,11 @@ def measure(subject: Subject, sizes: Sizes) -> list[ServingCost]:
             )
             for clients in sizes.clients
         ]
-        return [_measure(subject.network.name, plan, askance) for plan in plans]
+        return [_measure(fixture.network.name, plan, askance) for plan in plans]
 
 
-def _publish(subject: Subject, path: Path) -> str:
-    network, screen = subject.network, subject.screen
+def _publish(fixture: Fixture, path: Path) -> str:
+    network, screen = fixture.network, fixture.screen
     return publish(
         path,
         classifier={
@@ -99,12 +99,12 @@ def _publish(subject: Subject, path: Path) -> str:
             "preprocessing": network.preprocessing,
             "class_names": screen.class_names,
         },
-        weights=subject.classifier.state_dict(),
+        weights=fixture.classifier.state_dict(),
         detectors=screen.detectors,
         calibration=screen.calibration,
         evaluation={},
         summary={},
-        provenance={"benchmark": subject.data},
+        provenance={"benchmark": fixture.data},
     ).id
 
 

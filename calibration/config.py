@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from askance.calibration.attack_options import AttackConfig
 from askance.calibration.controls import ControlConfig
-from askance.detectors import (
-    ConstellationOptions,
-    IntrospectionOptions,
-    Levels,
-    LibraryNetworkOptions,
-    SelfOrganizingMapOptions,
-    SemanticSignatureOptions,
-)
+from askance.calibration.explain import explain
+from askance.calibration.paths import find
+from askance.detectors import DETECTORS, Levels, Options
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import ConfigError, did_you_mean
+from askance.errors import ConfigError
 
 PeerName = Literal["max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn"]
 TRAINED_PEERS = ("mahalanobis", "lid")
@@ -93,36 +87,48 @@ class SplitsConfig(_Section):
     evaluate: str
 
 
-class SemanticSignatureConfig(SemanticSignatureOptions):
-    """The detector's options, and where the classes' word vectors come from.
+class WordVectorsConfig(_Section):
+    """Where the classes' word vectors come from: for the detectors that want them, and for attacks that aim.
 
     Attributes:
-        word_vectors: a word2vec file, text or (.bin) binary.
+        file: word2vec format, text or (.bin) binary.
         words: {class name: word} where the vectors know the class by another word.
     """
 
-    word_vectors: Path
+    file: Path
     words: dict[str, str] = Field(default_factory=dict)
 
-    def options(self) -> SemanticSignatureOptions:
-        """The detector's own options."""
-        return SemanticSignatureOptions.model_validate(self.model_dump(exclude={"word_vectors", "words"}))
 
-
-class DetectorsConfig(_Section):
+class _DetectorSections(_Section):
     """The detectors to fit; one left out is not in the bundle."""
-
-    library_network: LibraryNetworkOptions | None = None
-    introspection: IntrospectionOptions | None = None
-    self_organizing_map: SelfOrganizingMapOptions | None = None
-    semantic_signature: SemanticSignatureConfig | None = None
-    constellation: ConstellationOptions | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
-        if not any(getattr(self, name) for name in type(self).model_fields):
+        if not self.wanted():
             raise ValueError(f"at least one detector is needed: {', '.join(type(self).model_fields)}")
         return self
+
+    def wanted(self) -> dict[str, Options]:
+        """The options of the detectors to fit, by kind, in the order of DETECTORS."""
+        sections = {kind: getattr(self, kind) for kind in type(self).model_fields}
+        return {kind: options for kind, options in sections.items() if options is not None}
+
+    def replaced(self, kind: str, **changes: Any) -> Self:
+        """The same with some options of one detector changed."""
+        return self.model_copy(update={kind: self.wanted()[kind].model_copy(update=changes)})
+
+
+if TYPE_CHECKING:
+
+    class DetectorsConfig(_DetectorSections):
+        """One section for each of DETECTORS."""
+else:
+    DetectorsConfig = create_model(
+        "DetectorsConfig",
+        __base__=_DetectorSections,
+        __doc__=_DetectorSections.__doc__,
+        **{kind: (detector.options_class | None, None) for kind, detector in DETECTORS.items()},
+    )
 
 
 class OutOfDistributionConfig(_Section):
@@ -193,23 +199,10 @@ class Config(_Section):
     data: DataConfig
     splits: SplitsConfig
     detectors: DetectorsConfig
+    word_vectors: WordVectorsConfig | None = None
     levels: Levels = Levels()
     evaluation: EvaluationConfig
     batch_size: int = Field(default=500, ge=1)
-
-
-def data_root() -> Path | None:
-    """The folder named by ASKANCE_DATA, or None."""
-    value = os.environ.get("ASKANCE_DATA")
-    return Path(value) if value else None
-
-
-def find(path: Path, beside: Path) -> Path:
-    """Where a path of a config leads: absolute, else beside the config if it is there, else under ASKANCE_DATA."""
-    root = data_root()
-    if path.is_absolute() or (beside / path).exists() or root is None or not (root / path).exists():
-        return beside / path
-    return root / path
 
 
 def load_config(path: Path) -> Config:
@@ -233,10 +226,9 @@ def load_config(path: Path) -> Config:
 
 def _resolved(config: Config, beside: Path) -> Config:
     classifier = config.classifier.model_copy(update={"weights": find(config.classifier.weights, beside)})
-    detectors, semantic = config.detectors, config.detectors.semantic_signature
-    if semantic is not None:
-        semantic = semantic.model_copy(update={"word_vectors": find(semantic.word_vectors, beside)})
-        detectors = detectors.model_copy(update={"semantic_signature": semantic})
+    vectors = config.word_vectors
+    if vectors is not None:
+        vectors = vectors.model_copy(update={"file": find(vectors.file, beside)})
     sources = {name: _source(getattr(config.data, name), beside) for name in ("source", "test_source")}
     others = tuple(
         other.model_copy(update={"source": _source(other.source, beside)})
@@ -245,7 +237,7 @@ def _resolved(config: Config, beside: Path) -> Config:
     return config.model_copy(
         update={
             "classifier": classifier,
-            "detectors": detectors,
+            "word_vectors": vectors,
             "data": config.data.model_copy(update=sources),
             "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others}),
         }
@@ -258,43 +250,3 @@ def _source(source: str | None, beside: Path) -> str | None:
     if kind in ("npz", "folder") and colon and (beside / path).exists():
         return f"{kind}:{beside / path}"
     return source
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing wrong, in one line: the key, what is wrong with it, and the nearest known key if misspelt."""
-    # A misspelt key that is required is two errors, missing and unknown: the second is the one that helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    path, models = _followed(model, first["loc"])
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}: {did_you_mean(path[-1], [name for m in models for name in m.model_fields])}"
-    if first["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if first["type"] == "union_tag_invalid":
-        known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.kind: unknown {first['ctx']['tag']!r}: {did_you_mean(first['ctx']['tag'], known)}"
-    if first["type"] == "union_tag_not_found":
-        return f"the key {key + '.kind'!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if isinstance(first["input"], dict) else f", got {first['input']!r}")
-
-
-def _followed(model: type[BaseModel], where: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The key that an error's location names, and the models that its last part is looked for in."""
-    models, path = [model], list[str]()
-    for i, part in enumerate(where):
-        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
-        if tagged:  # pydantic names the kind of a table among others; the file has no such key
-            models = tagged
-            continue
-        path.append(str(part))
-        if isinstance(part, str) and i < len(where) - 1:
-            fields = [m.model_fields[part] for m in models if part in m.model_fields]
-            models = [found for field in fields for found in _models_in(field.annotation)]
-    return path, models
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.calibration.config import DataConfig, SplitsConfig, data_root
+from askance.calibration.config import DataConfig, SplitsConfig
+from askance.calibration.paths import data_root
 from askance.detectors.tap import Capture, Tap
 from askance.errors import DataError, did_you_mean
 

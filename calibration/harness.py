@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,36 +16,38 @@ from askance.calibration.controls import control
 from askance.calibration.data import Images, ImageStream, load_source
 from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
+from askance.calibration.inputs import CalibrationInputs
 from askance.calibration.peers import PEERS, Observation, Peer, observe
 from askance.calibration.scoring import Scores, score
 from askance.calibration.stages import Stages
-from askance.calibration.subject import Subject
 from askance.calibration.suite import Assault, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Calibration, Detector, Fusion, SemanticSignature, Tap, tap_for
+from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
 from askance.detectors.screen import FUSED, SINGLE_PASS, Fused
+from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError
 
-MOST_FITTED = 10_000  # images of the fit split that the peers learn from
+MOST_FITTED_IMAGES = 10_000  # of the fit split, that the peers learn from
+MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
 
 
 class Harness:
     """Reads images with the fitted detectors and with the peers; what was read is kept in the stages.
 
     Args:
-        subject: the classifier and its data.
+        inputs: the classifier and its data.
         detectors: fitted.
         stages: where readings are kept.
     """
 
-    def __init__(self, subject: Subject, detectors: Mapping[str, Detector], stages: Stages) -> None:
-        self.subject = subject
+    def __init__(self, inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages) -> None:
+        self.inputs = inputs
         self.detectors = detectors
         self.stages = stages
-        normalize = subject.config.classifier.preprocessing.normalize
-        self._with_views = tap_for(subject.classifier, detectors.values(), normalize)
-        self.tap = Tap(subject.classifier, self._with_views.layers, normalize)
+        normalize = inputs.config.classifier.preprocessing.normalize
+        self._with_views = tap_for(inputs.classifier, detectors.values(), normalize)
+        self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
         self._read: dict[str, Scores] = {}
 
@@ -56,19 +59,19 @@ class Harness:
         """What our detectors read of a set of images, or of `pixels` in their place."""
         stage = self._stage(f"read-{name}", images, pixels, self._fitted)
         if stage not in self._read:
-            stream = ImageStream(self._with_views, images, self.subject.config.batch_size, pixels)
+            stream = ImageStream(self._with_views, images, self.inputs.config.batch_size, pixels)
             kept = self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors())
             self._read[stage] = Scores.from_tensors(kept)
         return self._read[stage]
 
     def split(self, name: str) -> Scores:
         """What our detectors read of a split."""
-        return self.scores(f"split-{name}", self.subject.splits[name])
+        return self.scores(f"split-{name}", self.inputs.splits[name])
 
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
         """What the peers read of a set of images, or of `pixels` in their place."""
         stage = self._stage(f"peers-{name}", images, pixels, *self.tap.layers)
-        stream = ImageStream(self.tap, images, self.subject.config.batch_size, pixels)
+        stream = ImageStream(self.tap, images, self.inputs.config.batch_size, pixels)
         kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"peers: {name}").tensors())
         return Observation.from_tensors(kept)
 
@@ -82,35 +85,43 @@ class Harness:
     @cached_property
     def forward_passes(self) -> int:
         """Of the classifier for each image, its altered copies included."""
-        one = self.subject.splits["calibrate"][:1].pixels()
+        one = self.inputs.splits["calibrate"][:1].pixels()
         return 1 + sum(d.views(one).shape[1] for d in self.detectors.values() if d.view_layers)
 
     def attack(self, right: Images, attacks: Sequence[AttackConfig]) -> dict[str, tuple[Images, Tensor]]:
         """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
-        fewest = self.subject.config.evaluation.attacked_images
+        fewest = self.inputs.config.evaluation.attacked_images
         starts = [right[: one.images or fewest] for one in attacks]
         assaults = [
             Assault(one, images.pixels(), self._labels(one, images))
             for one, images in zip(attacks, starts, strict=True)
         ]
-        attacked = run(self.subject.target, assaults, attack_cache())
+        attacked = run(self.inputs.target, assaults, attack_cache())
         return {one.name: (images, pixels) for one, images, pixels in zip(attacks, starts, attacked, strict=True)}
 
     @cached_property
     def seen(self) -> dict[str, tuple[Images, Tensor]]:
         """The attacks that may be trained on, run on the calibration split: the images, and the attacked pixels."""
-        right = self.subject.splits["calibrate"][self.split("calibrate").correct]
-        return self.attack(right, self.subject.config.evaluation.seen)
+        right = self.inputs.splits["calibrate"][self.split("calibrate").correct]
+        return self.attack(right, self.inputs.config.evaluation.seen)
+
+    def diagnoses(self) -> dict[str, Any]:
+        """What the detectors that diagnose themselves say of how well they have learned, {detector: figures}."""
+        splits = self.inputs.splits
+        clean = ImageStream(self.tap, splits["fit"][:MOST_DIAGNOSED_IMAGES])
+        held_out = ImageStream(self.tap, splits["evaluate"])
+        found = {kind: detector.diagnose(clean, held_out) for kind, detector in self.detectors.items()}
+        return {kind: figures for kind, figures in found.items() if figures}
 
     def _labels(self, options: AttackConfig, images: Images) -> Tensor:
         """The true classes, or the targets that the options ask for."""
         rank = getattr(options, "target_rank", None)
         if rank is None:
             return images.y
-        signature = self.detectors.get(SemanticSignature.kind)
-        if not isinstance(signature, SemanticSignature):
-            raise ConfigError(f"attack {options.name}: target_rank goes by word vectors: add the semantic signature")
-        return targets(signature.word_correlations, images.y, rank)
+        vectors = self.inputs.word_vectors
+        if vectors is None:
+            raise ConfigError(f'attack {options.name}: target_rank needs word vectors: add [word_vectors] file = "..."')
+        return targets(correlations(vectors), images.y, rank)
 
 
 def targets(word_correlations: Tensor, labels: Tensor, rank: int) -> Tensor:
@@ -134,7 +145,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         harness: over fitted detectors.
         calibration: their conformal tables.
     """
-    config, splits = harness.subject.config.evaluation, harness.subject.splits
+    config, splits = harness.inputs.config.evaluation, harness.inputs.splits
     right = splits["evaluate"][harness.split("evaluate").correct]
     if len(right) == 0:
         raise CalibrationError("the classifier gets no image of the evaluation split right: nothing can be attacked")
@@ -153,7 +164,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     controls = {
         one.name: readers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
     }
-    shape = harness.subject.config.classifier.preprocessing.shape
+    shape = harness.inputs.config.classifier.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
         images = load_source(other.source)
@@ -185,7 +196,7 @@ def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
     fusion = Fusion.fit(chosen, calibrate.two_sided & chosen.keys())
     clean = fusion.suspicions(chosen)
     seen: dict[str, list[Tensor]] = {}
-    for options in harness.subject.config.evaluation.seen:
+    for options in harness.inputs.config.evaluation.seen:
         name, (images, pixels) = options.name, harness.seen[options.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
         if bool(scores.correct.all()):
@@ -209,16 +220,16 @@ class _Readers:
         self._fusions = {FUSED: calibration.fused.fusion}
         if calibration.single_pass is not None:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
-        if harness.subject.config.evaluation.seen:
+        if harness.inputs.config.evaluation.seen:
             self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
         self._peers = self._fitted_peers()
 
     def _fitted_peers(self) -> tuple[Peer, ...]:
-        harness, splits = self._harness, self._harness.subject.splits
-        peers = tuple(PEERS[name]() for name in harness.subject.config.evaluation.peers)
+        harness, splits = self._harness, self._harness.inputs.splits
+        peers = tuple(PEERS[name]() for name in harness.inputs.config.evaluation.peers)
         if not peers:
             return ()
-        clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED])
+        clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED_IMAGES])
         tune = harness.observation("split-calibrate", splits["calibrate"])
         attacked = [harness.observation(f"seen-{name}", *found) for name, found in harness.seen.items()]
         seen = [one[one.predicted != one.labels] for one in attacked]

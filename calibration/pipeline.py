@@ -14,16 +14,15 @@ from torch import Tensor
 
 from askance.calibration.cache import cache_folder
 from askance.calibration.config import ClassifierConfig, Config
-from askance.calibration.diagnostics import diagnose
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
 from askance.calibration.evaluation import evaluate, summary
 from askance.calibration.harness import Harness, fuse, gather
+from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages
-from askance.calibration.subject import Subject, load_subject, new_detectors
 from askance.classifiers import build_classifier
-from askance.detectors import Bundle, Calibration, Detector, Introspection, SemanticSignature
+from askance.detectors import Bundle, Calibration, Capture, Detector
 from askance.detectors.bundle import publish, refuse_existing
 from askance.detectors.conformal import table
 
@@ -39,13 +38,13 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
         AskanceError: the config, the data or the classifier cannot be used, or `out` exists.
     """
     refuse_existing(out)
-    subject = load_subject(config)
-    detectors = new_detectors(subject)
-    stages = Stages(out.with_name(out.name + ".partial"), _identity(subject, detectors), resume=resume)
+    inputs = load_inputs(config)
+    detectors = new_detectors(inputs)
+    stages = Stages(out.with_name(out.name + ".partial"), _identity(inputs), resume=resume)
     for name, detector in detectors.items():
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
-        detector.restore(stages.run(stage, partial(_fit, detector, subject))).eval()
-    harness = Harness(subject, detectors, stages)
+        detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
+    harness = Harness(inputs, detectors, stages)
     tables = Calibration(
         levels=config.levels,
         tables={name: table(values) for name, values in harness.split("calibrate").scores.items()},
@@ -54,10 +53,10 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
     )
     evidence = gather(harness, tables)
     say("figures and their intervals")
-    evaluation = evaluate(evidence, config.levels, subject.class_names)
+    evaluation = evaluate(evidence, config.levels, inputs.class_names)
     say("diagnostics")
-    evaluation["diagnostics"] = diagnose(detectors, harness.tap, subject.splits["fit"], subject.splits["evaluate"])
-    evaluation["splits"] = {name: len(images) for name, images in subject.splits.items()}
+    evaluation["diagnostics"] = harness.diagnoses()
+    evaluation["splits"] = {name: len(images) for name, images in inputs.splits.items()}
     publish(
         out,
         classifier={
@@ -66,9 +65,9 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
             "arguments": config.classifier.arguments,
             "layers": harness.tap.layers,
             "preprocessing": config.classifier.preprocessing,
-            "class_names": subject.class_names,
+            "class_names": inputs.class_names,
         },
-        weights=subject.weights,
+        weights=inputs.weights,
         detectors=detectors,
         calibration=tables,
         evaluation=evaluation,
@@ -76,7 +75,7 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
         provenance={
             "data": {
                 "sources": config.data.model_dump(mode="json"),
-                "sha256": {name: images.digest() for name, images in subject.splits.items()},
+                "sha256": {name: images.digest() for name, images in inputs.splits.items()},
             },
             "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
             "packages": {package: version(package) for package in PACKAGES},
@@ -88,29 +87,24 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
     return Bundle.open(out)
 
 
-def _identity(subject: Subject, detectors: Mapping[str, Detector]) -> dict[str, Any]:
+def _identity(inputs: CalibrationInputs) -> dict[str, Any]:
     """What all stages depend on, JSON-ready; what only some depend on is in their names."""
     identity = {
-        "classifier": subject.config.classifier.model_dump(mode="json", exclude={"weights"}),
-        "weights": state_digest(subject.weights),
-        "data": {name: images.digest() for name, images in subject.splits.items()},
+        "classifier": inputs.config.classifier.model_dump(mode="json", exclude={"weights"}),
+        "weights": state_digest(inputs.weights),
+        "data": {name: images.digest() for name, images in inputs.splits.items()},
         "askance": version("askance"),
     }
-    signature = detectors.get(SemanticSignature.kind)
-    if isinstance(signature, SemanticSignature):  # the file may have changed under its name
-        identity["words"] = tensor_digest(signature.word_correlations)
+    if inputs.word_vectors is not None:  # the file may have changed under its name
+        identity["words"] = tensor_digest(inputs.word_vectors)
     return identity
 
 
-def _fit(detector: Detector, subject: Subject) -> Mapping[str, Tensor]:
-    def stream(split: str) -> Tracked[Any]:
-        return Tracked(subject.stream(split, detector), f"{detector.kind}: {split}")
+def _fit(detector: Detector, inputs: CalibrationInputs) -> Mapping[str, Tensor]:
+    def stream(split: str) -> Tracked[Capture]:
+        return Tracked(inputs.stream(split, detector), f"{detector.kind}: {split}")
 
-    if isinstance(detector, Introspection) and "held_out" in subject.splits:
-        detector.fit(stream("fit"), stream("held_out"))
-    else:
-        detector.fit(stream("fit"))
-    return detector.state_dict()
+    return detector.fit(stream("fit"), stream("held_out") if "held_out" in inputs.splits else None).state_dict()
 
 
 def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
@@ -132,12 +126,12 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
         preprocessing=entry.preprocessing,
         class_names=entry.class_names,
     )
-    subject = load_subject(config.model_copy(update={"classifier": classifier}))
-    identity = _identity(subject, screen.detectors) | {"bundle": bundle.manifest.id}
+    inputs = load_inputs(config.model_copy(update={"classifier": classifier}))
+    identity = _identity(inputs) | {"bundle": bundle.manifest.id}
     folder = cache_folder() / "evaluations" / json_digest(identity)
     stages = Stages(folder, identity, resume=True)
-    harness = Harness(subject, screen.detectors, stages)
+    harness = Harness(inputs, screen.detectors, stages)
     evidence = gather(harness, screen.calibration)
-    evaluation = evaluate(evidence, screen.calibration.levels, subject.class_names)
+    evaluation = evaluate(evidence, screen.calibration.levels, inputs.class_names)
     stages.remove()
     return evaluation | {"bundle_id": bundle.manifest.id}

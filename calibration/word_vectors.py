@@ -27,7 +27,7 @@ def class_vectors(path: Path, class_names: Sequence[str], words: Mapping[str, st
     """
     for name in words:
         if name not in class_names:
-            raise ConfigError(f"semantic_signature.words maps {name!r}, not a class: {did_you_mean(name, class_names)}")
+            raise ConfigError(f"word_vectors.words maps {name!r}, not a class: {did_you_mean(name, class_names)}")
     try:
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=path.suffix == ".bin")
     except OSError as error:
@@ -41,7 +41,7 @@ def class_vectors(path: Path, class_names: Sequence[str], words: Mapping[str, st
         if word is None:
             raise DataError(
                 f"class {name!r} has no vector in {path.name} (looked for {wanted!r}): "
-                f'map it to a word that has one, [detectors.semantic_signature.words] "{name}" = "..."'
+                f'map it to a word that has one, [word_vectors] words = {{ "{name}" = "..." }}'
             )
         rows.append(vectors[word])
     found = torch.from_numpy(np.stack(rows)).float()

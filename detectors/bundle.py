@@ -29,8 +29,9 @@ from askance.detectors.manifest import (
     DetectorEntry,
     FileEntry,
     Manifest,
+    PackageEntry,
 )
-from askance.detectors.registry import unfitted
+from askance.detectors.registry import DETECTORS, unfitted
 from askance.detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError
 from askance.notebook import bundle_html
@@ -104,11 +105,13 @@ def publish(
     entries = []
     for kind, detector in detectors.items():
         detector.require_fitted()
+        package = DETECTORS.package(kind)
         files[f"{kind}.safetensors"] = save_safetensors(contiguous(detector.state_dict()))
         entries.append(
             DetectorEntry(
                 kind=kind,
                 options=detector.options.model_dump(mode="json"),
+                package=None if package is None else PackageEntry(name=package.name, version=package.version),
                 file=f"{kind}.safetensors",
                 sha256=sha256(files[f"{kind}.safetensors"]),
             )
@@ -235,11 +238,12 @@ class Bundle:
         """The fitted detectors, by kind.
 
         Raises:
-            BundleError: an entry's options or state are not its detector's.
+            BundleError: a detector's package is not installed, or an entry's options or state are not its detector's.
         """
         detectors = {}
         for entry in self.manifest.detectors:
             try:
+                _require_package(entry)
                 detector = unfitted(entry.kind, entry.options).restore(self.tensors(entry.file))
             except ValidationError as error:
                 raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
@@ -284,7 +288,7 @@ class Bundle:
 
         Args:
             build: makes the classifier.
-            single_pass: leave out the detectors that need altered copies of the input.
+            single_pass: leave out the detectors that need views of the input.
 
         Raises:
             BundleError: a part does not fit; the message names the bundle.
@@ -316,7 +320,8 @@ def _read_manifest(path: Path) -> Manifest:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version!r}, this askance reads version {SCHEMA_VERSION}: calibrate it again"
+            f"{path} has schema version {version!r}, this askance reads version {SCHEMA_VERSION}: "
+            "make it anew with `askance calibrate CONFIG --out BUNDLE`"
         )
     try:
         manifest = Manifest.model_validate(content)
@@ -325,6 +330,16 @@ def _read_manifest(path: Path) -> Manifest:
     if manifest.digest() != manifest.id:
         raise BundleError(f"{path}: {MANIFEST} has been altered (its content does not hash to its id)")
     return manifest
+
+
+def _require_package(entry: DetectorEntry) -> None:
+    """Raise BundleError unless the detector comes from the package that the bundle was made with, of any version."""
+    wanted, found = entry.package, DETECTORS.package(entry.kind)
+    if wanted is not None and (found is None or found.name != wanted.name):
+        raise BundleError(
+            f"the detector {entry.kind} comes from the package {wanted.name} {wanted.version}, which is not installed: "
+            f"pip install {wanted.name}=={wanted.version}"
+        )
 
 
 def _first(error: ValidationError) -> str:

@@ -1,6 +1,6 @@
-"""Constellation: how far an input's copies, slightly altered, stray from it in activation space and in the answer.
+"""Constellation: how far an input's views, copies altered a little, stray from it in activations and answer.
 
-Source: Pardo et al. (2019), section 3.4, draws the constellation of one input under noise; the copies with fewer bits
+Source: Pardo et al. (2019), section 3.4, draws the constellation of one input under noise; the views with fewer bits
 or a median filter are Xu et al.'s feature squeezing (2018), read here in the activations, too.
 """
 
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from askance.detectors.conformal import p_value, yardstick
-from askance.detectors.detector import Detector, Options, Reading
-from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.views import add_noise, median_filter, reduce_bits
-from askance.errors import ConfigError, DataError
+from askance.errors import DataError
 
-TABULATED = 2000  # clean inputs that are enough for a yardstick; each costs a forward pass for every copy
+TABULATED = 2000  # clean inputs that are enough for a yardstick; each costs a forward pass for every view
 TINY = 1e-12  # below which a displacement counts as none
 
 
@@ -28,33 +28,40 @@ class ConstellationOptions(Options):
 
     Attributes:
         displacement_layers: the layers in which displacements are measured.
-        copies: noisy copies of each input; 0 leaves the whole detector out.
+        noise_views: how many views of each input are noisy.
         noise: standard deviation of the noise, in pixel values.
-        bit_depths: one copy for each, rounded to so many bits a channel.
-        median_sizes: one copy for each, median-filtered by a square of so many pixels.
+        bit_depths: one view for each, rounded to so many bits a channel.
+        median_sizes: one view for each, median-filtered by a square of so many pixels.
         seed: of the noise, which is drawn once and kept (secret) in the bundle.
     """
 
     displacement_layers: tuple[str, ...] = Field(min_length=1)
-    copies: int = Field(default=8, ge=0)
+    noise_views: int = 8
     noise: float = Field(default=0.02, gt=0)
     bit_depths: tuple[int, ...] = (4,)
     median_sizes: tuple[int, ...] = (2,)
     seed: int = 0
 
+    @field_validator("noise_views")
+    @classmethod
+    def _some(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("at least one noisy view is needed; to do without the constellation leave its section out")
+        return value
+
     def groups(self) -> dict[str, int]:
-        """The views by name, in order, and how many copies each has."""
+        """The kinds of views by name, in order, and how many there are of each."""
         return (
-            {"noise": self.copies}
+            {"noise": self.noise_views}
             | {f"bits_{bits}": 1 for bits in self.bit_depths}
             | {f"median_{size}": 1 for size in self.median_sizes}
         )
 
 
-class Constellation(Detector):
+class Constellation(Detector[ConstellationOptions]):
     """Suspicion by instability under alterations that leave a natural image what it is.
 
-    Components, for each kind of copy, averaged over its copies: `drop:<kind>`, how much log-probability the predicted
+    Components, for each kind of view, averaged over its views: `drop:<kind>`, how much log-probability the predicted
     class loses; `shift:<kind>`, the L1 distance between the softmaxes; `displacement:<layer>:<kind>`, how far the
     activation moves, as a share of its length (either way: an attack can make it move less). And `grain:<layer>`, the
     log of the displacement by the median filters over that by noise: a perturbation is fine-grained, so that a filter
@@ -67,33 +74,31 @@ class Constellation(Detector):
     """
 
     kind: ClassVar[str] = "constellation"
+    options_class: ClassVar[type[Options]] = ConstellationOptions
     patterns: Tensor
     yardsticks: Tensor
 
     def __init__(self, options: ConstellationOptions, shape: tuple[int, int, int] | None = None) -> None:
-        super().__init__()
-        if options.copies == 0:
-            raise ConfigError("a constellation needs copies: with copies = 0 leave it out")
-        self._options = options
+        super().__init__(options)
         generator = torch.Generator().manual_seed(options.seed)
-        noise = torch.empty(0) if shape is None else torch.randn(options.copies, *shape, generator=generator)
+        noise = torch.empty(0) if shape is None else torch.randn(options.noise_views, *shape, generator=generator)
         self.register_buffer("patterns", options.noise * noise)
         self.register_buffer("yardsticks", torch.empty(0))
 
-    @property
-    def options(self) -> ConstellationOptions:
-        """The parameters."""
-        return self._options
+    @classmethod
+    def create(cls, options: ConstellationOptions, inputs: Inputs) -> Self:
+        """With noise for inputs of this shape."""
+        return cls(options, inputs.shape)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers in which displacements are measured."""
-        return self._options.displacement_layers
+        return self.options.displacement_layers
 
     @property
     def view_layers(self) -> tuple[str, ...]:
         """The same."""
-        return self._options.displacement_layers
+        return self.options.displacement_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -101,44 +106,44 @@ class Constellation(Detector):
         return self.yardsticks.numel() > 0
 
     def views(self, images: Tensor) -> Tensor:
-        """Noisy, rounded and filtered copies, [B, C, H, W] -> [B, V, C, H, W] in [0, 1]."""
-        squeezed = [reduce_bits(images, bits) for bits in self._options.bit_depths]
-        squeezed += [median_filter(images, size) for size in self._options.median_sizes]
-        return torch.cat([add_noise(images, self.patterns), *(copy.unsqueeze(1) for copy in squeezed)], dim=1)
+        """Noisy, rounded and filtered views, [B, C, H, W] -> [B, V, C, H, W] in [0, 1]."""
+        squeezed = [reduce_bits(images, bits) for bits in self.options.bit_depths]
+        squeezed += [median_filter(images, size) for size in self.options.median_sizes]
+        return torch.cat([add_noise(images, self.patterns), *(view.unsqueeze(1) for view in squeezed)], dim=1)
 
     @torch.no_grad()
-    def fit(self, stream: CaptureStream) -> Self:
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
         """Tabulate the mean shift and the mean grain of the first clean inputs: part of a walk.
 
         Raises:
             DataError: the stream is empty, or its Captures have no views.
         """
         readings: list[Tensor] = []
-        for capture in stream:
+        for capture in clean:
             readings.append(self._summary(self._components(capture)))
             if sum(reading.shape[1] for reading in readings) >= TABULATED:
                 break
         if not readings:
-            raise DataError("the data stream is empty: expected at least one input")
+            raise DataError(EMPTY_STREAM)
         self.yardsticks = yardstick(torch.cat(readings, dim=1))
         return self
 
     def _components(self, capture: Capture) -> dict[str, Tensor]:
         if capture.views is None:
-            raise DataError("the constellation reads altered copies of its inputs: this Capture has no views")
-        groups = self._options.groups()
+            raise DataError("the constellation reads views of its inputs: this Capture has none")
+        groups = self.options.groups()
         # in float64, where a confident classifier's log-probabilities, of 1e-8 say, are still numbers
         own = capture.logits.double().log_softmax(dim=1)
-        copies = capture.views.logits.double().log_softmax(dim=1).view(len(capture), -1, own.shape[1])
+        views = capture.views.logits.double().log_softmax(dim=1).view(len(capture), -1, own.shape[1])
         predicted = capture.predicted[:, None]
-        held = copies.gather(2, predicted.unsqueeze(2).expand(-1, copies.shape[1], 1)).squeeze(2)
+        held = views.gather(2, predicted.unsqueeze(2).expand(-1, views.shape[1], 1)).squeeze(2)
         readings = {
             "drop": own.gather(1, predicted) - held,
-            "shift": (own.exp().unsqueeze(1) - copies.exp()).abs().sum(dim=2),
+            "shift": (own.exp().unsqueeze(1) - views.exp()).abs().sum(dim=2),
         }
         for layer in self.layers:
             activation = capture.flat(layer)
-            moved = capture.views.flat(layer).view(*copies.shape[:2], -1) - activation.unsqueeze(1)
+            moved = capture.views.flat(layer).view(*views.shape[:2], -1) - activation.unsqueeze(1)
             length = torch.linalg.vector_norm(activation, dim=1, keepdim=True).clamp_min(TINY)
             readings[f"displacement:{layer}"] = torch.linalg.vector_norm(moved, dim=2) / length
         components = {
@@ -146,7 +151,7 @@ class Constellation(Detector):
             for name, values in readings.items()
             for kind, part in zip(groups, values.split(list(groups.values()), dim=1), strict=True)
         }
-        medians = [f"median_{size}" for size in self._options.median_sizes]
+        medians = [f"median_{size}" for size in self.options.median_sizes]
         for layer in self.layers if medians else ():
             filtered = torch.stack([components[f"displacement:{layer}:{kind}"] for kind in medians]).mean(dim=0)
             noisy = components[f"displacement:{layer}:noise"]
@@ -174,10 +179,10 @@ class Constellation(Detector):
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """Every reading, and the share of clean inputs whose answer shifts, and whose grain is, at least as much."""
-        kinds = self._options.groups()
+        kinds = self.options.groups()
         names = [f"{name}:{kind}" for name in ("drop", "shift") for kind in kinds]
         names += [f"displacement:{layer}:{kind}" for layer in self.layers for kind in kinds]
-        names += [f"grain:{layer}" for layer in self.layers if self._options.median_sizes]
+        names += [f"grain:{layer}" for layer in self.layers if self.options.median_sizes]
         shares = zip(("shift", "grain"), evidence["p"], strict=False)
         return {
             "readings": {name: round(float(value), 6) for name, value in zip(names, evidence["values"], strict=True)},

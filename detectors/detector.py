@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Generic, Self, final
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from askance.detectors.tap import Capture, CaptureStream, Tap
 from askance.errors import BundleError, NotFittedError
@@ -18,6 +19,25 @@ class Options(BaseModel):
     """Base of the detectors' options: immutable, and an unknown key is an error that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+OptionsT = TypeVar("OptionsT", bound=Options, default=Any)
+"""The options of a detector; `Detector` alone is one with options of any kind."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a detector may ask of the classifier that it is made for.
+
+    Attributes:
+        shape: (C, H, W) of an input.
+        class_names: K names, in the order of the logits.
+        word_vectors: of the classes in their order, [K, n], where the config has them.
+    """
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    word_vectors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -37,19 +57,34 @@ class Reading:
     evidence: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Detector(nn.Module, ABC):
+class Detector(nn.Module, ABC, Generic[OptionsT]):
     """Base class of the detectors.
 
-    A subclass keeps its parameters in `options`, its learned state in buffers or parameters (so that `.to(device)`
-    works and the state is exactly the tensors in the bundle), and writes `fit`, `read` and `explain_one`.
+    A subclass names its `kind` and `options_class`, keeps its learned state in buffers or parameters (so that
+    `.to(device)` works and the state is exactly the tensors in the bundle), and writes `fit`, `read` and `explain_one`.
+    Its constructor can do with the options alone: that is how a bundle makes it, before `restore`.
+
+    Args:
+        options: the parameters.
     """
 
-    kind: ClassVar[str]  # the name in configs, bundles and metrics
+    kind: ClassVar[str]
+    """The name in configs, bundles and metrics."""
+    options_class: ClassVar[type[Options]]
+    """What its section of a config holds."""
 
-    @property
-    @abstractmethod
-    def options(self) -> Options:
-        """The parameters this detector was built with."""
+    def __init__(self, options: OptionsT) -> None:
+        super().__init__()
+        self.options = options
+
+    @classmethod
+    def create(cls, options: OptionsT, inputs: Inputs) -> Self:  # noqa: ARG003
+        """A new detector, to be fitted to the classifier that `inputs` tells of.
+
+        Raises:
+            AskanceError: it cannot be used with such a classifier.
+        """
+        return cls(options)
 
     @property
     @abstractmethod
@@ -71,8 +106,28 @@ class Detector(nn.Module, ABC):
         raise NotImplementedError(f"{self.kind} asks for no views")
 
     @abstractmethod
-    def fit(self, stream: CaptureStream) -> Self:
-        """Learn from a re-iterable stream of Captures of clean inputs; return self."""
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
+        """Learn from a re-iterable stream of Captures of clean inputs; return self.
+
+        Args:
+            clean: Captures with labels, of inputs that the classifier may have been trained on.
+            held_out: the same of inputs that it was not trained on, where there are some.
+
+        Raises:
+            AskanceError: the stream is empty, or nothing can be learned from it.
+        """
+
+    def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
+        """How well it has learned the classifier, JSON-ready, in its paper's own figures; empty: it has none.
+
+        Args:
+            clean: Captures with labels of inputs that it was fitted on; not all of them.
+            held_out: the same of inputs that nothing was fitted on.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        return {}
 
     @abstractmethod
     def read(self, capture: Capture) -> Reading:

@@ -18,7 +18,8 @@ from askance.detectors import infovae
 from askance.detectors.detector import Detector, Options, Reading
 from askance.detectors.infovae import WIDTH, InfoVAE, dense
 from askance.detectors.spool import spool
-from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.statistics import auroc, neighbor_vote
+from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import DataError
 
 ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
@@ -27,6 +28,7 @@ VALIDATION_SHARE = 0.1
 FEWEST = 20  # inputs to fit on
 BATCH_SIZE = 128  # of the autoencoder (paper, section 2.6)
 ESTIMATOR_BATCH_SIZE = 32
+NEIGHBORS = 15  # that vote on the activation map
 
 
 class IntrospectionOptions(Options):
@@ -79,7 +81,7 @@ def _labels(capture: Capture) -> Tensor:
     return capture.labels
 
 
-class Introspection(Detector):
+class Introspection(Detector[IntrospectionOptions]):
     """Suspicion by estimated error: score = log10 of the error expected of activations like these.
 
     Components: `estimated_error` (the score), `estimated_error:latent` or `:hidden` (the other estimator's),
@@ -87,13 +89,13 @@ class Introspection(Detector):
     """
 
     kind: ClassVar[str] = "introspection"
+    options_class: ClassVar[type[Options]] = IntrospectionOptions
     mean: Tensor
     scale: Tensor
     class_means: Tensor
 
     def __init__(self, options: IntrospectionOptions) -> None:
-        super().__init__()
-        self._options = options
+        super().__init__(options)
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("class_means", torch.empty(0))
@@ -102,14 +104,9 @@ class Introspection(Detector):
         self.hidden_estimator = dense(WIDTH, 1)
 
     @property
-    def options(self) -> IntrospectionOptions:
-        """The parameters."""
-        return self._options
-
-    @property
     def layers(self) -> tuple[str, ...]:
         """The layers of h."""
-        return self._options.hidden_layers
+        return self.options.hidden_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -123,24 +120,24 @@ class Introspection(Detector):
         """h in units of the fit split's standard deviations, [B, D_h]."""
         return (self._concatenated(capture) - self.mean) / self.scale
 
-    def fit(self, stream: CaptureStream, held_out: CaptureStream | None = None) -> Self:
-        """Train the autoencoder on `stream`, then the estimators; gradients never cross from one to the next.
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
+        """Train the autoencoder on `clean`, then the estimators; gradients never cross from one to the next.
 
         Args:
-            stream: Captures with labels.
+            clean: Captures with labels.
             held_out: Captures with labels of inputs that the classifier was not trained on, for the estimators: its
-                errors on its own training set are far smaller than on unseen data. Without it `stream` serves.
+                errors on its own training set are far smaller than on unseen data. Without it `clean` serves.
 
         Raises:
             DataError: labels are missing, or there are too few inputs to validate on.
         """
-        h, targets, classes = self._features(stream)
+        h, targets, classes = self._features(clean)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._options.seed)
-            self.autoencoder = InfoVAE(h.shape[1], self._options.latent_dimensions)
-            self.latent_estimator = dense(self._options.latent_dimensions, 1)
+            torch.manual_seed(self.options.seed)
+            self.autoencoder = InfoVAE(h.shape[1], self.options.latent_dimensions)
+            self.latent_estimator = dense(self.options.latent_dimensions, 1)
             self.hidden_estimator = dense(WIDTH, 1)
-        generator = torch.Generator().manual_seed(self._options.seed)
+        generator = torch.Generator().manual_seed(self.options.seed)
         self._standardise_by(h)
         self._train_autoencoder(h, generator)
         self.class_means = self._latent_class_means(h, classes)
@@ -179,7 +176,7 @@ class Introspection(Detector):
 
     def _train_autoencoder(self, h: Tensor, generator: torch.Generator) -> None:
         training, validation = self._split(h.shape[0], generator)
-        weight = self._options.discrepancy_weight
+        weight = self.options.discrepancy_weight
         infovae.train(
             self.autoencoder,
             lambda rows: self.autoencoder.loss((h[rows] - self.mean) / self.scale, weight, generator),
@@ -193,7 +190,7 @@ class Introspection(Detector):
     @torch.no_grad()
     def _latent_class_means(self, h: Tensor, classes: Tensor) -> Tensor:
         """E[z | class], [K, z] (Eq. 7); a class without inputs gets the origin, the prior's mean."""
-        sums = torch.zeros(classes.shape[1], self._options.latent_dimensions)
+        sums = torch.zeros(classes.shape[1], self.options.latent_dimensions)
         for block, one_hot in zip(h.split(4096), classes.split(4096), strict=True):
             sums += one_hot.T.float() @ self._encode((block - self.mean) / self.scale)[1]
         return sums / classes.sum(dim=0, dtype=torch.long).clamp_min(1).unsqueeze(1)
@@ -226,7 +223,7 @@ class Introspection(Detector):
         )
 
     def _schedule(self) -> dict[str, Any]:
-        return self._options.model_dump(include={"cycles", "cycle_steps", "peak_learning_rate", "patience"})
+        return self.options.model_dump(include={"cycles", "cycle_steps", "peak_learning_rate", "patience"})
 
     def _encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.autoencoder.hidden(standardised)
@@ -260,6 +257,36 @@ class Introspection(Detector):
         self.require_fitted()
         return self.autoencoder.decode(self.class_means)
 
+    @torch.no_grad()
+    def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:
+        """How well the activation map separates classes, and the estimators rank mistakes.
+
+        Returns:
+            {"knn_agreement": share of held-out inputs whose 15 neighbours on the map, among `clean`, vote for their
+            predicted class, "misclassification_auroc:<component>": AUROC of the classifier's mistakes, where it makes
+            some but not only such, "mistakes": how many}.
+        """
+        known = [(self.map_points(capture), capture.predicted) for capture in clean]
+        points, predicted, wrong = list[Tensor](), list[Tensor](), list[Tensor]()
+        readings: dict[str, list[Tensor]] = {}
+        for capture in held_out:
+            points.append(self.map_points(capture))
+            predicted.append(capture.predicted)
+            wrong.append(capture.predicted != _labels(capture))
+            for name, values in self.components(capture).items():
+                readings.setdefault(name, []).append(values)
+        if not known or not points:
+            raise DataError(EMPTY_STREAM)
+        near, classes = (torch.cat(parts) for parts in zip(*known, strict=True))
+        votes = neighbor_vote(near, classes, torch.cat(points), NEIGHBORS)
+        result: dict[str, Any] = {"knn_agreement": float((votes == torch.cat(predicted)).double().mean())}
+        mistaken = torch.cat(wrong)
+        if 0 < mistaken.sum() < len(mistaken):
+            for name, parts in readings.items():
+                values = torch.cat(parts)
+                result[f"misclassification_auroc:{name}"] = auroc(values[~mistaken], values[mistaken])
+        return result | {"mistakes": int(mistaken.sum())}
+
     def read(self, capture: Capture) -> Reading:
         """Both error estimates and the reconstruction error."""
         self.require_fitted()
@@ -269,7 +296,7 @@ class Introspection(Detector):
         by_latent = self.latent_estimator(z).squeeze(1)
         residual = ((self.autoencoder.decode(z) - h) ** 2).mean(dim=1)
         reconstruction = residual.clamp_min(torch.finfo(h.dtype).tiny).log10()
-        if self._options.estimator_reads == "hidden":
+        if self.options.estimator_reads == "hidden":
             score, other, other_name = by_hidden, by_latent, "latent"
         else:
             score, other, other_name = by_latent, by_hidden, "hidden"

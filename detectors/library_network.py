@@ -5,6 +5,7 @@ Source: J. H. Lee, "Library network, a possible path to explainable neural netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Self
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from askance.detectors.detector import Detector, Options, Reading
-from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
@@ -144,7 +145,7 @@ class Library(nn.Module):
         return answer, top.values[:, 0]
 
 
-class LibraryNetwork(Detector):
+class LibraryNetwork(Detector[LibraryNetworkOptions]):
     """Suspicion by disagreement between the layers' library networks: score = 1 - CPL, in [0, 2].
 
     Components: `discord:<a>~<b>`, one minus the cosine of each pair of layers (Eq. 5): which layers disagree; and
@@ -152,21 +153,16 @@ class LibraryNetwork(Detector):
     """
 
     kind: ClassVar[str] = "library_network"
+    options_class: ClassVar[type[Options]] = LibraryNetworkOptions
 
     def __init__(self, options: LibraryNetworkOptions) -> None:
-        super().__init__()
-        self._options = options
+        super().__init__(options)
         self.libraries = nn.ModuleList(Library(threshold) for threshold in options.thresholds.values())
-
-    @property
-    def options(self) -> LibraryNetworkOptions:
-        """The parameters."""
-        return self._options
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers with a library, shallow to deep."""
-        return tuple(self._options.thresholds)
+        return tuple(self.options.thresholds)
 
     @property
     def is_fitted(self) -> bool:
@@ -184,9 +180,9 @@ class LibraryNetwork(Detector):
         """Library size (stored rows) of each layer."""
         return {layer: library.rows.shape[0] for layer, library in self._libraries().items()}
 
-    def fit(self, stream: CaptureStream) -> Self:
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
         """Build the libraries in data order, then their functional connections: two walks of the stream."""
-        return self.build(stream).connect(stream)
+        return self.build(clean).connect(clean)
 
     @torch.no_grad()
     def build(self, stream: CaptureStream) -> Self:
@@ -196,7 +192,7 @@ class LibraryNetwork(Detector):
             DataError: the stream is empty.
             LayerError: a layer is zero for every input.
         """
-        generator = torch.Generator().manual_seed(self._options.seed)
+        generator = torch.Generator().manual_seed(self.options.seed)
         libraries = self._libraries()
         started, fired = False, dict.fromkeys(libraries, False)
         for capture in stream:
@@ -204,7 +200,7 @@ class LibraryNetwork(Detector):
                 activation = capture.flat(layer)
                 if not started:
                     library.rows = activation.new_empty(0, 0)
-                    library.sample(activation.shape[1], self._options.sampled_neurons, generator)
+                    library.sample(activation.shape[1], self.options.sampled_neurons, generator)
                 patterns = library.patterns(activation)
                 if library.rows.numel() == 0:
                     library.rows = patterns.new_empty(0, patterns.shape[1])
@@ -212,7 +208,7 @@ class LibraryNetwork(Detector):
                 library.extend(patterns)
             started = True
         if not started:
-            raise DataError("the data stream is empty: expected at least one input")
+            raise DataError(EMPTY_STREAM)
         for layer, library in libraries.items():
             if not fired[layer]:
                 raise LayerError(f"layer {layer!r} is zero for every input: it never fires; tap another layer")
@@ -249,8 +245,8 @@ class LibraryNetwork(Detector):
         self.require_fitted()
         predictions, similarities = [], []
         for layer, library in self._libraries().items():
-            answer, similarity = library.predict(library.patterns(capture.flat(layer)), self._options.neighbors)
-            predictions.append(answer.softmax(dim=1) if self._options.softmax else answer)
+            answer, similarity = library.predict(library.patterns(capture.flat(layer)), self.options.neighbors)
+            predictions.append(answer.softmax(dim=1) if self.options.softmax else answer)
             similarities.append(similarity)
         return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
 
@@ -264,6 +260,70 @@ class LibraryNetwork(Detector):
         components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
         return Reading(1 - cosines.mean(dim=1), components, evidence=evidence)
+
+    @torch.no_grad()
+    def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
+        """The libraries' agreement with the classifier, and their confusion index (None where it is undefined)."""
+        index = self.confusion_index(held_out).tolist()
+        return {
+            "layers": self.agreement(held_out),
+            "confusion_index": {
+                layer: [[None if math.isnan(v) else round(v, 6) for v in row] for row in rows]
+                for layer, rows in zip(self.layers, index, strict=True)
+            },
+        }
+
+    @torch.no_grad()
+    def agreement(self, stream: CaptureStream) -> dict[str, dict[str, float]]:
+        """Share of inputs whose predicted class is each library's best answer, or among its best three.
+
+        Returns:
+            {layer: {"rows", "top1", "top3"}}, shares in [0, 1] (paper 000, Figs. 2 and 4).
+
+        Raises:
+            DataError: the stream is empty.
+        """
+        hits = torch.zeros(len(self.layers), 2, dtype=torch.long)
+        count = 0
+        for capture in stream:
+            answers, _ = self.answers(capture)
+            order = answers.topk(min(3, answers.shape[2]), dim=2).indices
+            match = order == capture.predicted[:, None, None]
+            hits += torch.stack([match[:, :, 0].sum(dim=0), match.any(dim=2).sum(dim=0)], dim=1).cpu()
+            count += len(capture)
+        if not count:
+            raise DataError(EMPTY_STREAM)
+        return {
+            layer: {"rows": rows, "top1": top1 / count, "top3": top3 / count}
+            for (layer, rows), (top1, top3) in zip(self.sizes().items(), hits.tolist(), strict=True)
+        }
+
+    @torch.no_grad()
+    def confusion_index(self, stream: CaptureStream) -> Tensor:
+        """Confusion index CI(d1, d2) = CA(d1, d2) / CA(d1, d1) of every layer (paper 000, Eq. 4).
+
+        CA(d1, d2) sums softmax(P)_d1 softmax(P)_d2 over the inputs of true class d1 that the layer's library answers
+        right.
+
+        Returns:
+            float64 [L, K, K]; NaN in rows of classes that a library never answers right.
+
+        Raises:
+            DataError: the stream is empty.
+        """
+        sums: Tensor | None = None
+        for capture in stream:
+            answers, _ = self.answers(capture)
+            share = answers.double().softmax(dim=2)  # [B, L, K]
+            labels = capture.predicted if capture.labels is None else capture.labels
+            right = answers.argmax(dim=2) == labels[:, None]
+            own = share.gather(2, labels[:, None, None].expand(-1, share.shape[1], 1)) * right[..., None]
+            one_hot = F.one_hot(labels, share.shape[2]).double()
+            products = torch.einsum("bd,blk->ldk", one_hot, own * share)
+            sums = products if sums is None else sums + products
+        if sums is None:
+            raise DataError(EMPTY_STREAM)
+        return sums / sums.diagonal(dim1=1, dim2=2).unsqueeze(2)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The class each layer's library answers, and how similar the nearest stored pattern is."""

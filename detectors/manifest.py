@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class _Part(BaseModel):
@@ -36,11 +36,19 @@ class ClassifierEntry(FileEntry):
     class_names: tuple[str, ...] = Field(min_length=2)
 
 
+class PackageEntry(_Part):
+    """An installed package, by the name and version that `pip` has."""
+
+    name: str
+    version: str
+
+
 class DetectorEntry(FileEntry):
-    """One fitted detector: its kind, options and tensor file."""
+    """One fitted detector: its kind, options and tensor file; and the package it comes from, None for askance's own."""
 
     kind: str
     options: dict[str, Any]
+    package: PackageEntry | None = None
 
 
 class CalibrationEntry(FileEntry):

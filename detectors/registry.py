@@ -1,33 +1,26 @@
-"""The detectors by name, as configs, bundles and metrics spell them."""
+"""The table of the detectors: the names that configs, bundles and metrics use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from askance.detectors.constellation import Constellation, ConstellationOptions
-from askance.detectors.detector import Detector, Options
-from askance.detectors.introspection import Introspection, IntrospectionOptions
-from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
-from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
-from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
+from askance.detectors.constellation import Constellation
+from askance.detectors.detector import Detector
+from askance.detectors.introspection import Introspection
+from askance.detectors.library_network import LibraryNetwork
+from askance.detectors.self_organizing_map import SelfOrganizingMap
+from askance.detectors.semantic_signature import SemanticSignature
 from askance.errors import BundleError, did_you_mean
+from askance.plugins import Family
 
-OPTIONS: Mapping[str, type[Options]] = {
-    LibraryNetwork.kind: LibraryNetworkOptions,
-    Introspection.kind: IntrospectionOptions,
-    SelfOrganizingMap.kind: SelfOrganizingMapOptions,
-    SemanticSignature.kind: SemanticSignatureOptions,
-    Constellation.kind: ConstellationOptions,
-}
-
-_BUILDERS: Mapping[str, Callable[[Any], Detector]] = {
-    LibraryNetwork.kind: LibraryNetwork,
-    Introspection.kind: Introspection,
-    SelfOrganizingMap.kind: SelfOrganizingMap,
-    SemanticSignature.kind: SemanticSignature,
-    Constellation.kind: Constellation,
-}
+DETECTORS: Family[Detector] = Family(
+    "askance.detectors",
+    Detector,
+    (LibraryNetwork, Introspection, SelfOrganizingMap, SemanticSignature, Constellation),
+    name_of=lambda detector: detector.kind,
+)
+"""All detectors by kind, in the order of configs and tables."""
 
 
 def unfitted(kind: str, options: Mapping[str, Any]) -> Detector:
@@ -37,6 +30,7 @@ def unfitted(kind: str, options: Mapping[str, Any]) -> Detector:
         BundleError: there is no such detector.
         pydantic.ValidationError: the options are not its.
     """
-    if kind not in OPTIONS:
-        raise BundleError(f"unknown detector {kind!r}: {did_you_mean(kind, OPTIONS)}")
-    return _BUILDERS[kind](OPTIONS[kind].model_validate(options))
+    if kind not in DETECTORS:
+        raise BundleError(f"unknown detector {kind!r}: {did_you_mean(kind, DETECTORS)}")
+    detector = DETECTORS[kind]
+    return detector(detector.options_class.model_validate(options))

@@ -17,9 +17,9 @@ from askance.detectors.conformal import p_value, yardstick
 from askance.detectors.detector import Detector, Options, Reading
 from askance.detectors.spool import spool
 from askance.detectors.suspicion import harmonic_mean
-from askance.detectors.tap import Capture, CaptureStream
+from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
-from askance.errors import LayerError
+from askance.errors import DataError, LayerError
 
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
 
@@ -70,7 +70,7 @@ def vector_code(activation: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-class SelfOrganizingMap(Detector):
+class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
     """Suspicion by distance from the map of clean codes; layers are put on one scale by their clean distances.
 
     Score: -log of the harmonic mean over layers of p_l, the rank of the BMU distance among the layer's clean ones.
@@ -80,21 +80,16 @@ class SelfOrganizingMap(Detector):
     """
 
     kind: ClassVar[str] = "self_organizing_map"
+    options_class: ClassVar[type[Options]] = SelfOrganizingMapOptions
 
     def __init__(self, options: SelfOrganizingMapOptions) -> None:
-        super().__init__()
-        self._options = options
+        super().__init__(options)
         self.maps = nn.ModuleList(TorusMap(options.side) for _ in options.map_layers)
-
-    @property
-    def options(self) -> SelfOrganizingMapOptions:
-        """The parameters."""
-        return self._options
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers with a map."""
-        return self._options.map_layers
+        return self.options.map_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -110,7 +105,7 @@ class SelfOrganizingMap(Detector):
         }
 
     @torch.no_grad()
-    def fit(self, stream: CaptureStream) -> Self:
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
         """Train one map per layer on the stream's vector codes, kept on disk between epochs: one walk.
 
         Raises:
@@ -122,7 +117,7 @@ class SelfOrganizingMap(Detector):
             return lambda capture: vector_code(capture.activations[layer])
 
         *codes, classes = spool(
-            stream,
+            clean,
             *(code_of(layer) for layer in self.layers),
             lambda capture: torch.stack(
                 [capture.predicted, torch.full_like(capture.predicted, capture.logits.shape[1])], dim=1
@@ -134,11 +129,11 @@ class SelfOrganizingMap(Detector):
                 raise LayerError(f"layer {layer!r} is the same for every input: it never fires; tap another layer")
             layer_map.train_units(
                 layer_codes,
-                epochs=self._options.epochs,
-                radius_end=self._options.radius_end,
-                seed=self._options.seed,
+                epochs=self.options.epochs,
+                radius_end=self.options.radius_end,
+                seed=self.options.seed,
             )
-            distances, owners = [], torch.zeros(self._options.side**2, count, dtype=torch.long)
+            distances, owners = [], torch.zeros(self.options.side**2, count, dtype=torch.long)
             for block, labels in zip(layer_codes.split(2048), predicted.split(2048), strict=True):
                 nearest = layer_map.distances(layer_map.standardise(block)).min(dim=1)
                 distances.append(nearest.values)
@@ -184,9 +179,30 @@ class SelfOrganizingMap(Detector):
         suspicion = harmonic_mean(-stacked["p"].T.log()).to(stacked["distance"].dtype)
         return Reading(suspicion, components, evidence=stacked)
 
+    @torch.no_grad()
+    def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
+        """Per layer: quantization and topographic error, units in use, mean torus distance between class centres."""
+        self.require_fitted()
+        codes: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        for capture in held_out:
+            for layer, parts in codes.items():
+                parts.append(vector_code(capture.activations[layer]))
+        result = {}
+        for layer, layer_map in self.layer_maps().items():
+            if not codes[layer]:
+                raise DataError(EMPTY_STREAM)
+            quantization, topographic = layer_map.quality(layer_map.standardise(torch.cat(codes[layer])))
+            result[layer] = {
+                "quantization_error": quantization,
+                "topographic_error": topographic,
+                "units_used": float((layer_map.hits.sum(dim=1) > 0).double().mean()),
+                "mean_center_distance": layer_map.mean_center_distance(),
+            }
+        return {"layers": result}
+
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""
-        side = self._options.side
+        side = self.options.side
         return {
             "layers": [
                 {

@@ -6,19 +6,23 @@ sections 3.3, 4 and 5.3; the signature itself is its proposed detector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from askance.detectors.detector import Detector, Options, Reading
-from askance.detectors.tap import Capture, CaptureStream
-from askance.errors import DataError
+from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.statistics import corrected
+from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
+from askance.errors import ConfigError, DataError
 
 FEWEST_CLASSES = 5  # three concepts must remain beside each pair
+PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
+DRAWS = 5  # images per concept, one at a time, as in the paper
 MOST_CLASSES = 200  # the table of remaining concepts is cubic in the classes
 
 
@@ -79,7 +83,29 @@ def _remaining(count: int, pairs: Tensor) -> Tensor:
     return everything[outside].view(len(pairs), count - 2)
 
 
-class SemanticSignature(Detector):
+def _labels(capture: Capture) -> Tensor:
+    if capture.labels is None:
+        raise DataError("reference activations come from labelled inputs: this stream has no labels")
+    return capture.labels
+
+
+def _activations(stream: CaptureStream, layers: Iterable[str], rows: Tensor) -> dict[str, Tensor]:
+    """The activations of some rows of a stream, in their order, {layer: float64 [N, D_l]}: one walk."""
+    found: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
+    wanted, start = set(rows.tolist()), 0
+    for capture in stream:
+        here = sorted(row - start for row in wanted if start <= row < start + len(capture))
+        for layer, kept in found.items():
+            kept.update(zip((start + i for i in here), capture.flat(layer)[here].double().cpu(), strict=True))
+        start += len(capture)
+    return {layer: torch.stack([kept[row] for row in rows.tolist()]) for layer, kept in found.items()}
+
+
+def _mean_accuracy(draws: Sequence[Tensor], word_correlations: Tensor) -> float:
+    return float(np.mean([two_versus_two(draw, word_correlations).double().mean() for draw in draws]))
+
+
+class SemanticSignature(Detector[SemanticSignatureOptions]):
     """Suspicion by an untypical 1-vs-2 profile: score = the regularised Mahalanobis distance of the layer margins.
 
     For an input of predicted class p and each other class q, the margin of a layer is corr(i, C_D[p]) - corr(i, C_D[q])
@@ -91,6 +117,7 @@ class SemanticSignature(Detector):
     """
 
     kind: ClassVar[str] = "semantic_signature"
+    options_class: ClassVar[type[Options]] = SemanticSignatureOptions
     word_correlations: Tensor
     counts: Tensor
     sums: Tensor
@@ -102,8 +129,7 @@ class SemanticSignature(Detector):
 
     def __init__(self, options: SemanticSignatureOptions, word_vectors: Tensor | None = None) -> None:
         """Take the options and, to fit, the classes' word vectors D [K, n] in the order of the classes."""
-        super().__init__()
-        self._options = options
+        super().__init__(options)
         if word_vectors is not None and not FEWEST_CLASSES <= word_vectors.shape[0] <= MOST_CLASSES:
             raise DataError(
                 f"the semantic signature takes {FEWEST_CLASSES} to {MOST_CLASSES} classes, "
@@ -121,15 +147,24 @@ class SemanticSignature(Detector):
         for name in ("others", "contrast", "means", "precision"):
             self.register_buffer(name, torch.empty(0), persistent=False)
 
-    @property
-    def options(self) -> SemanticSignatureOptions:
-        """The parameters."""
-        return self._options
+    @classmethod
+    def create(cls, options: SemanticSignatureOptions, inputs: Inputs) -> Self:
+        """With the classes' word vectors.
+
+        Raises:
+            ConfigError: there are none.
+            DataError: there are too few classes, or too many.
+        """
+        if inputs.word_vectors is None:
+            raise ConfigError(
+                'the semantic signature goes by word vectors: add [word_vectors] file = "..." to the config'
+            )
+        return cls(options, inputs.word_vectors)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers of the signature."""
-        return self._options.semantic_layers
+        return self.options.semantic_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -142,14 +177,14 @@ class SemanticSignature(Detector):
         return reference
 
     @torch.no_grad()
-    def fit(self, stream: CaptureStream) -> Self:
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
         """Average the reference activations, then learn the typical signature of each class: two walks.
 
         Raises:
             DataError: no word vectors, or their number is not the number of classes, no labels, or a class without a
                 single correctly classified input.
         """
-        return self._collect_references(stream).observe(stream)
+        return self._collect_references(clean).observe(clean)
 
     def _collect_references(self, stream: CaptureStream) -> Self:
         classes = self.word_correlations.shape[0]
@@ -158,8 +193,7 @@ class SemanticSignature(Detector):
         sums: list[Tensor] = []
         taken = torch.zeros(classes, dtype=torch.long)
         for capture in stream:
-            if capture.labels is None:
-                raise DataError("reference activations come from labelled inputs: this stream has no labels")
+            labels = _labels(capture)
             if capture.logits.shape[1] != classes:
                 raise DataError(f"{classes} word vectors for {capture.logits.shape[1]} classes: expected one each")
             if not sums:
@@ -167,13 +201,13 @@ class SemanticSignature(Detector):
                     capture.activations[layer][0].new_zeros(classes, capture.flat(layer).shape[1])
                     for layer in self.layers
                 ]
-            correct = F.one_hot(capture.labels, classes) * (capture.predicted == capture.labels).unsqueeze(1)
+            correct = F.one_hot(labels, classes) * (capture.predicted == labels).unsqueeze(1)
             # The first `images_per_concept` of each class, in data order.
-            use = correct * ((correct.cumsum(dim=0) + taken.to(correct.device)) <= self._options.images_per_concept)
+            use = correct * ((correct.cumsum(dim=0) + taken.to(correct.device)) <= self.options.images_per_concept)
             taken += use.sum(dim=0).cpu()
             for layer, total in zip(self.layers, sums, strict=True):
                 total.addmm_(use.T.to(total.dtype), capture.flat(layer))
-            if bool((taken >= self._options.images_per_concept).all()):
+            if bool((taken >= self.options.images_per_concept).all()):
                 break
         if bool((taken == 0).any()):
             missing = [int(i) for i in torch.nonzero(taken == 0).flatten()]
@@ -231,7 +265,7 @@ class SemanticSignature(Detector):
         scatter = self.products - (self.means * self.counts.unsqueeze(1)).T @ self.means
         covariance = scatter / (count - 1).clamp_min(1)
         diagonal = torch.diag(covariance.diagonal().clamp_min(1e-8))
-        shrinkage = self._options.shrinkage
+        shrinkage = self.options.shrinkage
         self.precision = torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True)
 
     def pair_margins(self, capture: Capture) -> Tensor:
@@ -251,6 +285,61 @@ class SemanticSignature(Detector):
         """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
         margins = self.pair_margins(capture)
         return margins.mean(dim=2), (margins > 0).to(margins.dtype).mean(dim=2)
+
+    @torch.no_grad()
+    def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
+        """2-vs-2 accuracy of every layer on images that nothing was fitted on, and the profile that is typical of them.
+
+        Returns:
+            {"layers": of `semantic_accuracy`, "one_versus_two": {layer: mean share of 1-vs-2 tests that the predicted
+            class wins}, which rises with depth}.
+        """
+        self.require_fitted()
+        accuracy = self.semantic_accuracy(held_out)
+        outcomes = torch.cat([self.margins(capture)[1] for capture in held_out])
+        profile = {layer: float(outcomes[:, i].mean()) for i, layer in enumerate(self.layers)}
+        return {"layers": accuracy, "one_versus_two": profile}
+
+    @torch.no_grad()
+    def semantic_accuracy(self, stream: CaptureStream, seed: int = 0) -> dict[str, dict[str, float]]:
+        """2-vs-2 accuracy of every layer over several draws of one image per class, with permutation p-values.
+
+        The null permutes the concepts of the word vectors 1,000 times; p-values are corrected over layers by
+        Benjamini-Hochberg-Yekutieli (paper 003, section 4.1). Two walks.
+
+        Args:
+            stream: Captures with labels.
+            seed: of the draws and permutations.
+
+        Returns:
+            {layer: {"two_versus_two", "p_value"}}.
+
+        Raises:
+            DataError: the stream is empty, has no labels, or shows fewer than four classes.
+        """
+        labels = torch.cat([_labels(capture) for capture in stream] or [torch.empty(0, dtype=torch.long)]).cpu()
+        if not len(labels):
+            raise DataError(EMPTY_STREAM)
+        generator = torch.Generator().manual_seed(seed)
+        present = [k for k in range(len(self.word_correlations)) if bool((labels == k).any())]
+        rows = []
+        for _ in range(DRAWS):
+            order = torch.randperm(len(labels), generator=generator)
+            rows.append(torch.stack([order[labels[order] == k][0] for k in present]))
+        shown = _activations(stream, self.layers, torch.cat(rows))
+        word = self.word_correlations.double().cpu()[present][:, present]
+        shuffles = [torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)]
+        accuracies, p_values = [], []
+        for layer in self.layers:
+            draws = [correlations(drawn) for drawn in shown[layer].split(len(present))]
+            accuracies.append(_mean_accuracy(draws, word))
+            null = [_mean_accuracy(draws, word[shuffle][:, shuffle]) for shuffle in shuffles]
+            p_values.append((1 + sum(value >= accuracies[-1] for value in null)) / (PERMUTATIONS + 1))
+        p_values = corrected(torch.tensor(p_values, dtype=torch.float64)).tolist()
+        return {
+            layer: {"two_versus_two": accuracy, "p_value": p}
+            for layer, accuracy, p in zip(self.layers, accuracies, p_values, strict=True)
+        }
 
     def read(self, capture: Capture) -> Reading:
         """Mahalanobis distance of the margins from what is typical for the predicted class, shared covariance."""

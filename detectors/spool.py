@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.detectors.tap import Capture
+from askance.detectors.tap import EMPTY_STREAM, Capture
 from askance.errors import DataError
 
 
@@ -39,7 +39,7 @@ def spool(stream: Iterable[Capture], *features: Callable[[Capture], Tensor]) -> 
             file.write(array.tobytes())
         count += len(capture)
     if count == 0:
-        raise DataError("the data stream is empty: expected at least one input")
+        raise DataError(EMPTY_STREAM)
     tensors = []
     for file, shape, dtype in zip(files, shapes, dtypes, strict=True):
         file.flush()

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from askance.errors import LayerError, did_you_mean
 
+EMPTY_STREAM = "the data stream is empty: expected at least one input"
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -189,9 +191,3 @@ class Tap:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_finite(capture: Capture) -> None:
-    """Raise LayerError when the logits hold NaN or infinity: no score of such an input means anything."""
-    if not bool(torch.isfinite(capture.logits).all()):
-        raise LayerError("the classifier's logits hold NaN or infinity for this input")

@@ -187,6 +187,15 @@ class TorusMap(nn.Module):
         most = self.hits == self.hits.amax(dim=0, keepdim=True)
         self.owned = torch.where(~own.any(dim=0), most, own)
 
+    def mean_center_distance(self) -> float:
+        """Mean torus distance between the centres of the classes that were ever predicted; 0 if there is one only."""
+        seen = torch.nonzero(self.hits.sum(dim=0)).flatten()
+        pairs = torch.combinations(torch.arange(len(seen)))
+        if not len(pairs):
+            return 0.0
+        centers = torch.stack([class_center(self.hits[:, k], self.side) for k in seen])
+        return float(torus_distance(centers[pairs[:, 0]], centers[pairs[:, 1]], self.side).mean())
+
     def quality(self, standardised: Tensor) -> tuple[float, float]:
         """Quantization error (mean BMU distance) and topographic error of standardised codes [B, D].
 

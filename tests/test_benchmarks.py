@@ -52,33 +52,33 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> None:
-    assert set(figures) == {"environment", "subjects", "screening", "library", "serving", "seconds"}
+    assert set(figures) == {"environment", "fixtures", "screening", "library", "serving", "seconds"}
     assert set(figures["environment"]) == {"cpus", "cpu", "threads", "torch", "python", "load"}
-    for part in ("subjects", "screening", "library", "serving", "seconds"):
+    for part in ("fixtures", "screening", "library", "serving", "seconds"):
         found = list(numbers(figures[part]))
         assert found
         assert all(math.isfinite(value) and value >= 0 for value in found), part
 
 
 def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) -> None:
-    assert [(row["network"], row["copies"], row["batch"]) for row in figures["screening"]] == [
-        (network, copies, batch) for network in ("LeNet", "ResNet44") for copies in (0, 10) for batch in (1, 32)
+    assert [(row["network"], row["views"], row["batch"]) for row in figures["screening"]] == [
+        (network, views, batch) for network in ("LeNet", "ResNet44") for views in (0, 10) for batch in (1, 32)
     ]
     for row in figures["screening"]:
-        assert set(row) == {"network", "copies", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms"}
+        assert set(row) == {"network", "views", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms"}
         assert set(row["ratio"]) == SPREAD
         assert set(row["stages_ms"]) == {
             *("classify", "fused", "explanations and results"),
             *DETECTORS,
-            *(("constellation",) if row["copies"] else ()),
+            *(("constellation",) if row["views"] else ()),
         }
 
 
 def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
     assert [(row["network"], row["layer"], row["rows"]) for row in figures["library"]] == [
-        (subject["network"], layer, rows)
-        for subject in figures["subjects"]
-        for layer, rows in subject["library_rows"].items()
+        (fixture["network"], layer, rows)
+        for fixture in figures["fixtures"]
+        for layer, rows in fixture["library_rows"].items()
     ]
     for row in figures["library"]:
         assert set(row["ratio"]) == SPREAD

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from calibration_support import CONFIGS, digits_folder
 
-from askance.calibration.config import data_root, find, load_config
+from askance.calibration.config import load_config
+from askance.calibration.paths import data_root, find
 from askance.errors import ConfigError
 
 

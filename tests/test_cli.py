@@ -17,7 +17,7 @@ from PIL import Image
 
 from askance.__main__ import run
 from askance.answers import Answer, Prediction, Verdict
-from askance.calibration.subject import load_subject
+from askance.calibration.inputs import load_inputs
 from askance.classifiers import build_classifier
 from askance.output import print_verdicts, verdict_rows
 from askance.service.launch import launched
@@ -134,7 +134,7 @@ def test_evaluate_writes_json(digits_run: DigitsRun, tmp_path: Path, capsys: pyt
 
 def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands as they are typed: a server process, PNG files, a table, JSON, and an exit code."""
-    images = load_subject(digits_run.config).splits["evaluate"]
+    images = load_inputs(digits_run.config).splits["evaluate"]
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(images.x[0, 0].numpy()).save(good)
     bad.write_bytes(good.read_bytes()[:60])

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.ndimage import median_filter as scipy_median
 from torch import nn
 from toy import Trained, auroc, new_constellation
 
 from askance.detectors import Capture, Constellation, ConstellationOptions, Tap, tap_for
 from askance.detectors.views import add_noise, median_filter, reduce_bits
-from askance.errors import ConfigError, DataError, LayerError, NotFittedError
+from askance.errors import DataError, LayerError, NotFittedError
 
 
 @settings(max_examples=30, deadline=None)
@@ -39,7 +40,7 @@ def test_bits_and_noise_by_hand() -> None:
 
 def by_hand() -> tuple[Constellation, Capture]:
     """One input, two noisy copies, one rounded, one filtered; a layer of two numbers."""
-    options = ConstellationOptions(displacement_layers=("a",), copies=2, bit_depths=(4,), median_sizes=(2,))
+    options = ConstellationOptions(displacement_layers=("a",), noise_views=2, bit_depths=(4,), median_sizes=(2,))
     log = [[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.9, 0.1], [0.3, 0.7]]
     logits = torch.tensor(log, dtype=torch.float64).log()
     layer = torch.tensor([[3.0, 4.0], [3.0, 4.5], [3.0, 5.5], [3.0, 4.0], [0.0, 8.0]], dtype=torch.float64)
@@ -83,12 +84,12 @@ def test_what_it_refuses() -> None:
         detector.fit([Capture(capture.logits, capture.activations)])
     with pytest.raises(DataError, match="the data stream is empty"):
         detector.fit([])
-    with pytest.raises(ConfigError, match="with copies = 0 leave it out"):
-        Constellation(ConstellationOptions(displacement_layers=("a",), copies=0), (1, 2, 2))
+    with pytest.raises(ValidationError, match="to do without the constellation leave its section out"):
+        ConstellationOptions(displacement_layers=("a",), noise_views=0)
 
 
 def test_noise_is_seeded_and_in_the_state() -> None:
-    options = ConstellationOptions(displacement_layers=("a",), copies=500, noise=0.02)
+    options = ConstellationOptions(displacement_layers=("a",), noise_views=500, noise=0.02)
     first = Constellation(options, (1, 8, 8))
     assert float(first.patterns.std()) == pytest.approx(0.02, rel=0.02)
     assert torch.equal(first.patterns, Constellation(options, (1, 8, 8)).patterns)

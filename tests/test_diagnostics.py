@@ -1,4 +1,4 @@
-"""The diagnostics, by hand where a hand can follow."""
+"""The detectors' diagnoses, by hand where a hand can follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from toy import capture_of
 
 from askance.calibration.data import Images, ImageStream
-from askance.calibration.diagnostics import confusion_index, library_agreement, map_quality, semantic_accuracy
 from askance.detectors import (
     Capture,
     LibraryNetwork,
@@ -48,7 +47,7 @@ def test_library_agreement_by_hand() -> None:
         ]
     )
     capture = capture_of({"p": p}, [0, 1, 2], 4)
-    agreement = library_agreement(scripted(), [capture.select(torch.tensor([0])), capture.select(torch.tensor([1, 2]))])
+    agreement = scripted().agreement([capture.select(torch.tensor([0])), capture.select(torch.tensor([1, 2]))])
     assert agreement == {
         "a": {"rows": 7, "top1": pytest.approx(1 / 3), "top3": pytest.approx(1.0)},
         "b": {"rows": 9, "top1": pytest.approx(1 / 3), "top3": pytest.approx(2 / 3)},
@@ -61,7 +60,7 @@ def test_confusion_index_by_hand() -> None:
     wrong = torch.tensor([0.1, 0.8, 0.1]).log()  # answered 1: the trial does not count for class 0
     p = torch.stack([one + 1000, two, wrong])[:, None].expand(3, 2, 3)
     capture = capture_of({"p": p}, [0, 0, 1], 3, labels=[0, 0, 0])
-    index = confusion_index(scripted(), [capture])
+    index = scripted().confusion_index([capture])
     assert index.shape == (2, 3, 3)
     expected = (0.5 * 0.25 + 0.75 * 0.125) / (0.5**2 + 0.75**2)
     assert index[0, 0].tolist() == pytest.approx([1.0, expected, expected], rel=1e-4)
@@ -90,11 +89,12 @@ def test_two_versus_two_of_planted_semantics_is_certain_and_significant() -> Non
     x = (words[y] * 255).round().to(torch.uint8).view(-1, 1, 4, 4)
     images = Images(x, y, tuple("abcdefgh"))
     detector = SemanticSignature(SemanticSignatureOptions(semantic_layers=("look",)), words)
-    result = semantic_accuracy(detector, Tap(Identity(classes).eval(), ["look"]), images)
+    stream = ImageStream(Tap(Identity(classes).eval(), ["look"]), images, 20)
+    result = detector.semantic_accuracy(stream)
     assert result["look"]["two_versus_two"] == 1.0
     assert 1 / 1001 <= result["look"]["p_value"] <= 0.01
     random = SemanticSignature(SemanticSignatureOptions(semantic_layers=("look",)), torch.rand(classes, 16))
-    assert semantic_accuracy(random, Tap(Identity(classes).eval(), ["look"]), images)["look"]["two_versus_two"] < 0.9
+    assert random.semantic_accuracy(stream)["look"]["two_versus_two"] < 0.9
 
 
 def test_map_quality_of_far_clusters() -> None:
@@ -103,7 +103,7 @@ def test_map_quality_of_far_clusters() -> None:
     images = Images(x, torch.arange(80) // 40, ("dark", "bright"))
     stream = ImageStream(Tap(Identity(2).eval(), ["look"]), images, 16)
     detector = SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("look",), side=4)).fit(stream)
-    quality = map_quality(detector, stream)["look"]
+    quality = detector.diagnose(stream, stream)["layers"]["look"]
     assert set(quality) == {"quantization_error", "topographic_error", "units_used", "mean_center_distance"}
     assert 0 < quality["quantization_error"] < 1.0  # far less than the 8 standard deviations between the clusters
     assert 0 <= quality["topographic_error"] <= 1

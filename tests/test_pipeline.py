@@ -14,20 +14,21 @@ import torch
 from calibration_support import DigitsRun
 from scipy.stats import betabinom, binom
 from torch import nn
+from toy import answered
 
 from askance.calibration import pipeline
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import Config, load_config
 from askance.calibration.data import ImageStream
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import FIGURES
 from askance.calibration.pipeline import calibrate, evaluate_bundle
 from askance.calibration.scoring import score
-from askance.calibration.subject import load_subject
 from askance.classifiers import build_classifier
 from askance.detectors import Levels, LibraryNetwork
 from askance.detectors.conformal import table
-from askance.detectors.screen import FUSED, Screening
+from askance.detectors.screen import FUSED
 from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 
 # AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).
@@ -107,10 +108,10 @@ def test_the_bundle_screens_as_it_was_calibrated(digits_run: DigitsRun) -> None:
     """The served path gives the scores that the tables were made of: nothing is lost on disk."""
     bundle = digits_run.bundle
     screen = bundle.screen(build_classifier)
-    images = load_subject(digits_run.config).splits["calibrate"][:50]
+    images = load_inputs(digits_run.config).splits["calibrate"][:50]
     for name, values in screen.calibration.tables.items():
-        results = [r for r in screen(images.pixels()) if isinstance(r, Screening)]
-        scores = [next(d.score for d in r.detectors if d.name == name) for r in results]
+        results = answered(screen(images.pixels()))
+        scores = [next(d.score for d in screening.detectors if d.name == name) for _, _, screening in results]
         assert len(scores) == 50
         for value in scores:
             assert (values - value).abs().min() < 1e-4 * (1 + abs(value))
@@ -126,14 +127,14 @@ def test_evaluating_the_bundle_again_gives_its_figures(digits_run: DigitsRun) ->
 
 
 def test_attacked_images_are_flagged_and_clean_ones_pass(digits_run: DigitsRun) -> None:
-    subject = load_subject(digits_run.config)
-    images = subject.splits["evaluate"][:100]
-    predict = PixelClassifier(subject.classifier, digits_run.config.classifier.preprocessing)
+    inputs = load_inputs(digits_run.config)
+    images = inputs.splits["evaluate"][:100]
+    predict = PixelClassifier(inputs.classifier, digits_run.config.classifier.preprocessing)
     attacked = perturb(predict, digits_run.config.evaluation.attacks[1], images.pixels(), images.y, 0)
     screen = digits_run.bundle.screen(build_classifier)
 
     def flagged(pixels: torch.Tensor) -> float:
-        verdicts = [r.verdict.value for r in screen(pixels) if isinstance(r, Screening)]
+        verdicts = [verdict for _, verdict, _ in answered(screen(pixels))]
         return sum(verdict != "CLEAN" for verdict in verdicts) / len(verdicts)
 
     assert flagged(images.pixels()) < 0.15
@@ -142,10 +143,7 @@ def test_attacked_images_are_flagged_and_clean_ones_pass(digits_run: DigitsRun) 
 
 def small(config: Config) -> Config:
     """The same calibration with less to train."""
-    detectors = config.detectors
-    assert detectors.introspection is not None
-    introspection = detectors.introspection.model_copy(update={"cycles": 1, "cycle_steps": 10})
-    return config.model_copy(update={"detectors": detectors.model_copy(update={"introspection": introspection})})
+    return config.model_copy(update={"detectors": config.detectors.replaced("introspection", cycles=1, cycle_steps=10)})
 
 
 def test_a_killed_calibration_goes_on_where_it_was(
@@ -155,11 +153,11 @@ def test_a_killed_calibration_goes_on_where_it_was(
     fitted: list[str] = []
     original = pipeline._fit
 
-    def fit(detector: Any, subject: Any) -> Any:
+    def fit(detector: Any, inputs: Any) -> Any:
         if len(fitted) == 2:
             raise KeyboardInterrupt
         fitted.append(detector.kind)
-        return original(detector, subject)
+        return original(detector, inputs)
 
     monkeypatch.setattr(pipeline, "_fit", fit)
     with pytest.raises(KeyboardInterrupt):
@@ -169,9 +167,9 @@ def test_a_killed_calibration_goes_on_where_it_was(
     with pytest.raises(CalibrationError, match="holds unfinished work: add --resume"):
         calibrate(config, out)
 
-    def rest(detector: Any, subject: Any) -> Any:
+    def rest(detector: Any, inputs: Any) -> Any:
         fitted.append(detector.kind)
-        return original(detector, subject)
+        return original(detector, inputs)
 
     monkeypatch.setattr(pipeline, "_fit", rest)
     resumed = calibrate(config, out, resume=True)
@@ -232,7 +230,7 @@ REFUSALS: dict[str, tuple[tuple[str, str], type[AskanceError], str]] = {
     ),
     "vectors": (("digit_attributes.txt", "none.txt"), ConfigError, "cannot read the word vectors .*none.txt"),
     "no-vector": (
-        ('word_vectors = "digit_attributes.txt"', 'word_vectors = "digit_attributes.txt"\nwords = { zero = "nought" }'),
+        ('file = "digit_attributes.txt"', 'file = "digit_attributes.txt"\nwords = { zero = "nought" }'),
         DataError,
         "class 'zero' has no vector .*looked for 'nought'",
     ),
@@ -321,9 +319,9 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
 
 
 def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:
-    subject = load_subject(digits_run.config)
+    inputs = load_inputs(digits_run.config)
     detectors = digits_run.bundle.detectors()
-    stream = replace(subject.stream("evaluate", *detectors.values()), images=subject.splits["evaluate"][:40])
+    stream = replace(inputs.stream("evaluate", *detectors.values()), images=inputs.splits["evaluate"][:40])
     assert isinstance(detectors["library_network"], LibraryNetwork)
     together = score(detectors, ImageStream(stream.tap, stream.images, 40), "together")
     alone = score(detectors, ImageStream(stream.tap, stream.images, 1), "alone")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from askance.answers import Answer, Prediction, Screening, Verdict
 from askance.classifiers import DigitsCNN
 from askance.detectors import (
     Calibration,
@@ -35,7 +36,7 @@ from askance.detectors import (
 from askance.detectors.conformal import table
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Fused, read_all
+from askance.detectors.screen import Fused, ScreenError, read_all
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}
@@ -55,6 +56,18 @@ def split(capture: Capture, sizes: Sequence[int]) -> list[Capture]:
     """Consecutive pieces of a Capture."""
     assert sum(sizes) == len(capture)
     return [capture.select(rows) for rows in torch.arange(len(capture)).split(list(sizes))]
+
+
+def answered(answers: Iterable[Answer | ScreenError]) -> list[tuple[Prediction, Verdict, Screening]]:
+    """The parts of answers that are whole."""
+    parts = []
+    for answer in answers:
+        assert not isinstance(answer, ScreenError)
+        assert answer.prediction is not None
+        assert answer.verdict is not None
+        assert answer.screening is not None
+        parts.append((answer.prediction, answer.verdict, answer.screening))
+    return parts
 
 
 def auroc(clean: Tensor, suspicious: Tensor) -> float:
@@ -134,8 +147,8 @@ def train_digits() -> Trained:
 
 
 def new_constellation() -> Constellation:
-    """A constellation of three noisy copies, a rounded and a filtered one."""
-    options = ConstellationOptions(displacement_layers=("relu2", "fc1"), copies=3, noise=0.05, bit_depths=(2,))
+    """A constellation of three noisy views, a rounded and a filtered one."""
+    options = ConstellationOptions(displacement_layers=("relu2", "fc1"), noise_views=3, noise=0.05, bit_depths=(2,))
     return Constellation(options, (1, 8, 8))
 
 

@@ -11,19 +11,30 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from askance.answers import Answer, Verdict
 from askance.calibration.attack_options import IterativeAttack
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import load_config
+from askance.calibration.inputs import load_inputs
 from askance.calibration.pipeline import calibrate
-from askance.calibration.subject import load_subject
 from askance.calibration.training import train
 from askance.classifiers import build_classifier
-from askance.detectors import Screening, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "images" / "digits.png"
 COLOURS = {Verdict.CLEAN: "#2a7f3f", Verdict.SUSPECT: "#b8860b", Verdict.ADVERSARIAL: "#b22222"}
 SHOWN = 6
+
+
+class Shown:
+    """What the figure shows of an answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        assert answer.prediction is not None
+        assert answer.verdict is not None
+        assert answer.score is not None
+        self.index, self.verdict, self.score = answer.prediction.index, answer.verdict, answer.score
+        self.title = f"{answer.prediction.label} {answer.prediction.probability:.0%}"
 
 
 def main() -> None:
@@ -35,15 +46,15 @@ def main() -> None:
         config = config.model_copy(update={"classifier": config.classifier.model_copy(update={"weights": weights})})
         train(config)
         bundle = calibrate(config, Path(folder) / "bundle")
-        subject = load_subject(config)
+        inputs = load_inputs(config)
     screen = bundle.screen(build_classifier)
-    images = subject.splits["evaluate"]
-    predict = PixelClassifier(subject.classifier, config.classifier.preprocessing)
+    images = inputs.splits["evaluate"]
+    predict = PixelClassifier(inputs.classifier, config.classifier.preprocessing)
     attacks = {one.name: one for one in config.evaluation.attacks}
     groups = {"clean": images.pixels()} | {
         name: perturb(predict, one, images.pixels(), images.y, one.seed) for name, one in attacks.items()
     }
-    answers = {name: [r for r in screen(pixels) if isinstance(r, Screening)] for name, pixels in groups.items()}
+    answers = {name: [Shown(r) for r in screen(pixels) if isinstance(r, Answer)] for name, pixels in groups.items()}
     right = [a.index == int(y) for a, y in zip(answers["clean"], images.y, strict=True)]
 
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
@@ -51,11 +62,11 @@ def main() -> None:
     axes = left.subplots()
     thresholds = bundle.manifest.calibration.thresholds["fused"]
     successful = {
-        name: [a.fused.score for a, y, ok in zip(given, images.y, right, strict=True) if ok and a.index != int(y)]
+        name: [a.score for a, y, ok in zip(given, images.y, right, strict=True) if ok and a.index != int(y)]
         for name, given in answers.items()
         if name != "clean"
     }
-    _histogram(axes, [a.fused.score for a in answers["clean"]], successful, thresholds)
+    _histogram(axes, [a.score for a in answers["clean"]], successful, thresholds)
     chosen = [
         i for i, (ok, a, y) in enumerate(zip(right, answers["pgd"], images.y, strict=True)) if ok and a.index != y
     ]
@@ -83,15 +94,15 @@ def _histogram(axes: Axes, clean: list[float], attacked: dict[str, list[float]],
     axes.legend(loc=(0.27, 0.62), fontsize=8)
 
 
-def _gallery(grid: object, groups: dict[str, Tensor], answers: dict[str, list[Screening]], chosen: list[int]) -> None:
+def _gallery(grid: object, groups: dict[str, Tensor], answers: dict[str, list[Shown]], chosen: list[int]) -> None:
     for row, name in enumerate(("clean", "pgd")):
         for column, i in enumerate(chosen):
             axes: Axes = grid[row, column]  # type: ignore[index]
             answer = answers[name][i]
             axes.imshow(groups[name][i, 0], cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{answer.label} {answer.probability:.0%}", fontsize=8)
-            axes.set_xlabel(answer.verdict.value, fontsize=7, color=COLOURS[answer.verdict], weight="bold")
+            axes.set_title(answer.title, fontsize=8)
+            axes.set_xlabel(answer.verdict, fontsize=7, color=COLOURS[answer.verdict], weight="bold")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from matplotlib import pyplot as plt
 from askance.calibration.attack_options import IterativeAttack
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import load_config
+from askance.calibration.inputs import load_inputs
 from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say
-from askance.calibration.subject import load_subject
 from askance.calibration.training import train
 from askance.errors import AskanceError
 from askance.service.client import Client
@@ -210,9 +210,9 @@ def demo_bundle(folder: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
     config = config.model_copy(update={"classifier": config.classifier.model_copy(update={"weights": weights})})
     train(config)
     bundle = calibrate(config, folder / "bundle")
-    subject = load_subject(config)
-    images = subject.splits["evaluate"]
-    predict = PixelClassifier(subject.classifier, config.classifier.preprocessing)
+    inputs = load_inputs(config)
+    images = inputs.splits["evaluate"]
+    predict = PixelClassifier(inputs.classifier, config.classifier.preprocessing)
     (attack,) = (one for one in config.evaluation.attacks if isinstance(one, IterativeAttack))
     with torch.no_grad():
         right = predict(images.pixels()).argmax(dim=1) == images.y

@@ -15,7 +15,6 @@ from askance.calibration.attack_options import IterativeAttack
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
 from askance.calibration.data import Images, ImageStream, load_splits
-from askance.calibration.diagnostics import library_agreement
 from askance.calibration.harness import targets
 from askance.calibration.metrics import detection
 from askance.calibration.progress import Tracked, say
@@ -144,7 +143,7 @@ def library(study: Study) -> str:
             thresholds=dict(zip(case.layers, thresholds, strict=True)), neighbors=case.neighbors
         )
         detector = LibraryNetwork(options).fit(Tracked(study.stream(fit), f"library, set {name}"))
-        agreement = library_agreement(detector, study.stream(study.clean[:1000]))
+        agreement = detector.agreement(study.stream(study.clean[:1000]))
         scores = torch.cat([detector.score(c) for c in study.stream(study.clean[:1000])])
         cells = []
         for pixels in attacked.values():

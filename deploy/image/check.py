@@ -28,8 +28,8 @@ from PIL import Image
 from reporting import ENCLOSED, KEPT, CheckError, expect, failed, output, verified
 
 from askance.calibration.config import load_config
+from askance.calibration.inputs import load_inputs
 from askance.calibration.pipeline import calibrate
-from askance.calibration.subject import load_subject
 from askance.calibration.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def publish(folder: Path) -> tuple[Path, Path]:
     with redirect_stderr(io.StringIO()):  # their progress
         train(config)
         bundle = calibrate(config, folder / "bundle").path
-        pixels = load_subject(config).splits["evaluate"].pixels()[0, 0].numpy()
+        pixels = load_inputs(config).splits["evaluate"].pixels()[0, 0].numpy()
     Image.fromarray(np.round(255 * pixels).astype(np.uint8)).save(digit)
     return bundle, digit
 

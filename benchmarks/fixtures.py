@@ -1,4 +1,4 @@
-"""Subjects: the classifiers that are screened, their images, and detectors fitted to them in little time."""
+"""Fixtures: the classifiers that are screened, their images, and detectors fitted to them in little time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from askance.calibration.config import DataConfig, data_root, load_config
+from askance.calibration.config import DataConfig, load_config
 from askance.calibration.data import Images, ImageStream, load_pools
+from askance.calibration.paths import data_root
 from askance.classifiers import build_classifier, load_weights
 from askance.detectors import (
+    DETECTORS,
     Calibration,
     Capture,
     Constellation,
     ConstellationOptions,
     Detector,
     Fusion,
+    Inputs,
     Introspection,
     IntrospectionOptions,
     Levels,
     LibraryNetwork,
     LibraryNetworkOptions,
+    Options,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
@@ -43,11 +47,10 @@ from askance.errors import DataError
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration
-BATCH_OF_COPIES = 25  # images that come with their copies
+BATCH_WITH_VIEWS = 25  # images of a forward pass that have views beside them
 MNIST = Path(__file__).resolve().parent.parent / "configs" / "mnist.toml"
 # Training decides how well a detector scores, not how fast.
-BRIEFLY = {"cycles": 1, "cycle_steps": 50}
-FEW_EPOCHS = {"epochs": 2}
+BRIEFLY = {Introspection.kind: {"cycles": 1, "cycle_steps": 50}, SelfOrganizingMap.kind: {"epochs": 2}}
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ class Network:
         features, readout: its last two layers; without trained weights the second is made to tell classes apart.
         weights: trained, under ASKANCE_DATA if relative.
         source: of real images.
-        library_network, introspection, self_organizing_map, semantic_signature: the single-pass detectors' options.
-        constellation: the options of the one that needs altered copies.
+        options: of the detectors, by kind.
     """
 
     name: str
@@ -72,32 +74,21 @@ class Network:
     readout: str
     weights: Path
     source: str
-    library_network: LibraryNetworkOptions
-    introspection: IntrospectionOptions
-    self_organizing_map: SelfOrganizingMapOptions
-    semantic_signature: SemanticSignatureOptions
-    constellation: ConstellationOptions
+    options: Mapping[str, Options]
 
     def detectors(self) -> dict[str, Detector]:
-        """Unfitted single-pass detectors; random numbers stand for word vectors, whose values cost no time."""
+        """Unfitted; random numbers stand for word vectors, whose values cost no time."""
         words = torch.randn(CLASSES, 25, generator=torch.Generator().manual_seed(0))
-        introspection = self.introspection.model_copy(update=BRIEFLY)
-        maps = self.self_organizing_map.model_copy(update=FEW_EPOCHS)
-        detectors: tuple[Detector, ...] = (
-            LibraryNetwork(self.library_network),
-            Introspection(introspection),
-            SelfOrganizingMap(maps),
-            SemanticSignature(self.semantic_signature, words),
-        )
-        return {detector.kind: detector for detector in detectors}
+        inputs = Inputs(self.preprocessing.shape, tuple(f"class {i}" for i in range(CLASSES)), words)
+        return {
+            kind: DETECTORS[kind].create(options.model_copy(update=BRIEFLY.get(kind, {})), inputs)
+            for kind, options in self.options.items()
+        }
 
 
 def lenet() -> Network:
     """LeNet as configs/mnist.toml has it."""
     config = load_config(MNIST)
-    wanted = config.detectors
-    assert wanted.library_network and wanted.introspection and wanted.self_organizing_map and wanted.semantic_signature
-    assert wanted.constellation
     return Network(
         name="LeNet",
         factory=config.classifier.factory,
@@ -106,11 +97,7 @@ def lenet() -> Network:
         readout="fc2",
         weights=config.classifier.weights,
         source=config.data.source,
-        library_network=wanted.library_network,
-        introspection=wanted.introspection,
-        self_organizing_map=wanted.self_organizing_map,
-        semantic_signature=wanted.semantic_signature.options(),
-        constellation=wanted.constellation,
+        options=config.detectors.wanted(),
     )
 
 
@@ -127,18 +114,21 @@ def resnet44() -> Network:
         readout="linear",
         weights=Path("resnet44_cifar10.safetensors"),
         source="npz:cifar10_test.npz",
-        library_network=LibraryNetworkOptions(
-            thresholds=dict(zip(layers, (0.24, 0.72, 0.58, 0.62, 0.94), strict=True)), neighbors=8
-        ),
-        introspection=IntrospectionOptions(hidden_layers=("pool", "linear")),  # 74 numbers; layer3 alone has 4096
-        self_organizing_map=SelfOrganizingMapOptions(map_layers=layers),
-        semantic_signature=SemanticSignatureOptions(semantic_layers=layers),
-        constellation=ConstellationOptions(displacement_layers=("layer1", "layer3.0", "layer3")),
+        options={
+            LibraryNetwork.kind: LibraryNetworkOptions(
+                thresholds=dict(zip(layers, (0.24, 0.72, 0.58, 0.62, 0.94), strict=True)), neighbors=8
+            ),
+            # 74 numbers; layer3 alone has 4096
+            Introspection.kind: IntrospectionOptions(hidden_layers=("pool", "linear")),
+            SelfOrganizingMap.kind: SelfOrganizingMapOptions(map_layers=layers),
+            SemanticSignature.kind: SemanticSignatureOptions(semantic_layers=layers),
+            Constellation.kind: ConstellationOptions(displacement_layers=("layer1", "layer3.0", "layer3")),
+        },
     )
 
 
 @dataclass(frozen=True)
-class Subject:
+class Fixture:
     """A classifier, its images and its fitted Screen.
 
     Attributes:
@@ -148,7 +138,7 @@ class Subject:
         images: those that no detector was fitted on, uint8 [N, C, H, W].
         fitted_on: the Captures that the detectors were fitted on.
         screen: fitted and calibrated, of the single-pass detectors.
-        with_copies: the same and the constellation.
+        with_views: the same and the constellation.
         seconds: that fitting took.
     """
 
@@ -158,7 +148,7 @@ class Subject:
     images: Tensor
     fitted_on: Sequence[Capture]
     screen: Screen
-    with_copies: Screen
+    with_views: Screen
     seconds: float
 
     def bare_classifier(self) -> nn.Module:
@@ -180,7 +170,7 @@ class Subject:
         return size / 1e6
 
 
-def fit(network: Network, fit_images: int, calibration_images: int) -> Subject:
+def fit(network: Network, fit_images: int, calibration_images: int) -> Fixture:
     """Fit and calibrate every detector of a network, on real images where ASKANCE_DATA has them, else on random ones.
 
     The Captures stay in memory: this is for some thousand images.
@@ -192,32 +182,30 @@ def fit(network: Network, fit_images: int, calibration_images: int) -> Subject:
     count = fit_images + 3 * calibration_images
     real = data_root() is not None
     classifier, images = _trained(network, count) if real else _random(network, count)
-    detectors = network.detectors()
-    constellation = Constellation(network.constellation, network.preprocessing.shape)
-    everything: dict[str, Detector] = detectors | {constellation.kind: constellation}
+    everything = network.detectors()
+    detectors = {kind: detector for kind, detector in everything.items() if not detector.view_layers}
     ends = fit_images, fit_images + calibration_images, fit_images + 2 * calibration_images
     with tap_for(classifier, detectors.values(), network.preprocessing.normalize) as tap:
         fitted_on = list(ImageStream(tap, images[:fit_images], BATCH))
     with tap_for(classifier, everything.values(), network.preprocessing.normalize) as tap:
         calibrate, fuse = (
-            list(ImageStream(tap, images[first:last], BATCH_OF_COPIES)) for first, last in pairwise(ends)
+            list(ImageStream(tap, images[first:last], BATCH_WITH_VIEWS)) for first, last in pairwise(ends)
         )
-    for detector in detectors.values():
-        detector.fit(fitted_on).eval()
-    constellation.fit(calibrate)
+    for detector in everything.values():
+        detector.fit(calibrate if detector.view_layers else fitted_on).eval()
 
     def screen(chosen: Mapping[str, Detector]) -> Screen:
         tables = _calibrated(chosen, calibrate, fuse)
         return Screen(classifier, network.preprocessing, images.classes, chosen, tables)
 
-    return Subject(
+    return Fixture(
         network=network,
         data=f"{network.source}, trained weights" if real else "random images, random weights (ASKANCE_DATA is unset)",
         classifier=classifier,
         images=images.x[-calibration_images:],
         fitted_on=fitted_on,
         screen=screen(detectors),
-        with_copies=screen(everything),
+        with_views=screen(everything),
         seconds=time.perf_counter() - start,
     )
 

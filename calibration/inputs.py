@@ -1,9 +1,10 @@
-"""The subject of a calibration: a classifier, its data and its detectors to be, as a config names them."""
+"""The inputs of a calibration: a classifier, its data and its detectors to be, as a config names them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,7 @@ from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
-from askance.detectors import (
-    Constellation,
-    Detector,
-    Introspection,
-    LibraryNetwork,
-    SelfOrganizingMap,
-    SemanticSignature,
-    Tap,
-    tap_for,
-)
+from askance.detectors import DETECTORS, Detector, Inputs, Tap, tap_for
 from askance.detectors.conformal import check_level
 from askance.errors import ConfigError, DataError
 
@@ -32,7 +24,7 @@ TRIED = 500  # images that show whether classifier and data fit one another
 
 
 @dataclass(frozen=True)
-class Subject:
+class CalibrationInputs:
     """A classifier and its data: what a config names, loaded and checked."""
 
     config: Config
@@ -46,6 +38,16 @@ class Subject:
         tap = tap_for(self.classifier, detectors, self.config.classifier.preprocessing.normalize)
         return ImageStream(tap, self.splits[split], self.config.batch_size)
 
+    @cached_property
+    def word_vectors(self) -> Tensor | None:
+        """The classes' word vectors in their order, float32 [K, n]; None where the config names none.
+
+        Raises:
+            ConfigError, DataError: they cannot be read, or a class has none.
+        """
+        wanted = self.config.word_vectors
+        return None if wanted is None else class_vectors(wanted.file, self.class_names, wanted.words)
+
     @property
     def target(self) -> Target:
         """The classifier as attacks want it."""
@@ -53,7 +55,7 @@ class Subject:
         return Target(config.factory, config.arguments, self.weights, config.preprocessing)
 
 
-def load_subject(config: Config) -> Subject:
+def load_inputs(config: Config) -> CalibrationInputs:
     """Load the classifier, weights and data of a config and check that they fit one another.
 
     Raises:
@@ -105,30 +107,19 @@ def load_subject(config: Config) -> Subject:
             "the classifier gets not one calibration image right: check the weights, the normalisation and the order "
             "of the classes"
         )
-    return Subject(config, classifier, weights, splits, names)
+    return CalibrationInputs(config, classifier, weights, splits, names)
 
 
-def new_detectors(subject: Subject) -> dict[str, Detector]:
+def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
     """The config's detectors, unfitted, in order; their layers are tried on two images.
 
     Raises:
-        DataError: a class has no word vector.
+        ConfigError, DataError: a detector cannot be used with this classifier, or a class has no word vector.
         LayerError: a layer does not exist, or cannot be tapped.
     """
-    config = subject.config
-    wanted, detectors = config.detectors, list[Detector]()
-    if wanted.library_network is not None:
-        detectors.append(LibraryNetwork(wanted.library_network))
-    if wanted.introspection is not None:
-        detectors.append(Introspection(wanted.introspection))
-    if wanted.self_organizing_map is not None:
-        detectors.append(SelfOrganizingMap(wanted.self_organizing_map))
-    if wanted.semantic_signature is not None:
-        semantic = wanted.semantic_signature
-        vectors = class_vectors(semantic.word_vectors, subject.class_names, semantic.words)
-        detectors.append(SemanticSignature(semantic.options(), vectors))
-    if wanted.constellation is not None and wanted.constellation.copies > 0:
-        detectors.append(Constellation(wanted.constellation, config.classifier.preprocessing.shape))
-    with tap_for(subject.classifier, detectors, config.classifier.preprocessing.normalize) as tap, torch.no_grad():
-        tap(subject.splits["fit"][:2].pixels())
-    return {detector.kind: detector for detector in detectors}
+    config = inputs.config
+    known = Inputs(config.classifier.preprocessing.shape, inputs.class_names, inputs.word_vectors)
+    detectors = {kind: DETECTORS[kind].create(options, known) for kind, options in config.detectors.wanted().items()}
+    with inputs.stream("fit", *detectors.values()).tap as tap, torch.no_grad():
+        tap(inputs.splits["fit"][:2].pixels())
+    return detectors
