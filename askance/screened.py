@@ -59,7 +59,9 @@ class ScreenedClassifier:
 
     Args:
         bundle: opened.
-        classifier, device, single_pass: as for `askance.open`.
+        classifier: as for `askance.open`.
+        device: as for `askance.open`.
+        single_pass: as for `askance.open`.
 
     Raises:
         BundleError: a part of the bundle does not fit.

@@ -73,7 +73,9 @@ def test_six_lines_in_process(folder: Path) -> None:
 
 
 def test_the_clients_lines(folder: Path) -> None:
-    with launched(["-m", "askance", "serve", str(folder / "digits-bundle"), "--port", "0", "--metrics-port", "0"]) as at:
+    with launched(
+        ["-m", "askance", "serve", str(folder / "digits-bundle"), "--port", "0", "--metrics-port", "0"]
+    ) as at:
         assert "127.0.0.1:8500" in OVER_THE_WIRE
         shown = run(OVER_THE_WIRE.replace("127.0.0.1:8500", at.target), folder)
     assert shown.strip() in ("CLEAN", "SUSPECT", "ADVERSARIAL")
