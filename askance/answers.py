@@ -26,6 +26,8 @@ class Verdict(StrEnum):
     BLOCKED = "BLOCKED"
 
 
+FUSED = "fused"
+"""The name of all detectors together."""
 JUDGED = (Verdict.CLEAN, Verdict.SUSPECT, Verdict.ADVERSARIAL)
 """The verdicts that a p-value gives."""
 

@@ -146,7 +146,7 @@ def serve(
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     if hasattr(signal, "SIGHUP"):  # until it means "load anew": a start is as good
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from askance.service.access import DISCLOSING
+    from askance.service.guard.access import DISCLOSING
     from askance.service.config import ServerConfig
     from askance.service.process import serve as serve_bundle
 
@@ -198,7 +198,7 @@ def screen(
 @app.command(short_help="Make a bearer token for a client.")
 def token() -> None:
     """Make a bearer token for a client, and the line of the server's settings that knows it."""
-    from askance.service.access import new_token
+    from askance.service.guard.access import new_token
 
     made, digest = new_token()
     print(f'{made}\ntoken_sha256 = "{digest}"')  # noqa: T201

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from askance.detectors.bundle import publish
 from askance.service.client import request_of
 from askance.service.launch import Serving, launched
-from askance.service.messages import screen_response
+from askance.service.protocols.screening_messages import screen_response
 from benchmarks.fixtures import Fixture
 from benchmarks.load import Plan, Slice
 from benchmarks.sizes import Sizes

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from askance.answers import UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
 from askance.detectors.conformal import p_value
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
@@ -19,7 +19,6 @@ from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.tap import Capture
 from askance.errors import ConfigError, ScreenError
 
-FUSED = "fused"
 SINGLE_PASS = "fused_single_pass"
 Observe = Callable[[str, float], None]  # (stage, seconds)
 

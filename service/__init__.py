@@ -1,1 +1,1 @@
-"""What is online: gRPC servicers, micro-batcher and telemetry around a Screen."""
+"""What is online: gRPC servicers, micro-batcher and metrics around a Screen."""

@@ -11,9 +11,9 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from askance.errors import ConfigError, did_you_mean
-from askance.service.access import ClientConfig, Role
-from askance.service.log import LogFormat, LogLevel
-from askance.service.tls import TlsConfig
+from askance.service.guard.access import ClientConfig, Role
+from askance.service.observability.log import LogFormat, LogLevel
+from askance.service.guard.tls import TlsConfig
 
 
 class Policy(StrEnum):

@@ -22,9 +22,9 @@ from askance.errors import AskanceError
 from askance.service import log
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
-from askance.service.tracing import export_traces
+from askance.service.observability.tracing import export_traces
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
     run(_opener(bundle_path, config), config, ready, bundle_path)
 
 
-def _opener(path: Path, config: ServerConfig) -> Callable[[], Served]:
-    return lambda: Served.open(path, single_pass=config.single_pass)
+def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
+    return lambda: LoadedBundle.open(path, single_pass=config.single_pass)
 
 
 def run(
-    load: Callable[[], Served],
+    load: Callable[[], LoadedBundle],
     config: ServerConfig,
     ready: Callable[[Serving], None] | None = None,
     source: Path | None = None,
@@ -75,7 +75,7 @@ def run(
 
 
 async def _run(
-    load: Callable[[], Served],
+    load: Callable[[], LoadedBundle],
     config: ServerConfig,
     ready: Callable[[Serving], None] | None,
     source: Path | None,

@@ -19,18 +19,18 @@ from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
 from askance.service import inference, screening
-from askance.service.access import Access
-from askance.service.answering import Answering
+from askance.service.guard.access import Access
+from askance.service.runtime.screener import Screener
 from askance.service.config import ServerConfig
-from askance.service.deployment import Deployment
-from askance.service.exposition import Exposition, cannot_listen
-from askance.service.gate import Gate, State
-from askance.service.journal import Journal
+from askance.service.runtime.repository import ModelRepository
+from askance.service.observability.http import MetricsServer, cannot_listen
+from askance.service.guard.interceptor import Gate, State
+from askance.service.observability.requests import RequestLog
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.served import Served
-from askance.service.telemetry import Telemetry
-from askance.service.tls import Certificates
+from askance.service.runtime.model import LoadedBundle
+from askance.service.observability.metrics import Metrics
+from askance.service.guard.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
@@ -67,29 +67,29 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.telemetry = Telemetry(config.max_batch)
+        self.metrics = Metrics(config.max_batch)
         access = Access(config.clients, config.anonymous)
-        self._journal = Journal(self.telemetry)
+        self._request_log = RequestLog(self.metrics)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
-        self._answering = Answering(config, self.telemetry, self._decoders)
+        self._screener = Screener(config, self.metrics, self._decoders)
         self.gate = Gate(
             SERVICES,
-            self.telemetry,
-            self._journal,
+            self.metrics,
+            self._request_log,
             access,
-            self._answering.full,
+            self._screener.full,
             inference.ANY_STATE,
             inference.ADMIN,
         )
         self._health = HealthServicer()
-        self._deployment = Deployment(config, self.telemetry, self._answering, self._inference)
-        self._load: Callable[[], Served] | None = None
-        self._load_candidate: Callable[[], Served] | None = None
-        self.telemetry.watch_queue(self._deployment.held)
+        self._repository = ModelRepository(config, self.metrics, self._screener, self._inference)
+        self._load: Callable[[], LoadedBundle] | None = None
+        self._load_candidate: Callable[[], LoadedBundle] | None = None
+        self.metrics.watch_queue(self._repository.held)
         self._hurried = asyncio.Event()
         self._watchdog: asyncio.Task[None] | None = None
-        self._exposition: Exposition | None = None
+        self._metrics_server: MetricsServer | None = None
         self._grpc: grpc.aio.Server | None = None
 
     async def listen(self) -> BoundPorts:
@@ -99,8 +99,8 @@ class Server:
             AskanceError: a port is in use, or the host is not this machine's; the message names the port.
         """
         config = self.config
-        self._exposition = Exposition(
-            config.host, config.metrics_port, self.telemetry.registry, lambda: self.gate.state.value
+        self._metrics_server = MetricsServer(
+            config.host, config.metrics_port, self.metrics.registry, lambda: self.gate.state.value
         )
         self._grpc = grpc.aio.server(
             interceptors=[self.gate],
@@ -112,12 +112,12 @@ class Server:
                 *_connection_options(config),
             ],
         )
-        parts = config, self.gate, self.telemetry, self._journal, self._answering
+        parts = config, self.gate, self.metrics, self._request_log, self._screener
         screening_pb2_grpc.add_ScreeningServicer_to_server(  # type: ignore[no-untyped-call]
             screening.ScreeningServicer(*parts), self._grpc
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            inference.InferenceServicer(*parts, self.reload, self._deployment.unload), self._grpc
+            inference.InferenceServicer(*parts, self.reload, self._repository.unload), self._grpc
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
@@ -127,17 +127,17 @@ class Server:
         credentials = None if config.tls is None else Certificates(config.tls).credentials()
         port = _bind(self._grpc, config.host, config.port, credentials)
         await self._grpc.start()
-        return BoundPorts(port, self._exposition.port)
+        return BoundPorts(port, self._metrics_server.port)
 
-    async def deploy(self, load: Callable[[], Served], candidate: Callable[[], Served] | None = None) -> Served:
+    async def deploy(self, load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None) -> LoadedBundle:
         """Load what is to be served, and the candidate, warm them up, and serve; `reload` loads both anew.
 
         Raises:
             AskanceError: one cannot be loaded, cannot screen an image, or does not fit the limits or the other.
         """
-        served, _ = await self._deployment.deploy(load)
+        served, _ = await self._repository.deploy(load)
         if candidate is not None:
-            await self._deployment.consider(candidate)
+            await self._repository.consider(candidate)
         self._load, self._load_candidate = load, candidate
         self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
         self.gate.open()
@@ -145,7 +145,7 @@ class Server:
             await self._health.set(name, _SERVING)
         return served
 
-    async def reload(self) -> Served:
+    async def reload(self) -> LoadedBundle:
         """Load what is served anew, and the candidate; let each take its place if it has changed.
 
         On failure the one before stays; each is tried whatever becomes of the other.
@@ -155,27 +155,27 @@ class Server:
         """
         if self._load is None:
             raise AskanceError("nothing is served yet: there is nothing to load anew")
-        attempts = [self._deployment.deploy(self._load)]
+        attempts = [self._repository.deploy(self._load)]
         if self._load_candidate is not None:
-            attempts.append(self._deployment.consider(self._load_candidate))
+            attempts.append(self._repository.consider(self._load_candidate))
         served, *candidate = [await self._replaced(attempt) for attempt in attempts]
         for outcome in (served, *candidate):
             if isinstance(outcome, AskanceError):
                 raise outcome
-        assert isinstance(served, Served)
+        assert isinstance(served, LoadedBundle)
         return served
 
-    async def _replaced(self, attempt: Awaitable[tuple[Served, bool]]) -> Served | AskanceError:
+    async def _replaced(self, attempt: Awaitable[tuple[LoadedBundle, bool]]) -> LoadedBundle | AskanceError:
         """What came of an attempt, counted and logged."""
         try:
             served, changed = await attempt
         except Exception as error:
-            self.telemetry.reloaded("failure")
+            self.metrics.reloaded("failure")
             logger.error("a bundle is refused: %s", error)
             if isinstance(error, AskanceError):
                 return error
             return BundleError(f"the bundle cannot be loaded: {type(error).__name__}, see the log")
-        self.telemetry.reloaded("success" if changed else "unchanged")
+        self.metrics.reloaded("success" if changed else "unchanged")
         return served
 
     async def _watch(self) -> None:
@@ -183,7 +183,7 @@ class Server:
         limit = self.config.stall_seconds
         while True:
             await asyncio.sleep(limit / 4)
-            stalled = self._deployment.busy_seconds() > limit
+            stalled = self._repository.busy_seconds() > limit
             if stalled is (self.gate.state is State.STALLED):
                 continue
             self.gate.stall(stalled)
@@ -211,12 +211,12 @@ class Server:
             await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
         except TimeoutError:
             logger.warning("%g seconds were not enough to answer all calls", self.config.drain_seconds)
-        await self._deployment.stop()
+        await self._repository.stop()
         if self._grpc is not None:
             await self._refuse_stragglers()
             await self._grpc.stop(LAST_WORDS)
-        if self._exposition is not None:
-            await asyncio.to_thread(self._exposition.close)
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)
 

@@ -12,7 +12,7 @@ import torch
 from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
 
-from askance.service.log import OWN, Ids
+from askance.service.observability.log import OWN, Ids
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
 torch.set_num_threads(1)

@@ -43,12 +43,12 @@ from askance.detectors.conformal import table
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Fused, Observe, read_all
-from askance.service.access import DISCLOSING
+from askance.service.guard.access import DISCLOSING
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -110,9 +110,9 @@ def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen:
     return Screen(classifier, preprocessing, CLASSES, detectors, calibration)
 
 
-def tiny_served(screen: Screen | None = None) -> Served:
-    """A Served without a bundle on disk."""
-    return Served("0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen)
+def tiny_served(screen: Screen | None = None) -> LoadedBundle:
+    """A LoadedBundle without a bundle on disk."""
+    return LoadedBundle("0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen)
 
 
 def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: float = 0.0) -> str:
@@ -228,11 +228,11 @@ class Running:
 
     def value(self, name: str, **labels: str) -> float | None:
         """The value of a sample, None if there is none."""
-        return self.server.telemetry.registry.get_sample_value(name, labels)
+        return self.server.metrics.registry.get_sample_value(name, labels)
 
 
 @asynccontextmanager
-async def running(served: Served | None = None, settings: ServerConfig | None = None) -> AsyncIterator[Running]:
+async def running(served: LoadedBundle | None = None, settings: ServerConfig | None = None) -> AsyncIterator[Running]:
     """A server on free ports of 127.0.0.1, and a channel to it."""
     async with Server(config() if settings is None else settings) as server:
         await server.deploy(lambda: tiny_served() if served is None else served)

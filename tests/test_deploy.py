@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from askance.service.telemetry import REASONS, RELOADS, Telemetry
+from askance.service.observability.metrics import REASONS, RELOADS, Metrics
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -17,7 +17,7 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
 
 
 def test_every_metric_of_the_rules_is_the_servers() -> None:
-    families = Telemetry(1).registry.collect()
+    families = Metrics(1).registry.collect()
     known = {family.name for family in families}
     known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}
     text = re.sub(r"#.*", "", RULES.read_text())

@@ -22,7 +22,7 @@ from askance.service.client import request_of
 from askance.service.config import ServerConfig
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.server import HEALTH_NAMES, SERVICES
-from askance.service.telemetry import Telemetry
+from askance.service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -40,7 +40,7 @@ def load(name: str) -> Manifest:
 
 KUSTOMIZATION = load("kustomization.yaml")
 MANIFESTS = {manifest["kind"]: manifest for manifest in map(load, KUSTOMIZATION["resources"])}
-DEPLOYMENT = MANIFESTS["Deployment"]["spec"]
+DEPLOYMENT = MANIFESTS["ModelRepository"]["spec"]
 POD = DEPLOYMENT["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 PORTS = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
@@ -66,7 +66,7 @@ def test_kustomize_renders_them() -> None:
     rendered = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
     assert set(rendered) == set(MANIFESTS) | {"ConfigMap"}
     assert rendered["ConfigMap"]["data"] == {"server.toml": (FOLDER / "server.toml").read_text()}
-    pod = rendered["Deployment"]["spec"]["template"]["spec"]
+    pod = rendered["ModelRepository"]["spec"]["template"]["spec"]
     (settings,) = (volume["configMap"] for volume in pod["volumes"] if "configMap" in volume)
     assert settings["name"] == rendered["ConfigMap"]["metadata"]["name"] != "askance"
 
@@ -95,7 +95,7 @@ def test_every_selector_finds_what_it_should() -> None:
     assert MANIFESTS["ServiceMonitor"]["spec"]["selector"]["matchLabels"] == LABELS
     assert MANIFESTS["Service"]["metadata"]["labels"] == LABELS
     target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    deployment = MANIFESTS["Deployment"]
+    deployment = MANIFESTS["ModelRepository"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
 
 
@@ -160,7 +160,7 @@ def test_the_autoscalers_metric_is_the_servers() -> None:
     scaler = MANIFESTS["HorizontalPodAutoscaler"]["spec"]
     (metric,) = scaler["metrics"]
     name = metric["pods"]["metric"]["name"]
-    assert name in {family.name for family in Telemetry(1).registry.collect()}
+    assert name in {family.name for family in Metrics(1).registry.collect()}
     (rule,) = load("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["seriesQuery"].startswith(f"{name}{{")
     assert re.fullmatch(rule["name"]["matches"], name)

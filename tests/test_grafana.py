@@ -16,7 +16,7 @@ import pytest
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from service_support import tiny_served
 
-from askance.service.telemetry import Telemetry
+from askance.service.observability.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 FOLDER = DEPLOY / "grafana"
@@ -33,10 +33,10 @@ RECORDED = set(re.findall(r"- record: (\S+)", (DEPLOY / "prometheus" / "rules.ym
 
 def known() -> dict[str, dict[str, set[str]]]:
     """The labels of each metric, and their values: the server's own, the rules', and Prometheus' own."""
-    telemetry = Telemetry(32)
-    telemetry.deployed(tiny_served())
+    metrics = Metrics(32)
+    metrics.deployed(tiny_served())
     labels: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for family in telemetry.registry.collect():
+    for family in metrics.registry.collect():
         for sample in family.samples:
             for name, value in sample.labels.items():
                 labels[sample.name][name].add(value)

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_support import SERVE, http_get, noise, publish_tiny, until
 
 from askance.detectors import Bundle
-from askance.service.access import new_token
+from askance.service.guard.access import new_token
 from askance.service.client import Client, Credentials, ImageLike, ServiceError, request_of
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb

@@ -39,13 +39,13 @@ from service_support import (
 
 from askance.detectors import Screening
 from askance.service import inference
-from askance.service.gate import State
+from askance.service.guard.interceptor import State
 from askance.service.launch import launched
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
 from askance.service.server import Server
-from askance.service.status import StatusError
-from askance.service.tensors import _elements, outputs_of, pictures_of
+from askance.service.errors import StatusError
+from askance.service.protocols.inference_tensors import _elements, outputs_of, pictures_of
 
 IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
 CHECKS = Path(__file__).with_name("triton_checks.py")
@@ -475,7 +475,7 @@ def test_every_method_is_counted_under_its_name() -> None:
 
 def test_the_methods_with_their_own_label_are_those_of_the_services() -> None:
     from askance.service.pb.askance.v1 import screening_pb2
-    from askance.service.telemetry import METHODS, OTHER
+    from askance.service.observability.metrics import METHODS, OTHER
 
     named = {
         method.name

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from service_support import Valve, config, marked, noise, running, status_of, tiny_served, until
 
 from askance.service.client import request_of
-from askance.service.limits import REMEMBERED, Budget, RateLimit
+from askance.service.guard.limits import REMEMBERED, Budget, RateLimit
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
-from askance.service.status import StatusError
+from askance.service.errors import StatusError
 
 
 class Clock:
@@ -121,13 +121,13 @@ def test_bytes_in_flight_are_bounded_and_given_back() -> None:
             valve.shut()
             most = max(1024, 3 * size + 10) // size
             calls = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1)))) for _ in range(most)]
-            answering = service.server._answering
-            await until(lambda: answering.budget.taken == most * size)
+            answering = service.server._screener
+            await until(lambda: screener.budget.taken == most * size)
             code, line = await status_of(service.stub.Screen(request_of(marked(0.2))))
             assert (code, "bytes: try again" in line) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
             valve.opened.set()
             await asyncio.gather(*calls)
-            await until(lambda: answering.budget.taken == 0)
+            await until(lambda: screener.budget.taken == 0)
             await service.stub.Screen(request_of(marked(0.2)))
             assert service.value("askance_rejected_total", reason="in_flight_bytes") == 1
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from askance.detectors import Prediction, ScreenError, Screening
 from askance.detectors.screen import Observe
-from askance.service.batcher import Batcher, ScreenCall
-from askance.service.status import StatusError
-from askance.service.telemetry import Telemetry
+from askance.service.runtime.batcher import Batcher, ScreenCall
+from askance.service.errors import StatusError
+from askance.service.observability.metrics import Metrics
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def batching(
     screen: ScreenCall, max_batch: int = 4, queue_size: int = 100, reserve: float = 0.0
 ) -> AsyncIterator[Batcher]:
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(screen, executor, max_batch, queue_size, Telemetry(max_batch), reserve=reserve)
+        batcher = Batcher(screen, executor, max_batch, queue_size, Metrics(max_batch), reserve=reserve)
         batcher.start()
         yield batcher
         await batcher.stop()

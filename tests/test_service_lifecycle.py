@@ -40,7 +40,7 @@ from askance.service.client import Client, ServiceError, request_of
 from askance.service.launch import Serving, launched
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.server import HEALTH_NAMES, Server
 
 TESTS = Path(__file__).parent
@@ -62,7 +62,7 @@ def test_health_follows_loading_serving_and_draining() -> None:
         valve = Valve()
         loaded = threading.Event()
 
-        def load() -> Served:
+        def load() -> LoadedBundle:
             assert loaded.wait(60)
             return tiny_served(valve)
 
@@ -239,7 +239,7 @@ def test_a_bundle_whose_classifier_fails_is_refused_before_it_serves() -> None:
 
 def test_a_real_bundle_is_served(tmp_path: Path) -> None:
     bundle_id = publish_tiny(tmp_path / "bundle")
-    served = Served.open(tmp_path / "bundle", build_tiny)
+    served = LoadedBundle.open(tmp_path / "bundle", build_tiny)
     (expected,) = served.screen(torch.from_numpy(noise(3))[None].float() / 255)
 
     async def main() -> None:
@@ -259,7 +259,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from service_support import Valve, tiny_served, build_tiny
 from askance.service.config import ServerConfig
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.process import run, serve
 
 {body}

@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_support import CLASSES, CREATED, Running, noise, running, status_of, untypical
 
 from askance.service.client import request_of
-from askance.service.journal import Journal
+from askance.service.observability.requests import RequestLog
 from askance.service.pb.askance.v1 import screening_pb2 as pb
-from askance.service.status import invalid
-from askance.service.telemetry import CODES, Telemetry
+from askance.service.errors import invalid
+from askance.service.observability.metrics import CODES, Metrics
 
 NAMES = {
     "askance_requests": "counter",
@@ -155,10 +155,10 @@ def test_nothing_a_client_sends_becomes_a_label() -> None:
     ],
 )
 def test_a_requests_code_is_that_of_its_end(error: BaseException | None, left: float | None, code: str) -> None:
-    telemetry = Telemetry(max_batch=1)
+    metrics = Metrics(max_batch=1)
     caught: BaseException | None = None
     try:
-        with Journal(telemetry).request("Screen", (), None if left is None else time.monotonic() + left):
+        with RequestLog(metrics).request("Screen", (), None if left is None else time.monotonic() + left):
             if error is not None:
                 raise error
     except BaseException as raised:
@@ -166,7 +166,7 @@ def test_a_requests_code_is_that_of_its_end(error: BaseException | None, left: f
     assert caught is error
     for name in CODES:
         labels = {"method": "Screen", "code": name.name}
-        assert telemetry.registry.get_sample_value("askance_requests_total", labels) == (name.name == code)
+        assert metrics.registry.get_sample_value("askance_requests_total", labels) == (name.name == code)
 
 
 def test_the_http_endpoint_answers_only_what_it_has() -> None:

@@ -18,7 +18,7 @@ from askance.detectors import Prediction, ScreenError, Screening
 from askance.service.client import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.status import StatusError
+from askance.service.errors import StatusError
 
 FAILS = float(np.float32(Valve.POISON))
 VERDICTS = ("CLEAN", "SUSPECT", "ADVERSARIAL", "UNSCREENED")

@@ -32,12 +32,12 @@ from test_policy import batch
 
 from askance.detectors import Screening
 from askance.errors import BundleError
-from askance.service.access import ClientConfig, Role, new_token
+from askance.service.guard.access import ClientConfig, Role, new_token
 from askance.service.client import Client, request_of
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
 
 TOKEN, DIGEST = new_token()
@@ -54,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def served(letter: str, screen: Any = None) -> Served:
-    return Served(letter * 64, CREATED, "tiny", tiny_screen() if screen is None else screen)
+def served(letter: str, screen: Any = None) -> LoadedBundle:
+    return LoadedBundle(letter * 64, CREATED, "tiny", tiny_screen() if screen is None else screen)
 
 
 def ask(version: str = "") -> pb.ModelInferRequest:
@@ -77,7 +77,7 @@ class Service:
         self.screening: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self.server.telemetry.registry.get_sample_value(name, labels)
+        return self.server.metrics.registry.get_sample_value(name, labels)
 
     async def versions(self) -> list[str]:
         index = await self.oip.RepositoryIndex(pb.RepositoryIndexRequest())
@@ -96,7 +96,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(
-    load: Callable[[], Served], candidate: Callable[[], Served] | None = None, **settings: Any
+    load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None, **settings: Any
 ) -> AsyncIterator[Service]:
     async with Server(config(clients=(ADMIN,), **settings)) as server:
         await server.deploy(load, candidate)
@@ -162,7 +162,7 @@ def test_a_version_is_unloaded_by_name_and_the_default_one_never(folder: Path) -
                 assert line == f"version {first} is the default one: stop the server instead"
             await service.unload(second)
             assert await service.versions() == [first]
-            assert service.server._answering.candidate is None
+            assert service.server._screener.candidate is None
             assert service.value("askance_candidate_info", id=opener(folder / "two")().bundle_id) is None
             assert (await status_of(service.unload(second)))[0] is grpc.StatusCode.NOT_FOUND
             assert (await status_of(service.oip.ModelInfer(ask(second))))[0] is grpc.StatusCode.NOT_FOUND
@@ -182,7 +182,7 @@ def test_replaced_bundles_are_kept_up_to_a_number() -> None:
             service.server._load = lambda: served("b")  # back to one that is kept
             await service.server.reload()
             assert [version[0] for version in await service.versions()] == ["b", "c", "d"]
-            await until(lambda: not service.server._deployment._retiring)
+            await until(lambda: not service.server._repository._retiring)
 
     asyncio.run(main())
 
@@ -224,7 +224,7 @@ def test_a_candidate_sees_what_was_answered_and_its_word_is_counted(folder: Path
 
 
 def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep() -> None:
-    from askance.service.candidate import SEATS
+    from askance.service.runtime.candidate import SEATS
 
     valve, shadow = Valve(), Valve()
 
@@ -236,7 +236,7 @@ def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep(
             calls = [
                 asyncio.ensure_future(service.screening.Screen(request_of(marked(0.5)))) for _ in range(SEATS + 30)
             ]
-            await until(lambda: service.server._deployment.held() == SEATS + 29)
+            await until(lambda: service.server._repository.held() == SEATS + 29)
             assert shadow.seen == [0.1]
             shadow.shut()
             valve.opened.set()
@@ -272,7 +272,7 @@ def test_a_candidate_whose_time_has_come_takes_over() -> None:
             service.server._load = lambda: served("b")
             await service.server.reload()
             assert await service.versions() == ["b" * 12]
-            assert service.server._answering.candidate is None
+            assert service.server._screener.candidate is None
             assert service.value("askance_candidate_info", id="b" * 64) is None
             service.server._load_candidate = lambda: served("c")
             await service.server.reload()
@@ -299,7 +299,7 @@ def test_a_bad_candidate_is_refused_and_the_one_before_stays(folder: Path) -> No
             assert (await service.versions())[1] not in before  # whatever becomes of the default one
             before = await service.versions()
             service.server._load = good
-            service.server._load_candidate = lambda: Served("c" * 64, CREATED, "other", tiny_screen())
+            service.server._load_candidate = lambda: LoadedBundle("c" * 64, CREATED, "other", tiny_screen())
             with pytest.raises(BundleError, match="is of the classifier 'other'"):
                 await service.server.reload()
             assert await service.versions() == before

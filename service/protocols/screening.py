@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
-from askance.service.access import Role
-from askance.service.answering import SMALL, Answering, Call, Picture
+from askance.service.guard.access import Role
+from askance.service.runtime.screener import SMALL, Screener, Call, InputImage
 from askance.service.config import ServerConfig
 from askance.service.context import Context, deadline_of, metadata_of
-from askance.service.gate import Gate
-from askance.service.images import image_of
-from askance.service.journal import Journal
-from askance.service.messages import describe_response, screen_response
+from askance.service.guard.interceptor import Gate
+from askance.service.protocols.images import image_of
+from askance.service.observability.requests import RequestLog
+from askance.service.protocols.screening_messages import describe_response, screen_response
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from askance.service.status import StatusError, failed, withheld
-from askance.service.streaming import in_order
-from askance.service.telemetry import Telemetry
+from askance.service.errors import StatusError, failed, withheld
+from askance.service.protocols.streaming import in_order
+from askance.service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +32,19 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     Args:
         config: the limits.
         gate: says when streams must end.
-        telemetry: gets the stages.
-        journal: keeps the stream's items.
-        answering: screens the images.
+        metrics: gets the stages.
+        request_log: keeps the stream's items.
+        screener: screens the images.
     """
 
     def __init__(
-        self, config: ServerConfig, gate: Gate, telemetry: Telemetry, journal: Journal, answering: Answering
+        self, config: ServerConfig, gate: Gate, metrics: Metrics, request_log: RequestLog, screener: Screener
     ) -> None:
         self._config = config
         self._gate = gate
-        self._telemetry = telemetry
-        self._journal = journal
-        self._answering = answering
+        self._metrics = metrics
+        self._request_log = request_log
+        self._screener = answering
 
     async def Screen(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenResponse:  # noqa: N802
         """Screen one image."""
@@ -62,21 +62,21 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: ARG002, N802
         """Say what is served."""
-        return describe_response(self._answering.served, self._config)
+        return describe_response(self._screener.served, self._config)
 
     async def _screen(self, request: pb.ScreenRequest, call: Call) -> pb.ScreenResponse:
-        shows_verdicts = self._answering.shows_verdicts
+        shows_verdicts = self._screener.shows_verdicts
         if request.explain:
             call.identity.require(Role.EXPLANATIONS)
             if not shows_verdicts:
                 raise withheld()
         small = not request.encoded and len(request.tensor.data) <= SMALL
-        served, (outcome,) = await self._answering.screen(
-            [Picture(partial(image_of, request), small)], request.explain, call
+        served, (outcome,) = await self._screener.screen(
+            [InputImage(partial(image_of, request), small)], request.explain, call
         )
         if isinstance(outcome, StatusError):
             raise outcome
-        with self._telemetry.timed("respond"):
+        with self._metrics.timed("respond"):
             return screen_response(
                 request.request_id,
                 served.bundle_id,
@@ -88,7 +88,7 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     async def _item(self, request: pb.ScreenRequest, context: Context) -> pb.ScreenStreamResponse:
         """One request of a stream: its answer, or its error in its place."""
         try:
-            with self._journal.request("ScreenStream", metadata_of(context), deadline_of(context)):
+            with self._request_log.request("ScreenStream", metadata_of(context), deadline_of(context)):
                 response = await self._screen(request, Call.of(context, request, request.request_id))
         except StatusError as error:
             failure = error

@@ -9,14 +9,15 @@ from concurrent.futures import Executor
 
 from torch import Tensor
 
-from askance.detectors.screen import ScreenError, Screening
-from askance.service.agreement import Agreement
-from askance.service.served import Served
+from askance.answers import Answer
+from askance.errors import ScreenError
+from askance.service.observability.candidate_metrics import CandidateMetrics
+from askance.service.runtime.model import LoadedBundle
 
 logger = logging.getLogger(__name__)
 
-SEATS = 64  # images that wait for the candidate; it sees none of what comes while all are taken
-PAUSE = 0.005  # seconds between looks at whether the inference thread is free
+WAITING_IMAGES = 64  # that wait for the candidate; it sees none of what comes while all are taken
+POLL_SECONDS = 0.005  # between looks at whether the inference thread is free
 
 
 class Candidate:
@@ -29,19 +30,19 @@ class Candidate:
         idle: whether no request needs the thread.
     """
 
-    def __init__(self, served: Served, executor: Executor, agreement: Agreement, idle: Callable[[], bool]) -> None:
+    def __init__(self, served: LoadedBundle, executor: Executor, agreement: CandidateMetrics, idle: Callable[[], bool]) -> None:
         self.served = served
         self._executor = executor
         self._agreement = agreement
         self._idle = idle
-        self._answered: asyncio.Queue[tuple[Tensor, Screening]] = asyncio.Queue(SEATS)
+        self._answered: asyncio.Queue[tuple[Tensor, Answer]] = asyncio.Queue(WAITING_IMAGES)
         self._worker = asyncio.create_task(self._work(), name="askance-candidate")
         agreement.candidate(served.bundle_id)
 
-    def offer(self, image: Tensor, screening: Screening) -> None:
+    def offer(self, image: Tensor, answer: Answer) -> None:
         """An image [C, H, W] and what was answered; never waits."""
         try:
-            self._answered.put_nowait((image, screening))
+            self._answered.put_nowait((image, answer))
         except asyncio.QueueFull:
             self._agreement.skipped()
 
@@ -55,10 +56,10 @@ class Candidate:
         while True:
             image, answered = await self._answered.get()
             while not self._idle():
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(POLL_SECONDS)
             self._agreement.compared(answered, await loop.run_in_executor(self._executor, self._screen, image))
 
-    def _screen(self, image: Tensor) -> Screening | ScreenError:
+    def _screen(self, image: Tensor) -> Answer | ScreenError:
         try:
             (result,) = self.served.screen(image[None])
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -11,9 +10,9 @@ from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 from pythonjsonlogger.json import JsonFormatter
 
+from askance.service.call import current_call
+
 OWN = ("askance",)
-request_id: ContextVar[str] = ContextVar("request_id")
-"""Of the call under way; set by the Gate."""
 
 
 class LogFormat(StrEnum):
@@ -42,8 +41,8 @@ class Ids(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always True."""
-        if (current := request_id.get(None)) is not None:
-            record.request_id = current
+        if (call := current_call.get()) is not None:
+            record.request_id = call.request_id
         span = trace.get_current_span().get_span_context()
         if span.is_valid:
             record.trace_id, record.span_id = format_trace_id(span.trace_id), format_span_id(span.span_id)

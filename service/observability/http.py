@@ -1,4 +1,4 @@
-"""Exposition: a small HTTP endpoint for operators, /metrics for Prometheus and /healthz for probes."""
+"""MetricsServer: a small HTTP endpoint for operators, /metrics for Prometheus and /healthz for probes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _SilentHandler(WSGIRequestHandler):
         """Say nothing: probes come every few seconds."""
 
 
-class Exposition:
+class MetricsServer:
     """Serves /metrics and /healthz on a daemon thread from construction until `close`.
 
     /healthz answers 200 while `state()` is "serving", else 503, with the state as its text.

@@ -14,16 +14,18 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from torch import Tensor
 
-from askance.detectors.screen import Observe, Prediction, ScreenError, Screening
-from askance.service.status import StatusError, expired, failed, queue_full, too_late, unavailable
-from askance.service.telemetry import Telemetry
-from askance.service.tracing import Stage, add_stages
+from askance.answers import Answer
+from askance.detectors.screen import Observe
+from askance.errors import ScreenError
+from askance.service.errors import StatusError, expired, failed, queue_full, too_late, unavailable
+from askance.service.observability.metrics import Metrics
+from askance.service.observability.tracing import Stage, add_stages
 
 logger = logging.getLogger(__name__)
 
-ScreenCall = Callable[[Tensor, Sequence[bool], Observe], "list[Screening | ScreenError]"]
-ClassifyCall = Callable[[Tensor], "list[Prediction | ScreenError]"]
-Outcome = Prediction | StatusError
+ScreenCall = Callable[[Tensor, Sequence[bool], Observe], "list[Answer | ScreenError]"]
+ClassifyCall = Callable[[Tensor], "list[Answer | ScreenError]"]
+Outcome = Answer | StatusError
 
 
 @dataclass(eq=False)
@@ -34,29 +36,29 @@ class _Item:
     hurried: bool = False  # its deadline is too near for the detectors
     queued: int = field(default_factory=time.perf_counter_ns)
     span: Span = field(default_factory=trace.get_current_span)
-    future: asyncio.Future[Prediction] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    future: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Place:
-    """A place in the queue, held from a request's arrival until the classifier takes it or the request is over."""
+class Slot:
+    """A slot of the queue, held from a request's arrival until the classifier takes it or the request is over."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
         self._held = True
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Slot:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.free()
 
     def free(self) -> None:
-        """Give the place back; more than once does no harm."""
+        """Give the slot back; more than once does no harm."""
         if self._held:
             self._held = False
             self._batcher.held -= 1
 
-    async def screen(self, image: Tensor, explain: bool = False, deadline: float | None = None) -> Prediction:
+    async def screen(self, image: Tensor, explain: bool = False, deadline: float | None = None) -> Answer:
         """Screen one image, [C, H, W] float32 in [0, 1].
 
         Args:
@@ -65,7 +67,7 @@ class Place:
             deadline: on `time.monotonic`'s clock; past it the image is not screened.
 
         Returns:
-            A Screening; a mere Prediction where the batcher has a fallback and the detectors could not have their say.
+            Its Answer; UNSCREENED where the batcher has a fallback and the detectors could not have their say.
 
         Raises:
             StatusError: DEADLINE_EXCEEDED before the classifier saw it; INTERNAL when it failed on this image.
@@ -84,8 +86,8 @@ class Batcher:
         screen: `Screen.__call__`, in short.
         executor: its one thread.
         max_batch: the most images in a call.
-        queue_size: the most places.
-        telemetry: gets batch sizes, stages and drops.
+        queue_size: the most slots.
+        metrics: gets batch sizes, stages and drops.
         fallback: `Screen.classify`, for images that the detectors fail on or have no time for (fail-open); None answers
             those with an error (fail-closed).
         reserve: seconds before its deadline that an image must reach the classifier to be screened.
@@ -97,7 +99,7 @@ class Batcher:
         executor: Executor,
         max_batch: int,
         queue_size: int,
-        telemetry: Telemetry,
+        metrics: Metrics,
         fallback: ClassifyCall | None = None,
         reserve: float = 0.0,
     ) -> None:
@@ -107,13 +109,13 @@ class Batcher:
         self._executor = executor
         self._max_batch = max_batch
         self._queue_size = queue_size
-        self._telemetry = telemetry
-        self._waiting: dict[_Item, Place] = {}  # in order of arrival
+        self._metrics = metrics
+        self._waiting: dict[_Item, Slot] = {}  # in order of arrival
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
         self.held = 0
-        """How many places are taken: requests accepted and not yet with the classifier."""
+        """How many slots are taken: requests accepted and not yet with the classifier."""
 
     def start(self) -> None:
         """Begin to take what waits; call it on the event loop."""
@@ -134,11 +136,11 @@ class Batcher:
         return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     def full(self) -> StatusError | None:
-        """RESOURCE_EXHAUSTED while all places are taken, else None."""
+        """RESOURCE_EXHAUSTED while all slots are taken, else None."""
         return queue_full(self._queue_size) if self.held >= self._queue_size else None
 
-    def place(self) -> Place:
-        """Take a place in the queue.
+    def slot(self) -> Slot:
+        """Take a slot of the queue.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED when all are taken.
@@ -147,17 +149,17 @@ class Batcher:
         if error is not None:
             raise error
         self.held += 1
-        return Place(self)
+        return Slot(self)
 
-    async def enqueue(self, item: _Item, place: Place) -> Prediction:
-        """Wait for the item's outcome; see `Place.screen`."""
-        self._waiting[item] = place
+    async def enqueue(self, item: _Item, slot: Slot) -> Answer:
+        """Wait for the item's outcome; see `Slot.screen`."""
+        self._waiting[item] = slot
         self._arrived.set()
         try:
             return await item.future
         except asyncio.CancelledError:
             if item in self._waiting:
-                self._telemetry.dropped(item.deadline)
+                self._metrics.dropped(item.deadline)
             raise
         finally:
             self._waiting.pop(item, None)
@@ -169,7 +171,7 @@ class Batcher:
             batch = self._take()
             if not batch:
                 continue
-            self._telemetry.batch(len(batch))
+            self._metrics.batch(len(batch))
             call = loop.run_in_executor(self._executor, self._run, batch, loop)
             self._busy_since = time.monotonic()
             try:
@@ -181,25 +183,25 @@ class Batcher:
                 self._busy_since = None
 
     def _take(self) -> list[_Item]:
-        """The next live items, at most `max_batch`; their places are free again."""
+        """The next live items, at most `max_batch`; their slots are free again."""
         batch: list[_Item] = []
         now, monotonic = time.perf_counter_ns(), time.monotonic()
         while self._waiting and len(batch) < self._max_batch:
             item = next(iter(self._waiting))
             self._waiting.pop(item).free()
             if item.future.done():
-                self._telemetry.dropped(item.deadline)
+                self._metrics.dropped(item.deadline)
                 continue
             if item.deadline is not None and item.deadline <= monotonic:
                 item.future.set_exception(expired())
                 continue
             if item.deadline is not None and item.deadline - self._reserve <= monotonic:
-                self._telemetry.unscreened("deadline")
+                self._metrics.unscreened("deadline")
                 if self._fallback is None:
                     item.future.set_exception(too_late(self._reserve))
                     continue
                 item.hurried = True
-            self._telemetry.stage("queue", (now - item.queued) / 1e9)
+            self._metrics.stage("queue", (now - item.queued) / 1e9)
             add_stages(item.span, [("queue", item.queued, now)])
             batch.append(item)
         if not self._waiting:
@@ -218,7 +220,7 @@ class Batcher:
         stages: list[Stage] = []
 
         def observe(name: str, seconds: float) -> None:
-            self._telemetry.stage(name, seconds)
+            self._metrics.stage(name, seconds)
             end = time.perf_counter_ns()
             stages.append((name, end - round(seconds * 1e9), end))
 
@@ -250,7 +252,7 @@ class Batcher:
         logger.error(
             "an image could not be screened: %s", error, exc_info=None if isinstance(error, ScreenError) else error
         )
-        self._telemetry.unscreened("failure")
+        self._metrics.unscreened("failure")
         if self._fallback is None:
             return failed(error)
         (outcome,) = self._classified([item])
@@ -260,7 +262,7 @@ class Batcher:
         """What the classifier alone says; each image by itself where all of them together fail."""
         assert self._fallback is not None
         try:
-            with self._telemetry.timed("classify"):
+            with self._metrics.timed("classify"):
                 results = self._fallback(torch.stack([item.image for item in batch]))
         except Exception as error:
             failure = error

@@ -1,4 +1,4 @@
-"""Deployment: which bundles answer, and how another takes the default one's place without a request noticing."""
+"""ModelRepository: which bundles answer, and how another takes the default one's place without a request noticing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import grpc
 
 from askance.errors import BundleError, ConfigError
-from askance.service.answering import Answering, Deployed
-from askance.service.batcher import Batcher
-from askance.service.candidate import Candidate
+from askance.service.runtime.screener import Screener, ModelVersion
+from askance.service.runtime.batcher import Batcher
+from askance.service.runtime.candidate import Candidate
 from askance.service.config import ServerConfig
-from askance.service.served import Served
-from askance.service.status import StatusError
-from askance.service.telemetry import Telemetry
+from askance.service.runtime.model import LoadedBundle
+from askance.service.errors import StatusError
+from askance.service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ ENVELOPE = 1024  # bytes of a request beside its tensor
 PAUSE = 0.02  # seconds between looks at whether a retired bundle's last requests are answered
 
 
-class Deployment:
+class ModelRepository:
     """The bundles that answer, each with a queue of its own in front of the one inference thread.
 
     One is the default. The others, a candidate and those that were replaced and are kept, answer requests that name
@@ -33,21 +33,21 @@ class Deployment:
 
     Args:
         config: the limits.
-        telemetry: shows what is served.
-        answering: knows those that answer.
+        metrics: shows what is served.
+        screener: knows those that answer.
         inference: the one thread.
     """
 
-    def __init__(self, config: ServerConfig, telemetry: Telemetry, answering: Answering, inference: Executor) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics, screener: Screener, inference: Executor) -> None:
         self._config = config
-        self._telemetry = telemetry
-        self._answering = answering
+        self._metrics = metrics
+        self._screener = answering
         self._inference = inference
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="askance-loader")
         self._one_at_a_time = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], Batcher] = {}
 
-    async def deploy(self, load: Callable[[], Served]) -> tuple[Served, bool]:
+    async def deploy(self, load: Callable[[], LoadedBundle]) -> tuple[LoadedBundle, bool]:
         """Load and verify a bundle beside the one that answers, warm it up, then let it answer instead.
 
         Requests under way keep the bundle that they began with. On any failure the old one answers on.
@@ -61,21 +61,21 @@ class Deployment:
         """
         async with self._one_at_a_time:
             served = await self._load(load)
-            current = self._answering.default
+            current = self._screener.default
             if current is not None and current.served.bundle_id == served.bundle_id:
                 served.screen.close()
                 logger.info("bundle %s answers already", served.version)
                 return current.served, False
             await self._prove(served, current)
             self._let_go(served.version)  # it may have been the candidate, whose time has come, or kept
-            self._answering.default = self._start(served)
-            self._telemetry.deployed(served)
+            self._screener.default = self._start(served)
+            self._metrics.deployed(served)
             if current is not None:
                 self._keep(current)
             logger.info("bundle %s answers", served.version)
             return served, True
 
-    async def consider(self, load: Callable[[], Served]) -> tuple[Served, bool]:
+    async def consider(self, load: Callable[[], LoadedBundle]) -> tuple[LoadedBundle, bool]:
         """Load and verify a candidate, warm it up, and let it screen, unseen, what the default one has answered.
 
         A candidate that is the default one already, or the candidate, changes nothing.
@@ -87,10 +87,10 @@ class Deployment:
             AskanceError: as for `deploy`, or it takes images of another shape; the candidate before it stays.
         """
         async with self._one_at_a_time:
-            default = self._answering.default
+            default = self._screener.default
             assert default is not None
             served = await self._load(load)
-            answers, before = served.bundle_id == default.served.bundle_id, self._answering.candidate
+            answers, before = served.bundle_id == default.served.bundle_id, self._screener.candidate
             if answers or (before is not None and served.bundle_id == before.served.bundle_id):
                 served.screen.close()
                 already = "answers already: it is no candidate" if answers else "is the candidate already"
@@ -100,8 +100,8 @@ class Deployment:
             if before is not None:
                 self._let_go(before.served.version)
             self._let_go(served.version)  # it may have been kept
-            self._answering.others[served.version] = self._start(served)
-            self._answering.candidate = Candidate(served, self._inference, self._telemetry.agreement, self.idle)
+            self._screener.others[served.version] = self._start(served)
+            self._screener.candidate = Candidate(served, self._inference, self._metrics.agreement, self.idle)
             logger.info("bundle %s is the candidate", served.version)
             return served, True
 
@@ -111,20 +111,20 @@ class Deployment:
         Raises:
             StatusError: FAILED_PRECONDITION, it is the default one; NOT_FOUND, it is not loaded.
         """
-        default = self._answering.default
+        default = self._screener.default
         if default is not None and version == default.served.version:
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION, f"version {version} is the default one: stop the server instead"
             )
-        if version not in self._answering.others:
+        if version not in self._screener.others:
             raise StatusError(grpc.StatusCode.NOT_FOUND, f"version {version[:40]!r} is not loaded", "invalid")
         self._let_go(version)
         logger.info("version %s is unloaded", version)
 
-    async def _load(self, load: Callable[[], Served]) -> Served:
+    async def _load(self, load: Callable[[], LoadedBundle]) -> LoadedBundle:
         return await asyncio.get_running_loop().run_in_executor(self._loader, load)
 
-    async def _prove(self, served: Served, current: Deployed | None) -> None:
+    async def _prove(self, served: LoadedBundle, current: ModelVersion | None) -> None:
         """Check that a bundle fits and works; else let go of it."""
         try:
             self._check(served, None if current is None else current.served)
@@ -133,7 +133,7 @@ class Deployment:
             served.screen.close()
             raise
 
-    def _check(self, served: Served, current: Served | None) -> None:
+    def _check(self, served: LoadedBundle, current: LoadedBundle | None) -> None:
         shape = served.screen.preprocessing.shape
         needed = 4 * math.prod(shape) + ENVELOPE
         if needed > self._config.max_message_bytes:
@@ -154,23 +154,23 @@ class Deployment:
                 f"{list(current.screen.preprocessing.shape)}: start another server for it"
             )
 
-    def _start(self, served: Served) -> Deployed:
+    def _start(self, served: LoadedBundle) -> ModelVersion:
         config = self._config
         batcher = Batcher(
             served.screen,
             self._inference,
             config.max_batch,
             config.queue_size,
-            self._telemetry,
+            self._metrics,
             served.screen.classify if config.fail_open else None,
             config.reserve_seconds,
         )
         batcher.start()
-        return Deployed(served, batcher)
+        return ModelVersion(served, batcher)
 
-    def _keep(self, replaced: Deployed) -> None:
+    def _keep(self, replaced: ModelVersion) -> None:
         """Let a bundle that was the default one answer those who name it, the oldest such making room for it."""
-        others, candidate = self._answering.others, self._answering.candidate
+        others, candidate = self._screener.others, self._screener.candidate
         others[replaced.served.version] = replaced
         kept = [version for version in others if candidate is None or version != candidate.served.version]
         for version in kept[: max(0, len(kept) - self._config.keep_versions)]:
@@ -178,18 +178,18 @@ class Deployment:
 
     def _let_go(self, version: str) -> None:
         """Let a version that is not the default one answer nobody new; nothing happens if it is not loaded."""
-        candidate = self._answering.candidate
+        candidate = self._screener.candidate
         if candidate is not None and candidate.served.version == version:
             candidate.stop()
-            self._answering.candidate = None
-        deployed = self._answering.others.pop(version, None)
+            self._screener.candidate = None
+        deployed = self._screener.others.pop(version, None)
         if deployed is not None:
             task = asyncio.create_task(_retire(deployed), name="askance-retire")
             self._retiring[task] = deployed.batcher
             task.add_done_callback(self._retiring.pop)
 
     def _batchers(self) -> list[Batcher]:
-        return [*(deployed.batcher for deployed in self._answering.all()), *self._retiring.values()]
+        return [*(deployed.batcher for deployed in self._screener.all()), *self._retiring.values()]
 
     def held(self) -> int:
         """Requests accepted and not yet with a classifier."""
@@ -205,8 +205,8 @@ class Deployment:
 
     async def stop(self) -> None:
         """Finish the call under way, answer what still waits UNAVAILABLE."""
-        if self._answering.candidate is not None:
-            self._answering.candidate.stop()
+        if self._screener.candidate is not None:
+            self._screener.candidate.stop()
         for task in self._retiring:
             task.cancel()
         for batcher in self._batchers():
@@ -214,7 +214,7 @@ class Deployment:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
 
-async def _retire(deployed: Deployed) -> None:
+async def _retire(deployed: ModelVersion) -> None:
     """Let a bundle that was replaced answer what it has accepted, then let go of it."""
     served, batcher = deployed.served, deployed.batcher
     while batcher.held or batcher.busy_seconds():

@@ -44,21 +44,21 @@ from askance.errors import ConfigError
 from askance.service.client import request_of
 from askance.service.config import Policy
 from askance.service.context import request_id_of
-from askance.service.log import Ids, LogFormat, handler
+from askance.service.observability.log import Ids, LogFormat, handler
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.tracing import export_traces
+from askance.service.observability.tracing import export_traces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "gateway/42"))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    """The journal's lines as a JSON log has them."""
+    """The request_log's lines as a JSON log has them."""
     form = handler(LogFormat.JSON)
     assert form.formatter is not None
-    return [json.loads(form.formatter.format(r)) for r in caplog.records if r.name == "askance.service.journal"]
+    return [json.loads(form.formatter.format(r)) for r in caplog.records if r.name == "askance.service.observability.requests"]
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def test_a_line_says_who_what_and_how_long_and_belongs_to_its_trace(caplog: pyte
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("time"))
             assert line == {
                 "level": "DEBUG",
-                "logger": "askance.service.journal",
+                "logger": "askance.service.observability.requests",
                 "message": f"Screen for anonymous (ipv4:127.0.0.1, request gateway/42): {said}",
                 "method": "Screen",
                 "code": "OK",
@@ -163,7 +163,7 @@ def test_others_lines_say_nothing_of_the_images() -> None:
     exif = Image.Exif()
     exif[0x010E] = "SECRET NAME"
     program = (
-        "import sys; from askance.service.log import LogFormat, LogLevel, configure; from askance.service.images import decode\n"
+        "import sys; from askance.service.observability.log import LogFormat, LogLevel, configure; from askance.service.protocols.images import decode\n"
         "import logging; from askance.detectors.preprocessing import Preprocessing\n"
         "configure(LogLevel.DEBUG, LogFormat.JSON); logging.getLogger('askance.service.x').debug('ours')\n"
         "shape = dict(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))\n"
@@ -252,7 +252,7 @@ def test_a_process_logs_json_and_sends_its_spans_to_a_collector(tmp_path: Path) 
     receiver.stop(None)
 
     log = [json.loads(line) for line in errors.splitlines()]
-    (request,) = [line for line in log if line["logger"] == "askance.service.journal"]
+    (request,) = [line for line in log if line["logger"] == "askance.service.observability.requests"]
     assert (request["trace_id"], request["request_id"]) == (TRACE, "gateway/42")
     assert "draining" in [line["message"] for line in log]
 

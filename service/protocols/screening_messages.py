@@ -7,7 +7,7 @@ from google.protobuf.struct_pb2 import Struct
 from askance.detectors.screen import DetectorVerdict, Prediction, Screening, Verdict
 from askance.service.config import ServerConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 
 _VERDICTS = {
     Verdict.CLEAN: pb.Verdict.CLEAN,
@@ -44,7 +44,7 @@ def _detector_verdict(word: DetectorVerdict) -> pb.DetectorVerdict:
     return message
 
 
-def describe_response(served: Served, config: ServerConfig) -> pb.DescribeResponse:
+def describe_response(served: LoadedBundle, config: ServerConfig) -> pb.DescribeResponse:
     """What is served, what it accepts, and how it is calibrated."""
     screen = served.screen
     preprocessing = screen.preprocessing

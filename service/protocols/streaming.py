@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from askance.service.status import unavailable
+from askance.service.errors import unavailable
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")

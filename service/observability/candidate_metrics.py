@@ -1,17 +1,18 @@
-"""Agreement: the metrics of a candidate bundle beside the one that answers."""
+"""CandidateMetrics: the metrics of a candidate bundle beside the one that answers."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from askance.detectors.screen import ScreenError, Screening, Verdict
+from askance.answers import JUDGED, Answer
+from askance.errors import ScreenError
 
 OUTCOMES = ("compared", "failed", "skipped")
 # Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
 P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
-class Agreement:
+class CandidateMetrics:
     """Counts where a candidate's word differs from what was answered.
 
     Args:
@@ -48,8 +49,8 @@ class Agreement:
             self._images.labels(outcome)
         for agreement in ("same", "different"):
             self._predictions.labels(agreement)
-        for served in Verdict:
-            for candidate in Verdict:
+        for served in JUDGED:
+            for candidate in JUDGED:
                 self._verdicts.labels(served.value, candidate.value)
 
     def candidate(self, bundle_id: str | None) -> None:
@@ -62,12 +63,13 @@ class Agreement:
         """Count an image that the candidate had no time for."""
         self._images.labels("skipped").inc()
 
-    def compared(self, answered: Screening, candidate: Screening | ScreenError) -> None:
-        """Count an image that was answered, and what the candidate says of it."""
-        if isinstance(candidate, ScreenError):
+    def compared(self, answered: Answer, candidate: Answer | ScreenError) -> None:
+        """Count an image that was answered and screened, and what the candidate says of it."""
+        if isinstance(candidate, ScreenError) or candidate.verdict is None or candidate.p_value is None:
             self._images.labels("failed").inc()
             return
+        assert answered.verdict is not None
         self._images.labels("compared").inc()
         self._verdicts.labels(answered.verdict.value, candidate.verdict.value).inc()
-        self._predictions.labels("same" if answered.index == candidate.index else "different").inc()
-        self._p_value.observe(candidate.fused.p_value)
+        self._predictions.labels("same" if answered.label == candidate.label else "different").inc()
+        self._p_value.observe(candidate.p_value)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from askance.service.status import too_fast, too_much
+from askance.service.errors import too_fast, too_much
 
 REMEMBERED = 10_000  # clients; the least recent are forgotten, which gives them a full allowance again
 

@@ -31,11 +31,11 @@ from service_support import (
 
 from askance.detectors import Bundle, Screening
 from askance.errors import AskanceError, BundleError
-from askance.service.access import DISCLOSING, ClientConfig, Role, new_token
+from askance.service.guard.access import DISCLOSING, ClientConfig, Role, new_token
 from askance.service.client import Client, request_of
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
-from askance.service.served import Served
+from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
 
 SWAPS = 50
@@ -57,11 +57,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opener(path: Path) -> Callable[[], Served]:
+def opener(path: Path) -> Callable[[], LoadedBundle]:
     def build(_factory: str, arguments: Any, weights: Any) -> Any:
         return build_tiny("tiny", arguments, weights)
 
-    return lambda: Served.open(path, build)
+    return lambda: LoadedBundle.open(path, build)
 
 
 def p_values(path: Path) -> tuple[str, list[float]]:
@@ -105,14 +105,14 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing(folder: Path) -> None:
                 stop.set()
                 await asyncio.gather(*clients)
             assert set(answers) == set(expected)
-            value = server.telemetry.registry.get_sample_value
+            value = server.metrics.registry.get_sample_value
             assert value("askance_bundle_reloads_total", {"result": "success"}) == SWAPS
             assert value("askance_bundle_reloads_total", {"result": "failure"}) == 0
             ok = value("askance_requests_total", {"method": "Screen", "code": "OK"})
             assert ok == answers.total() + SWAPS
             info = {"id": served.bundle_id, "classifier": "tiny"}
             assert value("askance_bundle_info", info) == 1
-            await until(lambda: not server._deployment._retiring)
+            await until(lambda: not server._repository._retiring)
 
     asyncio.run(main())
 
@@ -141,7 +141,7 @@ def test_a_bad_candidate_is_refused_and_the_old_one_serves_on(folder: Path) -> N
                     await server.reload()
             point(folder / "current", folder / "one")
             assert (await server.reload()).bundle_id == first.bundle_id
-            value = server.telemetry.registry.get_sample_value
+            value = server.metrics.registry.get_sample_value
             assert value("askance_bundle_reloads_total", {"result": "failure"}) == 3
             assert value("askance_bundle_reloads_total", {"result": "unchanged"}) == 1
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports.port}") as channel:
@@ -162,8 +162,8 @@ def test_there_is_nothing_to_reload_before_anything_is_served() -> None:
 
 def test_a_request_under_way_is_answered_by_the_bundle_it_began_with() -> None:
     valve = Valve()
-    old = Served("a" * 64, CREATED, "tiny", valve)
-    new = Served("b" * 64, CREATED, "tiny", tiny_screen())
+    old = LoadedBundle("a" * 64, CREATED, "tiny", valve)
+    new = LoadedBundle("b" * 64, CREATED, "tiny", tiny_screen())
 
     async def main() -> None:
         async with running(old) as service:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from askance.detectors.preprocessing import Preprocessing
 from askance.service.pb.askance.v1 import screening_pb2
-from askance.service.status import StatusError, invalid
+from askance.service.errors import StatusError, invalid
 
 FORMATS = ("PNG", "JPEG")
 _DTYPES: Mapping[int, np.dtype[Any]] = {

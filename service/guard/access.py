@@ -5,37 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from askance.service.status import forbidden, unauthenticated
+from askance.service.call import ANONYMOUS, Identity, Role
+from askance.service.errors import unauthenticated
 
-ANONYMOUS = "anonymous"
-HEADER, SCHEME = "authorization", "bearer "
-
-
-class Role(StrEnum):
-    """What a client may do; each role is granted by itself.
-
-    Attributes:
-        PREDICT: have images screened, and see the prediction and the verdict.
-        SCORES: see scores and p-values, too: they are an oracle to whoever tunes an attack.
-        EXPLANATIONS: see what each detector saw.
-        ADMIN: have the bundle loaded anew.
-    """
-
-    PREDICT = "predict"
-    SCORES = "scores"
-    EXPLANATIONS = "explanations"
-    ADMIN = "admin"
-
-
-DISCLOSING = frozenset({Role.PREDICT, Role.SCORES, Role.EXPLANATIONS})
-"""To see everything."""
+AUTHORIZATION, SCHEME = "authorization", "bearer "
 
 
 class ClientConfig(BaseModel):
@@ -70,26 +48,16 @@ def new_token() -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who calls.
+class Shown:
+    """What a call shows of who makes it.
 
     Attributes:
-        name: the client's, or "anonymous".
-        roles: what it may do.
+        authorization: the values of that header.
+        certificates: the names of the client's TLS certificate: its common name and its DNS names.
     """
 
-    name: str
-    roles: frozenset[Role]
-
-    def require(self, role: Role) -> None:
-        """Raise StatusError unless the role is granted: UNAUTHENTICATED for a stranger, else PERMISSION_DENIED."""
-        if role in self.roles:
-            return
-        raise unauthenticated() if self.name == ANONYMOUS else forbidden(role.value)
-
-
-caller: ContextVar[Identity] = ContextVar("caller")
-"""Who makes the call under way; set by the Gate."""
+    authorization: Sequence[str | bytes] = ()
+    certificates: Sequence[str] = ()
 
 
 class Access:
@@ -106,27 +74,16 @@ class Access:
         self._tokens = [(bytes.fromhex(c.token_sha256), one) for c, one in identities if c.token_sha256 is not None]
         self._certificates = {c.certificate: one for c, one in identities if c.certificate is not None}
 
-    def identify(
-        self, metadata: Iterable[tuple[str, str | bytes]], certificates: Mapping[str, Iterable[bytes]]
-    ) -> Identity:
+    def identify(self, shown: Shown) -> Identity:
         """Who a call comes from.
 
-        Args:
-            metadata: of the call.
-            certificates: gRPC's auth context; empty without mutual TLS.
-
         Raises:
-            StatusError: UNAUTHENTICATED, it shows a token that nobody has; it is not taken for a stranger's.
+            StatusError: UNAUTHENTICATED, it shows a token that nobody has; it is not taken for an anonymous one.
         """
-        shown = [value for key, value in metadata if key == HEADER]
-        if shown:
-            return self._by_token(shown)
-        for key in ("x509_common_name", "x509_subject_alternative_name"):
-            for name in certificates.get(key, ()):
-                found = self._certificates.get(name.decode(errors="replace"))
-                if found is not None:
-                    return found
-        return self._anonymous
+        if shown.authorization:
+            return self._by_token(shown.authorization)
+        known = (self._certificates.get(name) for name in shown.certificates)
+        return next((found for found in known if found is not None), self._anonymous)
 
     def _by_token(self, shown: Sequence[str | bytes]) -> Identity:
         text = shown[0].decode(errors="replace") if isinstance(shown[0], bytes) else shown[0]

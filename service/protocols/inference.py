@@ -12,19 +12,19 @@ import grpc
 from askance.detectors.screen import Prediction
 from askance.errors import AskanceError
 from askance.service import models
-from askance.service.access import Identity, Role
-from askance.service.answering import Answering, Call, Deployed
+from askance.service.guard.access import Identity, Role
+from askance.service.runtime.screener import Screener, Call, ModelVersion
 from askance.service.config import ServerConfig
 from askance.service.context import Context, deadline_of, metadata_of
-from askance.service.gate import Gate, State
-from askance.service.journal import Journal
+from askance.service.guard.interceptor import Gate, State
+from askance.service.observability.requests import RequestLog
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.served import Served
-from askance.service.status import StatusError, failed, invalid, withheld
-from askance.service.streaming import in_order
-from askance.service.telemetry import Telemetry
-from askance.service.tensors import Output, outputs_of, pictures_of
+from askance.service.runtime.model import LoadedBundle
+from askance.service.errors import StatusError, failed, invalid, withheld
+from askance.service.protocols.streaming import in_order
+from askance.service.observability.metrics import Metrics
+from askance.service.protocols.inference_tensors import Output, outputs_of, pictures_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     Args:
         config: the limits.
         gate: knows the server's state.
-        telemetry: gets the stages, and gives the statistics.
-        journal: keeps the stream's items.
-        answering: screens the images.
+        metrics: gets the stages, and gives the statistics.
+        request_log: keeps the stream's items.
+        screener: screens the images.
         reload: loads what is served anew.
         unload: lets go of a version.
     """
@@ -61,17 +61,17 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self,
         config: ServerConfig,
         gate: Gate,
-        telemetry: Telemetry,
-        journal: Journal,
-        answering: Answering,
-        reload: Callable[[], Awaitable[Served]],
+        metrics: Metrics,
+        request_log: RequestLog,
+        screener: Screener,
+        reload: Callable[[], Awaitable[LoadedBundle]],
         unload: Callable[[str], None],
     ) -> None:
         self._config = config
         self._gate = gate
-        self._telemetry = telemetry
-        self._journal = journal
-        self._answering = answering
+        self._metrics = metrics
+        self._request_log = request_log
+        self._screener = answering
         self._reload = reload
         self._unload = unload
 
@@ -103,7 +103,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: ARG002, N802
         """Inputs and outputs."""
         served = self._model(request.name, request.version).served
-        return models.model_metadata(served, [one.served.version for one in self._answering.all()])
+        return models.model_metadata(served, [one.served.version for one in self._screener.all()])
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: ARG002, N802
         """Inputs, outputs and the largest batch."""
@@ -112,12 +112,12 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802
         """Counts and times of the model, all its versions together, or of all models, which is the same."""
-        served = self._model(request.name, request.version).served if request.name else self._answering.served
-        return pb.ModelStatisticsResponse(model_stats=[models.model_statistics(served, self._telemetry)])
+        served = self._model(request.name, request.version).served if request.name else self._screener.served
+        return pb.ModelStatisticsResponse(model_stats=[models.model_statistics(served, self._metrics)])
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
         """The one model, in each of its versions."""
-        return models.repository_index([one.served for one in self._answering.all()])
+        return models.repository_index([one.served for one in self._screener.all()])
 
     async def RepositoryModelLoad(  # noqa: N802
         self,
@@ -162,18 +162,18 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             async for response in responses:
                 yield response
 
-    def _find(self, name: str, version: str) -> Deployed | None:
-        deployed = self._answering.at(version)
+    def _find(self, name: str, version: str) -> ModelVersion | None:
+        deployed = self._screener.at(version)
         return deployed if deployed is not None and name == deployed.served.classifier else None
 
-    def _model(self, name: str, version: str) -> Deployed:
+    def _model(self, name: str, version: str) -> ModelVersion:
         deployed = self._find(name, version)
         if deployed is None:
             asked = f"{name} {version}".rstrip()
-            versions = ", ".join(one.served.version for one in self._answering.all())
+            versions = ", ".join(one.served.version for one in self._screener.all())
             raise StatusError(
                 grpc.StatusCode.NOT_FOUND,
-                f"model {asked[:80]!r} is not served: {self._answering.served.classifier} version {versions} is",
+                f"model {asked[:80]!r} is not served: {self._screener.served.classifier} version {versions} is",
                 "invalid",
             )
         return deployed
@@ -181,23 +181,23 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         deployed = self._model(request.model_name, request.model_version)
         served = deployed.served
-        if served is not self._answering.served:  # another guard is another oracle
+        if served is not self._screener.served:  # another guard is another oracle
             call.identity.require(Role.SCORES)
-        outputs = _wanted(request, served, call.identity, self._answering.shows_verdicts)
+        outputs = _wanted(request, served, call.identity, self._screener.shows_verdicts)
         pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
         explain = any(output.role is Role.EXPLANATIONS for output in outputs)
-        answered, outcomes = await self._answering.screen(pictures, explain, call, deployed)
+        answered, outcomes = await self._screener.screen(pictures, explain, call, deployed)
         errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
         fatal = [error for error in errors if error.code not in _ITEMS]
         if fatal or len(errors) == len(outcomes):
             raise (fatal or errors)[0]
-        with self._telemetry.timed("respond"):
+        with self._metrics.timed("respond"):
             return _response(request.id, answered, outputs, outcomes)
 
     async def _item(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
         try:
-            with self._journal.request("ModelStreamInfer", metadata_of(context), deadline_of(context)):
+            with self._request_log.request("ModelStreamInfer", metadata_of(context), deadline_of(context)):
                 response = await self._infer(request, Call.of(context, request, request.id))
                 return pb.ModelStreamInferResponse(infer_response=response)
         except StatusError as error:
@@ -211,7 +211,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-def _wanted(request: pb.ModelInferRequest, served: Served, client: Identity, shows_verdicts: bool) -> list[Output]:
+def _wanted(request: pb.ModelInferRequest, served: LoadedBundle, client: Identity, shows_verdicts: bool) -> list[Output]:
     """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
     known = outputs_of(served.screen)
     detail = _detail(request)
@@ -248,7 +248,7 @@ def _detail(request: pb.ModelInferRequest) -> tuple[Role, ...] | None:
 
 
 def _response(
-    request_id: str, served: Served, outputs: Sequence[Output], outcomes: Sequence[Prediction | StatusError]
+    request_id: str, served: LoadedBundle, outputs: Sequence[Output], outcomes: Sequence[Prediction | StatusError]
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=served.classifier,

@@ -1,81 +1,64 @@
-"""Telemetry: the server's Prometheus metrics. Every label is bounded: nothing a client sends becomes one."""
+"""Metrics: the server's Prometheus metrics. Every label is bounded: nothing a client sends becomes one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import grpc
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from askance.detectors.screen import FUSED, Prediction, Screening, Verdict
-from askance.service.agreement import P_VALUE_BUCKETS, Agreement
-from askance.service.served import Served
-from askance.service.status import StatusError
-from askance.service.tracing import add_stages
+from askance.answers import FUSED, JUDGED, Answer, Verdict
+from askance.service.errors import REASONS, Code
+from askance.service.observability.candidate_metrics import P_VALUE_BUCKETS, CandidateMetrics
+from askance.service.observability.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
-UNARY_INFERENCES = ("Screen", "ModelInfer")
-INFERENCES = (*UNARY_INFERENCES, "ScreenStream", "ModelStreamInfer")
-QUESTIONS = (
-    "Describe",
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelConfig",
-    "ModelStatistics",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-)
-METHODS = (*INFERENCES, *QUESTIONS, OTHER)
-CODES = (
-    grpc.StatusCode.OK,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNAVAILABLE,
-)
-REASONS = (
-    "invalid",
-    "queue_full",
-    "in_flight_bytes",
-    "client_rate",
-    "unauthenticated",
-    "forbidden",
-    "expired",
-    "cancelled",
-    "loading",
-    "stalled",
-    "draining",
-)
 RELOADS = ("success", "unchanged", "failure")
 UNSCREENED_REASONS = ("failure", "deadline")
 
+CODES = tuple(code for code in Code if code is not Code.UNIMPLEMENTED)
+"""How a method can end."""
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-GIVING_UP = 0.02  # seconds: a client sees its deadline pass that much earlier than the server may
+DEADLINE_MARGIN_SECONDS = 0.02  # a client sees its deadline pass that much earlier than the server may
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-class Telemetry:
+@dataclass(frozen=True)
+class BundleDescription:
+    """What the metrics say of the bundle that is served.
+
+    Attributes:
+        bundle_id: SHA-256 over its content.
+        classifier: the classifier's name.
+        calibrated: when it was made, in Unix time.
+        class_names: of the classifier.
+        detectors: their names.
+        levels: the false-positive targets, by name.
+    """
+
+    bundle_id: str
+    classifier: str
+    calibrated: float
+    class_names: Sequence[str]
+    detectors: Sequence[str]
+    levels: Mapping[str, float]
+
+
+class Metrics:
     """The metrics of one server, in a registry of their own.
 
     Args:
         max_batch: the largest batch, which bounds the buckets of batch sizes.
+        methods: the names of all protocols' methods, which bound the label of that name.
+        inferences: those among them that have images screened.
     """
 
-    def __init__(self, max_batch: int) -> None:
+    def __init__(self, max_batch: int, methods: Sequence[str] = (), inferences: Collection[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
+        self._inferences = tuple(inferences)
         self.last_inference = 0.0
         """When an image was last screened, in Unix time; 0 before the first."""
         self._requests = Counter(
@@ -162,40 +145,39 @@ class Telemetry:
             ["level"],
             registry=registry,
         )
-        self.agreement = Agreement(registry)
+        self.candidate = CandidateMetrics(registry)
         """Of a candidate bundle with the one that answers."""
-        for method in METHODS[:-1]:
+        for method in methods:
             self._request_seconds.labels(method)
             for code in CODES:
                 self._requests.labels(method, code.name)
-        self._requests.labels(OTHER, grpc.StatusCode.UNIMPLEMENTED.name)
+        self._requests.labels(OTHER, Code.UNIMPLEMENTED.name)
         for reason in REASONS:
             self._rejected.labels(reason)
         for result in RELOADS:
             self._reloads.labels(result)
         for reason in UNSCREENED_REASONS:
             self._unscreened.labels(reason)
-        for verdict in Verdict:
+        for verdict in JUDGED:
             self._verdicts.labels(verdict.value)
         for stage in ("decode", "queue", "classify", "respond"):
             self._stage_seconds.labels(stage)
 
-    def deployed(self, served: Served) -> None:
+    def serves(self, bundle: BundleDescription) -> None:
         """Show the bundle that is now served, and start its series at zero."""
-        screen, levels = served.screen, dict(served.screen.calibration.levels.items())
-        for label in screen.class_names:
+        for label in bundle.class_names:
             self._predictions.labels(label)
             self._adversarial.labels(label)
-        for detector in (*screen.detectors, FUSED):
+        for detector in (*bundle.detectors, FUSED):
             self._p_value.labels(detector)
             self._stage_seconds.labels(detector)
-            for level in levels:
+            for level in bundle.levels:
                 self._flags.labels(detector, level)
-        for level, target in levels.items():
+        for level, target in bundle.levels.items():
             self._expected.labels(level).set(target)
         self._bundle_info.clear()
-        self._bundle_info.labels(served.bundle_id, served.classifier).set(1)
-        self._calibrated.set(served.created.timestamp())
+        self._bundle_info.labels(bundle.bundle_id, bundle.classifier).set(1)
+        self._calibrated.set(bundle.calibrated)
 
     def reloaded(self, result: str) -> None:
         """Count an attempt to replace the bundle, by one of RELOADS."""
@@ -205,33 +187,31 @@ class Telemetry:
         """Read the queue's depth from `depth` whenever the metrics are scraped."""
         self._queue_depth.set_function(depth)
 
-    def finished(self, method: str, code: grpc.StatusCode, reason: str | None, seconds: float) -> None:
+    def finished(self, method: str, code: Code, reason: str | None, seconds: float) -> None:
         """Count and time one request.
 
         Args:
-            method: one of METHODS.
-            code: how it ended, one of CODES.
+            method: its name.
+            code: how it ended.
             reason: why it never reached the classifier, one of REASONS, or None.
             seconds: from its arrival.
         """
-        self._count(method, code, reason)
+        self.failed(method, code, reason)
         self._request_seconds.labels(method).observe(seconds)
 
-    def failed(self, method: str, error: Exception) -> None:
-        """Count what ends with an error of its own: a stream, beside its items, or a request that is refused unread."""
-        if isinstance(error, StatusError):
-            self._count(method, error.code, error.reason)
-        else:
-            self._count(method, grpc.StatusCode.INTERNAL, None)
-
-    def _count(self, method: str, code: grpc.StatusCode, reason: str | None) -> None:
+    def failed(self, method: str, code: Code, reason: str | None) -> None:
+        """Count what has no time of its own: a stream as a whole, beside its items, or a request refused unread."""
         self._requests.labels(method, code.name).inc()
         if reason is not None:
             self._rejected.labels(reason).inc()
 
+    def broke(self, method: str) -> None:
+        """Count a stream that ended with an error that is not ours."""
+        self.failed(method, Code.INTERNAL, None)
+
     def unknown_method(self) -> None:
         """Count a call of a method that does not exist."""
-        self._requests.labels(OTHER, grpc.StatusCode.UNIMPLEMENTED.name).inc()
+        self._requests.labels(OTHER, Code.UNIMPLEMENTED.name).inc()
 
     def dropped(self, deadline: float | None) -> None:
         """Count a request that its client gave up before the classifier saw it."""
@@ -258,18 +238,17 @@ class Telemetry:
         """Count an image that the detectors did not have their say on, by one of UNSCREENED_REASONS."""
         self._unscreened.labels(reason).inc()
 
-    def answered(self, answer: Prediction) -> None:
+    def answered(self, answer: Answer) -> None:
         """Count one answer."""
         self.last_inference = time.time()
-        self._predictions.labels(answer.label).inc()
-        if isinstance(answer, Screening):
-            self._screened(answer)
-
-    def _screened(self, screening: Screening) -> None:
-        self._verdicts.labels(screening.verdict.value).inc()
-        if screening.verdict is Verdict.ADVERSARIAL:
-            self._adversarial.labels(screening.label).inc()
-        for word in (*screening.detectors, screening.fused):
+        if answer.prediction is not None:
+            self._predictions.labels(answer.prediction.label).inc()
+        if answer.screening is None or answer.verdict is None:
+            return
+        self._verdicts.labels(answer.verdict.value).inc()
+        if answer.verdict is Verdict.ADVERSARIAL:
+            self._adversarial.labels(answer.label).inc()
+        for word in (*answer.screening.detectors, answer.screening.fused):
             self._p_value.labels(word.name).observe(word.p_value)
             for level in word.flags:
                 self._flags.labels(word.name, level).inc()
@@ -296,10 +275,10 @@ class Telemetry:
         Times are not kept by outcome: they are shared out by count.
         """
         counts = [
-            sum(self._value("askance_requests_total", method=method, code=code.name) for method in INFERENCES)
+            sum(self._value("askance_requests_total", method=method, code=code.name) for method in self._inferences)
             for code in CODES
         ]
-        seconds = sum(self._value("askance_request_seconds_sum", method=method) for method in INFERENCES)
+        seconds = sum(self._value("askance_request_seconds_sum", method=method) for method in self._inferences)
         answered, total = counts[0], sum(counts)
         share = answered / total if total else 0.0
         return (answered, seconds * share), (total - answered, seconds * (1 - share))
@@ -307,4 +286,4 @@ class Telemetry:
 
 def is_past(deadline: float | None) -> bool:
     """Whether a client sees its deadline, on `time.monotonic`'s clock, as passed."""
-    return deadline is not None and deadline - time.monotonic() < GIVING_UP
+    return deadline is not None and deadline - time.monotonic() < DEADLINE_MARGIN_SECONDS

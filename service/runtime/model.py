@@ -1,4 +1,4 @@
-"""Served: a bundle ready to answer: its screen, and what the answers and Describe say of it."""
+"""LoadedBundle: a bundle ready to answer: its screen, and what the answers and Describe say of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.screen import Screen
 from askance.errors import AskanceError, BundleError
+from askance.service.observability.metrics import BundleDescription
+from askance.service.runtime.batcher import Batcher
 
 
 @dataclass(frozen=True)
-class Served:
-    """What is served.
+class LoadedBundle:
+    """A bundle that is loaded.
 
     Attributes:
         bundle_id: SHA-256 over the bundle's content.
@@ -30,7 +32,7 @@ class Served:
     screen: Screen
 
     @classmethod
-    def open(cls, path: Path, build: BuildClassifier | None = None, *, single_pass: bool = False) -> Served:
+    def open(cls, path: Path, build: BuildClassifier | None = None, *, single_pass: bool = False) -> LoadedBundle:
         """Open and verify the bundle at `path`.
 
         Args:
@@ -65,6 +67,18 @@ class Served:
         """Clean images behind the fused p-value."""
         return self.screen.calibration.fused.table.shape[-1]
 
+    def description(self) -> BundleDescription:
+        """What the metrics say of it."""
+        screen = self.screen
+        return BundleDescription(
+            self.bundle_id,
+            self.classifier,
+            self.created.timestamp(),
+            screen.class_names,
+            tuple(screen.detectors),
+            dict(screen.calibration.levels.items()),
+        )
+
     def warm_up(self) -> None:
         """Screen one black image: what cannot work fails now, and the first client does not wait.
 
@@ -79,3 +93,21 @@ class Served:
             raise BundleError(
                 f"bundle {self.bundle_id[:12]} cannot screen an image: {type(error).__name__}: {error}"
             ) from error
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A bundle that answers.
+
+    Attributes:
+        bundle: the bundle.
+        batcher: its queue.
+    """
+
+    bundle: LoadedBundle
+    batcher: Batcher
+
+    @property
+    def version(self) -> str:
+        """As clients name it."""
+        return self.bundle.version

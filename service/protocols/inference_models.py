@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from askance.service.pb.inference import inference_pb2 as pb
-from askance.service.served import Served
-from askance.service.telemetry import Telemetry
-from askance.service.tensors import ENCODED, IMAGE, Output, outputs_of
+from askance.service.runtime.model import LoadedBundle
+from askance.service.observability.metrics import Metrics
+from askance.service.protocols.inference_tensors import ENCODED, IMAGE, Output, outputs_of
 
 PLATFORM = "askance_pytorch"
 EXTENSIONS = ("model_configuration", "statistics", "model_repository")
@@ -20,7 +20,7 @@ def server_metadata() -> pb.ServerMetadataResponse:
     return pb.ServerMetadataResponse(name="askance", version=version("askance"), extensions=EXTENSIONS)
 
 
-def model_metadata(served: Served, versions: Sequence[str]) -> pb.ModelMetadataResponse:
+def model_metadata(served: LoadedBundle, versions: Sequence[str]) -> pb.ModelMetadataResponse:
     """A version's inputs, of which a request holds one, and outputs; `versions` are all, the default first."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
@@ -38,7 +38,7 @@ def model_metadata(served: Served, versions: Sequence[str]) -> pb.ModelMetadataR
     )
 
 
-def model_config(served: Served, max_batch: int) -> pb.ModelConfig:
+def model_config(served: LoadedBundle, max_batch: int) -> pb.ModelConfig:
     """The same in Triton's words; `encoded` is optional, so that a client that makes up data makes up pixels."""
     image = pb.ModelInput(name=IMAGE, data_type=pb.TYPE_FP32, dims=served.screen.preprocessing.shape)
     encoded = pb.ModelInput(name=ENCODED, data_type=pb.TYPE_STRING, dims=[1], optional=True)
@@ -56,32 +56,32 @@ def model_config(served: Served, max_batch: int) -> pb.ModelConfig:
     )
 
 
-def model_statistics(served: Served, telemetry: Telemetry) -> pb.ModelStatistics:
+def model_statistics(served: LoadedBundle, metrics: Metrics) -> pb.ModelStatistics:
     """How many images were screened by this server, and how long that took, from its metrics."""
 
     def duration(count: float, seconds: float) -> pb.StatisticDuration:
         return pb.StatisticDuration(count=round(count), ns=round(seconds * 1e9))
 
-    calls, images = telemetry.batches()
-    succeeded, failed = telemetry.inferences()
+    calls, images = metrics.batches()
+    succeeded, failed = metrics.inferences()
     return pb.ModelStatistics(
         name=served.classifier,
         version=served.version,
-        last_inference=round(1000 * telemetry.last_inference),
+        last_inference=round(1000 * metrics.last_inference),
         inference_count=images,
         execution_count=calls,
         inference_stats=pb.InferStatistics(
             success=duration(*succeeded),
             fail=duration(*failed),
-            queue=duration(*telemetry.stages("queue")),
-            compute_input=duration(*telemetry.stages("decode")),
-            compute_infer=duration(*telemetry.stages("classify", *served.screen.detectors, "fused")),
-            compute_output=duration(*telemetry.stages("respond")),
+            queue=duration(*metrics.stages("queue")),
+            compute_input=duration(*metrics.stages("decode")),
+            compute_infer=duration(*metrics.stages("classify", *served.screen.detectors, "fused")),
+            compute_output=duration(*metrics.stages("respond")),
         ),
     )
 
 
-def repository_index(versions: Sequence[Served]) -> pb.RepositoryIndexResponse:
+def repository_index(versions: Sequence[LoadedBundle]) -> pb.RepositoryIndexResponse:
     """The one model, each of whose versions is ready."""
     index = pb.RepositoryIndexResponse.ModelIndex
     return pb.RepositoryIndexResponse(

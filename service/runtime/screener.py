@@ -1,4 +1,4 @@
-"""Answering: from what a client sent to its Screening, whatever the protocol; every servicer asks here."""
+"""Screener: from what a client sent to its Screening, whatever the protocol; every servicer asks here."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Prediction, Screening, Verdict
-from askance.service.access import ANONYMOUS, Identity, caller
-from askance.service.batcher import Batcher, Place
-from askance.service.candidate import Candidate
+from askance.service.guard.access import ANONYMOUS, Identity, caller
+from askance.service.runtime.batcher import Batcher, Slot
+from askance.service.runtime.candidate import Candidate
 from askance.service.config import Policy, ServerConfig
 from askance.service.context import Context, client_of, deadline_of
-from askance.service.journal import note, verdict_of
-from askance.service.limits import Budget, RateLimit
-from askance.service.served import Served
-from askance.service.status import StatusError, blocked, unavailable
-from askance.service.telemetry import Telemetry
+from askance.service.observability.requests import note, verdict_of
+from askance.service.guard.limits import Budget, RateLimit
+from askance.service.runtime.model import LoadedBundle
+from askance.service.errors import StatusError, blocked, unavailable
+from askance.service.observability.metrics import Metrics
 
 MESSAGE_ID = 128  # characters of it that are logged
 SMALL = 64 * 1024  # bytes: a tensor up to this size is validated in less time than another thread takes to wake
@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """One image as a client sent it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Deployed:
+class ModelVersion:
     """A bundle that answers.
 
     Attributes:
@@ -76,27 +76,27 @@ class Deployed:
         batcher: its queue.
     """
 
-    served: Served
+    served: LoadedBundle
     batcher: Batcher
 
 
-class Answering:
+class Screener:
     """Validates images, has them screened in batches, and counts the answers.
 
     Args:
         config: the limits.
-        telemetry: gets the stages and the answers.
+        metrics: gets the stages and the answers.
         decoders: the threads that decode images.
     """
 
-    def __init__(self, config: ServerConfig, telemetry: Telemetry, decoders: Executor) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics, decoders: Executor) -> None:
         self._config = config
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._decoders = decoders
-        # All three are set by the Deployment; requests under way keep the bundle that they began with.
-        self.default: Deployed | None = None
+        # All three are set by the ModelRepository; requests under way keep the bundle that they began with.
+        self.default: ModelVersion | None = None
         """What answers whoever names no version."""
-        self.others: dict[str, Deployed] = {}
+        self.others: dict[str, ModelVersion] = {}
         """What else answers, by version, the oldest first."""
         self.candidate: Candidate | None = None
         """One of the others, that is to see what the default one answers."""
@@ -109,7 +109,7 @@ class Answering:
         return self._config.policy is not Policy.SHADOW
 
     @property
-    def served(self) -> Served:
+    def served(self) -> LoadedBundle:
         """What is served by default.
 
         Raises:
@@ -121,11 +121,11 @@ class Answering:
         """RESOURCE_EXHAUSTED while the default bundle has no place in its queue, else None."""
         return None if self.default is None else self.default.batcher.full()
 
-    def all(self) -> list[Deployed]:
+    def all(self) -> list[ModelVersion]:
         """Whatever answers, the default one first."""
         return [*([] if self.default is None else [self.default]), *self.others.values()]
 
-    def at(self, version: str) -> Deployed | None:
+    def at(self, version: str) -> ModelVersion | None:
         """What answers as a version, "" for the default one; None if nothing does.
 
         Raises:
@@ -135,8 +135,8 @@ class Answering:
         return default if version in ("", default.served.version) else self.others.get(version)
 
     async def screen(
-        self, pictures: Sequence[Picture], explain: bool, call: Call, deployed: Deployed | None = None
-    ) -> tuple[Served, list[Prediction | StatusError]]:
+        self, pictures: Sequence[InputImage], explain: bool, call: Call, deployed: ModelVersion | None = None
+    ) -> tuple[LoadedBundle, list[Prediction | StatusError]]:
         """Screen the images of one request, each of which may fail alone.
 
         Args:
@@ -168,33 +168,33 @@ class Answering:
         note(bundle=deployed.served.version, verdicts=[verdict_of(outcome) for outcome in outcomes])
         return deployed.served, outcomes
 
-    def _default(self) -> Deployed:
+    def _default(self) -> ModelVersion:
         if self.default is None:
             raise unavailable("loading")
         return self.default
 
     async def _screen(
-        self, picture: Picture, place: Place, served: Served, explain: bool, deadline: float | None, default: bool
+        self, picture: InputImage, place: Slot, served: LoadedBundle, explain: bool, deadline: float | None, default: bool
     ) -> Prediction | StatusError:
         try:
-            with self._telemetry.timed("decode"):
+            with self._metrics.timed("decode"):
                 image = await self._read(picture, served)
             answer = await place.screen(image, explain, deadline)
         except StatusError as error:
             place.free()
             return error
         if default:  # alerts go by what answers whoever names no version
-            self._telemetry.answered(answer)
+            self._metrics.answered(answer)
         if not isinstance(answer, Screening):
             return answer
         if default and self.candidate is not None:
             self.candidate.offer(image, answer)
         if self._config.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
-            self._telemetry.blocked()
+            self._metrics.blocked()
             return blocked()
         return answer
 
-    async def _read(self, picture: Picture, served: Served) -> Tensor:
+    async def _read(self, picture: InputImage, served: LoadedBundle) -> Tensor:
         preprocessing, limit = served.screen.preprocessing, self._config.max_image_pixels
         if picture.small:
             return picture.read(preprocessing, limit)

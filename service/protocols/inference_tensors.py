@@ -17,12 +17,12 @@ from torch import Tensor
 
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Prediction, Screen, Screening
-from askance.service.access import Role
-from askance.service.answering import SMALL, Picture
-from askance.service.images import decode, pixels_of
-from askance.service.journal import ERROR, UNSCREENED
+from askance.service.guard.access import Role
+from askance.service.runtime.screener import SMALL, InputImage
+from askance.service.protocols.images import decode, pixels_of
+from askance.service.observability.requests import ERROR, UNSCREENED
 from askance.service.pb.inference import inference_pb2 as pb
-from askance.service.status import StatusError, invalid
+from askance.service.errors import StatusError, invalid
 
 IMAGE, ENCODED = "image", "encoded"
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -34,7 +34,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 
 
-def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max_batch: int) -> list[Picture]:
+def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max_batch: int) -> list[InputImage]:
     """The images of a request: one input, `image` (FP32 or UINT8, [N, C, H, W]) or `encoded` (BYTES, [N] or [N, 1]).
 
     Args:
@@ -43,7 +43,7 @@ def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max
         max_batch: the greatest N.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for what is wrong with all of it; what is wrong with one image, its Picture says.
+        StatusError: INVALID_ARGUMENT for what is wrong with all of it; what is wrong with one image, its InputImage says.
     """
     if len(request.inputs) != 1:
         raise invalid("inputs", f"one, {IMAGE} or {ENCODED}", str(len(request.inputs)))
@@ -57,9 +57,9 @@ def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max
     raw = request.raw_input_contents[0] if request.raw_input_contents else None
     if tensor.name == IMAGE:
         images = _images(tensor, raw, preprocessing.shape, max_batch)
-        return [Picture(partial(_pixels, image), image.nbytes <= SMALL) for image in images]
+        return [InputImage(partial(_pixels, image), image.nbytes <= SMALL) for image in images]
     if tensor.name == ENCODED:
-        return [Picture(partial(decode, content), False) for content in _files(tensor, raw, max_batch)]
+        return [InputImage(partial(decode, content), False) for content in _files(tensor, raw, max_batch)]
     raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", _shown(tensor.name))
 
 

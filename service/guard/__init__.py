@@ -1,0 +1,1 @@
+"""Guard: who may ask, how much, and when; none of it knows a protocol but the interceptor."""
