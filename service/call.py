@@ -15,6 +15,8 @@ from askance.service.errors import forbidden, unauthenticated
 REQUEST_ID = "x-request-id"
 """The header by which a gateway names a request; it goes back with the answer."""
 MESSAGE_ID_CHARACTERS = 128  # of a message's own id that are logged
+VERDICT = "askance-verdict"
+"""The trailing metadata that tells a client an image that is blocked from a refusal."""
 ANONYMOUS = "anonymous"
 _PLAIN = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
@@ -103,6 +105,13 @@ class Call:
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 """The call under way, for the lines of the log; set by the RequestLog and by Admission."""
+
+
+def this_call() -> Call:
+    """The call under way."""
+    call = current_call.get()
+    assert call is not None, "no call is under way: Admission sets it"
+    return call
 
 
 def request_id_of(given: str | bytes | None) -> str:

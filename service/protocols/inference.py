@@ -1,83 +1,68 @@
-"""Inference: the servicer of the Open Inference Protocol v2, package `inference`, that Triton's clients speak."""
+"""Inference: the Open Inference Protocol v2 over gRPC, package `inference`, that Triton's clients speak."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Any, ClassVar
 
 import grpc
+from google.protobuf.json_format import ParseDict
 
-from askance.detectors.screen import Prediction
-from askance.errors import AskanceError
-from askance.service import models
-from askance.service.guard.access import Identity, Role
-from askance.service.runtime.screener import Screener, Call, ModelVersion
-from askance.service.config import ServerConfig
-from askance.service.context import Context, deadline_of, metadata_of
-from askance.service.guard.interceptor import Gate, State
-from askance.service.observability.requests import RequestLog
+from askance.service.call import Call, this_call
+from askance.service.errors import StatusError, failed, invalid
+from askance.service.guard.admission import Kind
+from askance.service.guard.interceptor import Context
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.runtime.model import LoadedBundle
-from askance.service.errors import StatusError, failed, invalid, withheld
+from askance.service.protocols.base import Parts, Protocol
+from askance.service.protocols.inference_core import InferenceAnswer, InferenceCore
+from askance.service.protocols.inference_tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput
 from askance.service.protocols.streaming import in_order
-from askance.service.observability.metrics import Metrics
-from askance.service.protocols.inference_tensors import Output, outputs_of, pictures_of
 
 logger = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-ANY_STATE = frozenset({"ServerLive", "ServerReady", "ModelReady"})
-"""What is answered while loading and draining, too."""
-ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
-"""What takes the role admin."""
-DETAIL = "detail"
-"""The request's parameter that names how much to say, instead of a list of outputs."""
-_DETAILS = {
-    "verdict": (Role.PREDICT,),
-    "scores": (Role.PREDICT, Role.SCORES),
-    "explanations": (Role.PREDICT, Role.SCORES, Role.EXPLANATIONS),
-}
-# what befalls one image of a batch alone
-_ITEMS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL)
+_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents", "BYTES": "bytes_contents"}
+
+
+class InferenceProtocol(Protocol):
+    """The service inference.GRPCInferenceService."""
+
+    name: ClassVar[str] = "inference"
+    service: ClassVar[str] = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+    methods: ClassVar[Mapping[str, Kind]] = {
+        "ModelInfer": Kind.SCREENS,
+        "ModelStreamInfer": Kind.STREAMS,
+        "ServerLive": Kind.PROBES,
+        "ServerReady": Kind.PROBES,
+        "ModelReady": Kind.PROBES,
+        "ServerMetadata": Kind.ASKS,
+        "ModelMetadata": Kind.ASKS,
+        "ModelConfig": Kind.ASKS,
+        "ModelStatistics": Kind.ASKS,
+        "RepositoryIndex": Kind.ASKS,
+        "RepositoryModelLoad": Kind.ADMINISTERS,
+        "RepositoryModelUnload": Kind.ADMINISTERS,
+    }
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Add the servicer."""
+        servicer = InferenceServicer(self.parts)
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
 
 class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """A batch of images a request. Raises StatusError; stands behind a Gate.
+    """Translates messages; raises StatusError, and stands behind an Interceptor.
 
     Args:
-        config: the limits.
-        gate: knows the server's state.
-        metrics: gets the stages, and gives the statistics.
-        request_log: keeps the stream's items.
-        screener: screens the images.
-        reload: loads what is served anew.
-        unload: lets go of a version.
+        parts: as for a protocol.
     """
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        gate: Gate,
-        metrics: Metrics,
-        request_log: RequestLog,
-        screener: Screener,
-        reload: Callable[[], Awaitable[LoadedBundle]],
-        unload: Callable[[str], None],
-    ) -> None:
-        self._config = config
-        self._gate = gate
-        self._metrics = metrics
-        self._request_log = request_log
-        self._screener = answering
-        self._reload = reload
-        self._unload = unload
-
-    @property
-    def _max_batch(self) -> int:
-        return min(self._config.max_batch, self._config.queue_size)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._core = InferenceCore(parts)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: ARG002, N802
         """Whether the server answers."""
@@ -85,12 +70,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:  # noqa: ARG002, N802
         """Whether it serves."""
-        return pb.ServerReadyResponse(ready=self._gate.state is State.SERVING)
+        return pb.ServerReadyResponse(ready=self._core.is_ready())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: ARG002, N802
         """Whether the model is served; another name or version is not."""
-        ready = self._gate.state is State.SERVING and self._find(request.name, request.version) is not None
-        return pb.ModelReadyResponse(ready=ready)
+        return pb.ModelReadyResponse(ready=self._core.is_model_ready(request.name, request.version))
 
     async def ServerMetadata(  # noqa: N802
         self,
@@ -98,44 +82,33 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.ServerMetadataResponse:
         """Name, version, extensions."""
-        return models.server_metadata()
+        return ParseDict(self._core.server_metadata(), pb.ServerMetadataResponse())
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: ARG002, N802
         """Inputs and outputs."""
-        served = self._model(request.name, request.version).served
-        return models.model_metadata(served, [one.served.version for one in self._screener.all()])
+        return ParseDict(self._core.model_metadata(request.name, request.version), pb.ModelMetadataResponse())
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: ARG002, N802
         """Inputs, outputs and the largest batch."""
-        served = self._model(request.name, request.version).served
-        return pb.ModelConfigResponse(config=models.model_config(served, self._max_batch))
+        config = self._core.model_config(request.name, request.version)
+        return ParseDict({"config": config}, pb.ModelConfigResponse())
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802
         """Counts and times of the model, all its versions together, or of all models, which is the same."""
-        served = self._model(request.name, request.version).served if request.name else self._screener.served
-        return pb.ModelStatisticsResponse(model_stats=[models.model_statistics(served, self._metrics)])
+        statistics = self._core.model_statistics(request.name, request.version)
+        return ParseDict({"model_stats": statistics}, pb.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
         """The one model, in each of its versions."""
-        return models.repository_index([one.served for one in self._screener.all()])
+        return ParseDict({"models": self._core.repository_index()}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(  # noqa: N802
         self,
         request: pb.RepositoryModelLoadRequest,
         context: Context,  # noqa: ARG002
     ) -> pb.RepositoryModelLoadResponse:
-        """Load the model anew from where it is, and the candidate; the old ones stay until the new ones are there, and
-        if that fails.
-        """
-        self._model(request.model_name, "")
-        if request.parameters:
-            raise invalid(
-                "parameters", "none: a model is loaded from where it is", ", ".join(sorted(request.parameters))
-            )
-        try:
-            await self._reload()
-        except AskanceError as error:
-            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        """Load the model anew from where it is, and the candidate."""
+        await self._core.load(request.model_name, _parameters(request.parameters))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(  # noqa: N802
@@ -144,62 +117,37 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.RepositoryModelUnloadResponse:
         """Unload the version that the parameter `version` names, which must not be the default one."""
-        version = request.parameters["version"].string_param if "version" in request.parameters else ""
-        self._unload(self._model(request.model_name, version).served.version)
+        self._core.unload(request.model_name, _parameters(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: ARG002, N802
         """Screen a batch; an image that fails gets its error in its row, unless all fail."""
-        return await self._infer(request, Call.of(context, request, request.id))
+        return await self._infer(request, this_call())
 
     async def ModelStreamInfer(  # noqa: N802
-        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+        self,
+        request_iterator: AsyncIterator[pb.ModelInferRequest],
+        context: Context,  # noqa: ARG002
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Screen a stream of batches, answered in order; a request that fails gets an error in its place."""
-        answer = partial(self._item, context=context)
-        stream = in_order(request_iterator, answer, self._config.stream_window, self._gate.closing)
-        async with aclosing(stream) as responses:
+        answer = partial(self._item, stream=this_call())
+        window, closing = self._parts.config.limits.stream_window, self._parts.admission.closing
+        async with aclosing(in_order(request_iterator, answer, window, closing)) as responses:
             async for response in responses:
                 yield response
 
-    def _find(self, name: str, version: str) -> ModelVersion | None:
-        deployed = self._screener.at(version)
-        return deployed if deployed is not None and name == deployed.served.classifier else None
-
-    def _model(self, name: str, version: str) -> ModelVersion:
-        deployed = self._find(name, version)
-        if deployed is None:
-            asked = f"{name} {version}".rstrip()
-            versions = ", ".join(one.served.version for one in self._screener.all())
-            raise StatusError(
-                grpc.StatusCode.NOT_FOUND,
-                f"model {asked[:80]!r} is not served: {self._screener.served.classifier} version {versions} is",
-                "invalid",
-            )
-        return deployed
-
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        deployed = self._model(request.model_name, request.model_version)
-        served = deployed.served
-        if served is not self._screener.served:  # another guard is another oracle
-            call.identity.require(Role.SCORES)
-        outputs = _wanted(request, served, call.identity, self._screener.shows_verdicts)
-        pictures = pictures_of(request, served.screen.preprocessing, self._max_batch)
-        explain = any(output.role is Role.EXPLANATIONS for output in outputs)
-        answered, outcomes = await self._screener.screen(pictures, explain, call, deployed)
-        errors = [outcome for outcome in outcomes if isinstance(outcome, StatusError)]
-        fatal = [error for error in errors if error.code not in _ITEMS]
-        if fatal or len(errors) == len(outcomes):
-            raise (fatal or errors)[0]
-        with self._metrics.timed("respond"):
-            return _response(request.id, answered, outputs, outcomes)
+        call.received(request.ByteSize(), request.id)
+        answer = await self._core.infer(_request(request), call)
+        with self._parts.metrics.timed("respond"):
+            return _response(request.id, answer)
 
-    async def _item(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
+    async def _item(self, request: pb.ModelInferRequest, stream: Call) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
+        call = stream.item()
         try:
-            with self._request_log.request("ModelStreamInfer", metadata_of(context), deadline_of(context)):
-                response = await self._infer(request, Call.of(context, request, request.id))
-                return pb.ModelStreamInferResponse(infer_response=response)
+            with self._parts.request_log.request(call):
+                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, call))
         except StatusError as error:
             message = str(error)
         except Exception as error:
@@ -211,57 +159,60 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-def _wanted(request: pb.ModelInferRequest, served: LoadedBundle, client: Identity, shows_verdicts: bool) -> list[Output]:
-    """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
-    known = outputs_of(served.screen)
-    detail = _detail(request)
-    if detail is not None:
-        for role in detail:
-            client.require(role)
-        if not shows_verdicts:
-            raise withheld()
-        return [output for output in known.values() if output.role in detail]
-    if not request.outputs:
-        shown = client.roles - {Role.EXPLANATIONS}
-        return [output for output in known.values() if output.role in shown and (output.prediction or shows_verdicts)]
-    for asked in request.outputs:
-        if asked.name not in known:
-            raise invalid("outputs", f"names among {', '.join(known)}", repr(asked.name[:40]))
-        if asked.parameters:
-            raise invalid(f"outputs[{asked.name}].parameters", "none", ", ".join(sorted(asked.parameters))[:80])
-        client.require(known[asked.name].role)
-        if not (known[asked.name].prediction or shows_verdicts):
-            raise withheld()
-    return [known[asked.name] for asked in request.outputs]
+def _request(request: pb.ModelInferRequest) -> InferenceRequest:
+    """The message as plain data; nothing that may be long is walked or copied."""
+    if len(request.raw_input_contents) > 1:
+        raise invalid("raw_input_contents", "one entry for one input", f"{len(request.raw_input_contents)}")
+    inputs = [_input(one) for one in request.inputs[:2]]  # one is wanted: more are as wrong as two
+    if request.raw_input_contents:
+        inputs = [_with_raw(one, sent, request) for one, sent in zip(inputs, request.inputs, strict=False)]
+    outputs = [RequestedOutput(one.name, _parameters(one.parameters)) for one in request.outputs]
+    return InferenceRequest(
+        request.model_name, request.model_version, request.id, inputs, outputs, _parameters(request.parameters)
+    )
 
 
-def _detail(request: pb.ModelInferRequest) -> tuple[Role, ...] | None:
-    """What the parameter `detail` asks to see; None without it."""
-    if DETAIL not in request.parameters:
-        return None
-    asked = request.parameters[DETAIL].string_param
-    if asked not in _DETAILS:
-        raise invalid(f"parameters[{DETAIL}]", f"a string among {', '.join(_DETAILS)}", repr(asked[:40]))
-    if request.outputs:
-        raise invalid("outputs", f"none beside parameters[{DETAIL}]", f"{len(request.outputs)}")
-    return _DETAILS[asked]
+def _input(tensor: pb.ModelInferRequest.InferInputTensor) -> InputTensor:
+    contents = _CONTENTS.get(tensor.datatype, "bytes_contents")
+    return InputTensor(
+        tensor.name,
+        tensor.datatype,
+        tuple(tensor.shape),
+        _parameters(tensor.parameters),
+        values=getattr(tensor.contents, contents),
+        values_field=f"contents.{contents}",
+    )
 
 
-def _response(
-    request_id: str, served: LoadedBundle, outputs: Sequence[Output], outcomes: Sequence[Prediction | StatusError]
-) -> pb.ModelInferResponse:
+def _with_raw(
+    tensor: InputTensor, sent: pb.ModelInferRequest.InferInputTensor, request: pb.ModelInferRequest
+) -> InputTensor:
+    if sent.HasField("contents"):
+        raise invalid("inputs[0].contents", "nothing beside raw_input_contents", "both")
+    raw = request.raw_input_contents[0]
+    return InputTensor(tensor.name, tensor.datatype, tensor.shape, tensor.parameters, raw)
+
+
+def _parameters(sent: Mapping[str, Any]) -> Parameters:
+    """Parameters as plain values; one that holds none is an empty string."""
+    found = {}
+    for name in sent:
+        kind = sent[name].WhichOneof("parameter_choice")
+        found[name] = "" if kind is None else getattr(sent[name], kind)
+    return found
+
+
+def _response(request_id: str, answer: InferenceAnswer) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
-        model_name=served.classifier,
-        model_version=served.version,
+        model_name=answer.bundle.classifier,
+        model_version=answer.bundle.version,
         id=request_id,
         outputs=[
-            pb.ModelInferResponse.InferOutputTensor(
-                name=output.name, datatype=output.datatype, shape=[len(outcomes), output.width]
-            )
-            for output in outputs
+            pb.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
+            for one in answer.outputs
         ],
-        raw_output_contents=[output.raw(outcomes) for output in outputs],
+        raw_output_contents=[one.packed() for one in answer.outputs],
     )
-    response.parameters["bundle_id"].string_param = served.bundle_id
-    response.parameters["detectors"].string_param = ",".join(served.screen.detectors)
+    for name, value in answer.parameters.items():
+        response.parameters[name].string_param = value
     return response

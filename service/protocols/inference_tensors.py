@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: the images of a request, and the outputs of an answer."""
+"""Tensors of the Open Inference Protocol, over gRPC and HTTP alike: the images of a request, the outputs of an answer."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from askance.answers import Screening, Verdict
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Prediction, Screen, Screening
-from askance.service.guard.access import Role
-from askance.service.runtime.screener import SMALL, InputImage
+from askance.detectors.screen import Screen
+from askance.service.call import Role
+from askance.service.errors import Code, StatusError, blocked, invalid
+from askance.service.observability.requests import ERROR
 from askance.service.protocols.images import decode, pixels_of
-from askance.service.observability.requests import ERROR, UNSCREENED
-from askance.service.pb.inference import inference_pb2 as pb
-from askance.service.errors import StatusError, invalid
+from askance.service.runtime.batcher import Outcome
+from askance.service.runtime.screener import SMALL_BYTES, InputImage
 
 IMAGE, ENCODED = "image", "encoded"
+Parameters = Mapping[str, str | int | float | bool]
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "UINT8": np.dtype("u1"),
@@ -34,11 +35,76 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 
 
-def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max_batch: int) -> list[InputImage]:
+@dataclass(frozen=True)
+class InputTensor:
+    """One input of a request, its contents not yet walked.
+
+    Attributes:
+        name, datatype, shape, parameters: as sent.
+        raw: its contents as bytes, little-endian; None where they came as `values`.
+        values: numbers, or the elements of BYTES.
+        values_field: what `values` is called on the wire, for errors.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: Parameters = field(default_factory=dict)
+    raw: bytes | None = None
+    values: Sequence[Any] = ()
+    values_field: str = "data"
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """One output that a request names."""
+
+    name: str
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """A request to infer, whatever it came by."""
+
+    model_name: str
+    model_version: str
+    id: str
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[RequestedOutput]
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One output of an answer.
+
+    Attributes:
+        name, datatype: as asked for.
+        rows: one for each image; bytes where the datatype is BYTES.
+    """
+
+    name: str
+    datatype: str
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, width]."""
+        return len(self.rows), len(self.rows[0])
+
+    def packed(self) -> bytes:
+        """The contents row by row, little-endian."""
+        if self.datatype == "BYTES":
+            return b"".join(_LENGTH.pack(len(text)) + text for row in self.rows for text in row)
+        return np.array(self.rows, _DTYPES[self.datatype]).tobytes()
+
+
+def images_of(request: InferenceRequest, preprocessing: Preprocessing, max_batch: int) -> list[InputImage]:
     """The images of a request: one input, `image` (FP32 or UINT8, [N, C, H, W]) or `encoded` (BYTES, [N] or [N, 1]).
 
     Args:
-        request: with raw or typed contents.
+        request: with raw or typed contents; counts and sizes are judged before contents are walked.
         preprocessing: the shape of an image.
         max_batch: the greatest N.
 
@@ -49,17 +115,12 @@ def pictures_of(request: pb.ModelInferRequest, preprocessing: Preprocessing, max
         raise invalid("inputs", f"one, {IMAGE} or {ENCODED}", str(len(request.inputs)))
     (tensor,) = request.inputs
     if any(name.startswith("shared_memory") for name in tensor.parameters):
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "shared memory is not served: send the contents", "invalid")
-    if len(request.raw_input_contents) > 1:
-        raise invalid("raw_input_contents", "one entry for one input", f"{len(request.raw_input_contents)}")
-    if request.raw_input_contents and tensor.HasField("contents"):
-        raise invalid("inputs[0].contents", "nothing beside raw_input_contents", "both")
-    raw = request.raw_input_contents[0] if request.raw_input_contents else None
+        raise StatusError(Code.UNIMPLEMENTED, "shared memory is not served: send the contents", "invalid")
     if tensor.name == IMAGE:
-        images = _images(tensor, raw, preprocessing.shape, max_batch)
-        return [InputImage(partial(_pixels, image), image.nbytes <= SMALL) for image in images]
+        images = _images(tensor, preprocessing.shape, max_batch)
+        return [InputImage(partial(_pixels, image), image.nbytes <= SMALL_BYTES) for image in images]
     if tensor.name == ENCODED:
-        return [InputImage(partial(decode, content), False) for content in _files(tensor, raw, max_batch)]
+        return [InputImage(partial(decode, content), False) for content in _files(tensor, max_batch)]
     raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", _shown(tensor.name))
 
 
@@ -71,7 +132,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
-def _count(tensor: pb.ModelInferRequest.InferInputTensor, fits: bool, expected: str, max_batch: int) -> int:
+def _count(tensor: InputTensor, fits: bool, expected: str, max_batch: int) -> int:
     """N of a shape that fits."""
     shape = list(tensor.shape)
     if not fits or not 1 <= shape[0] <= max_batch:
@@ -80,43 +141,46 @@ def _count(tensor: pb.ModelInferRequest.InferInputTensor, fits: bool, expected: 
     return int(shape[0])
 
 
-def _images(
-    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, shape: tuple[int, int, int], max_batch: int
-) -> NDArray[Any]:
+def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) -> NDArray[Any]:
     if tensor.datatype not in ("FP32", "UINT8"):
         raise invalid(f"{IMAGE}.datatype", "FP32 or UINT8", _shown(tensor.datatype))
     fits = tuple(tensor.shape[1:]) == shape
     count = _count(tensor, fits, f"[N, {', '.join(map(str, shape))}] (channels, height, width)", max_batch)
     dtype, values = _DTYPES[tensor.datatype], count * math.prod(shape)
-    if raw is not None:
-        if len(raw) != values * dtype.itemsize:
-            raise invalid(f"{IMAGE}'s contents", f"{values * dtype.itemsize} bytes", str(len(raw)))
-        return np.frombuffer(raw, dtype).reshape(count, *shape)
-    contents = tensor.contents
-    given: Sequence[float] = contents.fp32_contents if tensor.datatype == "FP32" else contents.uint_contents
-    if len(given) != values:
-        field = "fp32_contents" if tensor.datatype == "FP32" else "uint_contents"
-        raise invalid(f"{IMAGE}.contents.{field}", f"{values} values", str(len(given)))
-    if tensor.datatype == "UINT8" and max(given) > np.iinfo(np.uint8).max:
-        raise invalid(f"{IMAGE}.contents.uint_contents", "values from 0 to 255", str(max(given)))
-    return np.array(given, dtype).reshape(count, *shape)
+    if tensor.raw is not None:
+        if len(tensor.raw) != values * dtype.itemsize:
+            raise invalid(f"{IMAGE}'s contents", f"{values * dtype.itemsize} bytes", str(len(tensor.raw)))
+        return np.frombuffer(tensor.raw, dtype).reshape(count, *shape)
+    where = f"{IMAGE}.{tensor.values_field}"
+    if len(tensor.values) != values:
+        raise invalid(where, f"{values} values", str(len(tensor.values)))
+    given = np.array(tensor.values)
+    if given.dtype.kind not in "iuf":
+        raise invalid(where, "numbers", "something else")
+    if tensor.datatype == "UINT8":
+        wrong = given[(given < 0) | (given > np.iinfo(np.uint8).max) | (given != np.floor(given))]
+        if len(wrong):
+            raise invalid(where, "values from 0 to 255", f"{wrong.max():g}")
+    return given.astype(dtype).reshape(count, *shape)
 
 
-def _files(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max_batch: int) -> list[bytes]:
+def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:
     if tensor.datatype != "BYTES":
         raise invalid(f"{ENCODED}.datatype", "BYTES", _shown(tensor.datatype))
     fits = len(tensor.shape) in (1, 2) and tuple(tensor.shape[1:]) in ((), (1,))
     count = _count(tensor, fits, "[N] or [N, 1]", max_batch)
-    elements = list(tensor.contents.bytes_contents) if raw is None else _elements(raw)
+    elements = tensor.values if tensor.raw is None else _elements(tensor.raw, count)
     if len(elements) != count:
         raise invalid(f"{ENCODED}'s contents", f"{count} elements", str(len(elements)))
-    return elements
+    return list(elements)
 
 
-def _elements(raw: bytes) -> list[bytes]:
-    """The elements of a BYTES tensor, each preceded by its length."""
+def _elements(raw: bytes, count: int) -> list[bytes]:
+    """The elements of a BYTES tensor, each preceded by its length; no more are looked at than are expected."""
     elements, at = [], 0
     while at < len(raw):
+        if len(elements) == count:
+            raise invalid(f"{ENCODED}'s contents", f"{count} elements", "more bytes")
         start = at + _LENGTH.size
         if start > len(raw) or (end := start + _LENGTH.unpack_from(raw, at)[0]) > len(raw):
             raise invalid(f"{ENCODED}'s contents", "each element after its length (4 bytes)", "fewer bytes")
@@ -133,35 +197,38 @@ class Output:
         name: of the tensor.
         datatype: "BYTES", "FP32", "FP64" or "INT32".
         width: numbers an image.
-        of: what it says of an image that was answered; a sequence where `width` is not one.
-        missing: what it says of one that was not, for each number.
+        of: what it says of an Answer that has what `needs` names; a sequence where `width` is not one.
+        missing: what it says of one that has not, for each number.
+        needs: "prediction", "screening", or "" (it is of every image, errors too).
         role: what a client must be granted to see it.
-        prediction: whether it is of the prediction, not of the verdict.
     """
 
     name: str
     datatype: str
     width: int
-    of: Callable[[Any], Any]  # of a Prediction where `prediction`, else of a Screening
+    of: Callable[[Any], Any]  # of a Prediction, a Screening, or an Outcome, by `needs`
     missing: Any
+    needs: str
     role: Role = Role.PREDICT
-    prediction: bool = False
 
-    def raw(self, outcomes: Sequence[Prediction | StatusError]) -> bytes:
-        """The tensor's content, [N, width] row by row, little-endian."""
-        rows = [self._row(outcome) for outcome in outcomes]
-        if self.datatype == "BYTES":
-            return b"".join(_LENGTH.pack(len(text)) + text for row in rows for text in row)
-        return np.array(rows, _DTYPES[self.datatype]).tobytes()
+    @property
+    def is_of_prediction(self) -> bool:
+        """Whether it says nothing of the verdict."""
+        return self.needs == "prediction" or self.name == "error"
 
-    def _row(self, outcome: Prediction | StatusError) -> list[Any]:
-        if isinstance(outcome, StatusError):
-            row = [str(outcome) if self.name == "error" else self.missing] * self.width
-        elif not (self.prediction or isinstance(outcome, Screening)):
-            row = [UNSCREENED if self.name == "verdict" else self.missing] * self.width
+    def tensor(self, outcomes: Sequence[Outcome]) -> OutputTensor:
+        """The rows of some images."""
+        return OutputTensor(self.name, self.datatype, [self._row(outcome) for outcome in outcomes])
+
+    def _row(self, outcome: Outcome) -> list[Any]:
+        found: Any = outcome
+        if self.needs:
+            found = None if isinstance(outcome, StatusError) else getattr(outcome, self.needs)
+        if found is None:
+            row = [self.missing] * self.width
         else:
-            found = self.of(outcome)
-            row = [found] if self.width == 1 and not isinstance(found, tuple) else list(found)
+            said = self.of(found)
+            row = list(said) if isinstance(said, tuple) else [said]
         return [text.encode() for text in row] if self.datatype == "BYTES" else row
 
 
@@ -169,18 +236,53 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
     """Everything that an answer can hold, in order."""
     classes, detectors = len(screen.class_names), len(screen.detectors)
     outputs = (
-        Output("label", "BYTES", 1, lambda s: s.label, "", prediction=True),
-        Output("index", "INT32", 1, lambda s: s.index, -1, prediction=True),
-        Output("probabilities", "FP32", classes, lambda s: s.probabilities, math.nan, prediction=True),
-        Output("verdict", "BYTES", 1, lambda s: s.verdict.value, ERROR),
-        Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, Role.SCORES),
-        Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, Role.SCORES),
-        Output("p_values", "FP64", detectors, _p_values, math.nan, Role.SCORES),
-        Output("scores", "FP64", detectors, _scores, math.nan, Role.SCORES),
-        Output("error", "BYTES", 1, lambda _: "", "", prediction=True),
-        Output("explanation", "BYTES", 1, _explanation, "", Role.EXPLANATIONS),
+        Output("label", "BYTES", 1, lambda p: p.label, "", "prediction"),
+        Output("index", "INT32", 1, lambda p: p.index, -1, "prediction"),
+        Output("probabilities", "FP32", classes, lambda p: p.probabilities, math.nan, "prediction"),
+        Output("verdict", "BYTES", 1, _verdict, "", ""),
+        Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, "screening", Role.SCORES),
+        Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, "screening", Role.SCORES),
+        Output("p_values", "FP64", detectors, _p_values, math.nan, "screening", Role.SCORES),
+        Output("scores", "FP64", detectors, _scores, math.nan, "screening", Role.SCORES),
+        Output("error", "BYTES", 1, _error, "", ""),
+        Output("explanation", "BYTES", 1, _explanation, "", "screening", Role.EXPLANATIONS),
     )
     return {output.name: output for output in outputs}
+
+
+def top_classes(probabilities: Output, class_names: Sequence[str], count: int) -> Output:
+    """Triton's classification extension: the `count` most probable classes as "value:index:label", greatest first.
+
+    Args:
+        probabilities: the output whose values they are.
+        class_names: the labels.
+        count: from 1 to the number of classes.
+    """
+
+    def strings(prediction: Any) -> tuple[str, ...]:
+        shares = prediction.probabilities
+        order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))[:count]
+        return tuple(f"{shares[i]:f}:{i}:{class_names[i]}" for i in order)
+
+    return Output(probabilities.name, "BYTES", count, strings, "", "prediction")
+
+
+def _verdict(outcome: Outcome) -> str:
+    if isinstance(outcome, StatusError) or outcome.verdict is None:
+        return ERROR
+    return outcome.verdict.value
+
+
+def _error(outcome: Outcome) -> str:
+    error = error_of(outcome)
+    return "" if error is None else str(error)
+
+
+def error_of(outcome: Outcome) -> StatusError | None:
+    """Why an image has no prediction; None if it has one."""
+    if isinstance(outcome, StatusError):
+        return outcome
+    return blocked() if outcome.verdict is Verdict.BLOCKED else None
 
 
 def _p_values(screening: Screening) -> tuple[float, ...]:

@@ -1,37 +1,34 @@
-"""Messages: what the wire says of a Screening and of what is served."""
+"""Messages: what the wire says of a Screening and of what is bundle."""
 
 from __future__ import annotations
 
 from google.protobuf.struct_pb2 import Struct
 
-from askance.detectors.screen import DetectorVerdict, Prediction, Screening, Verdict
+from askance.answers import Answer, DetectorVerdict
 from askance.service.config import ServerConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.runtime.model import LoadedBundle
 
-_VERDICTS = {
-    Verdict.CLEAN: pb.Verdict.CLEAN,
-    Verdict.SUSPECT: pb.Verdict.SUSPECT,
-    Verdict.ADVERSARIAL: pb.Verdict.ADVERSARIAL,
-}
 _RESIZES = {"refuse": pb.Input.REFUSE, "bilinear": pb.Input.BILINEAR}
 
 
 def screen_response(
-    request_id: str, bundle_id: str, answer: Prediction, *, verdict: bool, scores: bool
+    request_id: str, bundle_id: str, answer: Answer, *, verdict: bool, scores: bool
 ) -> pb.ScreenResponse:
     """The answer for one image: its prediction; the verdict and the scores, where they are to be seen."""
+    assert answer.prediction is not None, "a blocked image has an error in place of a response"
+    prediction = answer.prediction
     response = pb.ScreenResponse(
         request_id=request_id,
         bundle_id=bundle_id,
-        prediction=pb.Prediction(index=answer.index, name=answer.label, probability=answer.probability),
-        probabilities=answer.probabilities,
+        prediction=pb.Prediction(index=prediction.index, name=prediction.label, probability=prediction.probability),
+        probabilities=prediction.probabilities,
     )
-    if verdict:
-        response.verdict = _VERDICTS[answer.verdict] if isinstance(answer, Screening) else pb.Verdict.UNSCREENED
-    if scores and isinstance(answer, Screening):
-        response.p_value, response.score = answer.fused.p_value, answer.fused.score
-        response.detectors.extend(_detector_verdict(word) for word in answer.detectors)
+    if verdict and answer.verdict is not None:
+        response.verdict = pb.Verdict.Value(answer.verdict.value)
+    if scores and answer.screening is not None:
+        response.p_value, response.score = answer.screening.fused.p_value, answer.screening.fused.score
+        response.detectors.extend(_detector_verdict(word) for word in answer.screening.detectors)
     return response
 
 
@@ -44,13 +41,13 @@ def _detector_verdict(word: DetectorVerdict) -> pb.DetectorVerdict:
     return message
 
 
-def describe_response(served: LoadedBundle, config: ServerConfig) -> pb.DescribeResponse:
+def describe_response(bundle: LoadedBundle, config: ServerConfig) -> pb.DescribeResponse:
     """What is served, what it accepts, and how it is calibrated."""
-    screen = served.screen
+    screen = bundle.screen
     preprocessing = screen.preprocessing
     response = pb.DescribeResponse(
-        bundle_id=served.bundle_id,
-        classifier=served.classifier,
+        bundle_id=bundle.bundle_id,
+        classifier=bundle.classifier,
         class_names=screen.class_names,
         input=pb.Input(
             channels=preprocessing.channels,
@@ -65,10 +62,10 @@ def describe_response(served: LoadedBundle, config: ServerConfig) -> pb.Describe
             pb.DetectorDescription(name=name, layers=detector.layers) for name, detector in screen.detectors.items()
         ],
         levels=[pb.Level(name=name, false_positive_rate=target) for name, target in screen.calibration.levels.items()],
-        calibration_samples=served.calibration_samples,
-        fusion_samples=served.fusion_samples,
-        max_message_bytes=config.max_message_bytes,
-        max_image_pixels=config.max_image_pixels,
+        calibration_samples=bundle.calibration_samples,
+        fusion_samples=bundle.fusion_samples,
+        max_message_bytes=config.limits.max_message_bytes,
+        max_image_pixels=config.limits.max_image_pixels,
     )
-    response.created.FromDatetime(served.created)
+    response.created.FromDatetime(bundle.created)
     return response

@@ -24,32 +24,32 @@ class Candidate:
     """Screens answered images one by one while no request needs the inference thread, so that none waits long for it.
 
     Args:
-        served: the candidate; its screen is closed by whoever opened it.
+        bundle: the candidate; its screen is closed by whoever opened it.
         executor: the inference thread.
-        agreement: counts where it differs.
+        metrics: counts where it differs.
         idle: whether no request needs the thread.
     """
 
-    def __init__(self, served: LoadedBundle, executor: Executor, agreement: CandidateMetrics, idle: Callable[[], bool]) -> None:
-        self.served = served
+    def __init__(self, bundle: LoadedBundle, executor: Executor, metrics: CandidateMetrics, idle: Callable[[], bool]) -> None:
+        self.bundle = bundle
         self._executor = executor
-        self._agreement = agreement
+        self._metrics = metrics
         self._idle = idle
         self._answered: asyncio.Queue[tuple[Tensor, Answer]] = asyncio.Queue(WAITING_IMAGES)
         self._worker = asyncio.create_task(self._work(), name="askance-candidate")
-        agreement.candidate(served.bundle_id)
+        metrics.candidate(bundle.bundle_id)
 
     def offer(self, image: Tensor, answer: Answer) -> None:
         """An image [C, H, W] and what was answered; never waits."""
         try:
             self._answered.put_nowait((image, answer))
         except asyncio.QueueFull:
-            self._agreement.skipped()
+            self._metrics.skipped()
 
     def stop(self) -> None:
         """Screen no more."""
         self._worker.cancel()
-        self._agreement.candidate(None)
+        self._metrics.candidate(None)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -57,12 +57,12 @@ class Candidate:
             image, answered = await self._answered.get()
             while not self._idle():
                 await asyncio.sleep(POLL_SECONDS)
-            self._agreement.compared(answered, await loop.run_in_executor(self._executor, self._screen, image))
+            self._metrics.compared(answered, await loop.run_in_executor(self._executor, self._screen, image))
 
     def _screen(self, image: Tensor) -> Answer | ScreenError:
         try:
-            (result,) = self.served.screen(image[None])
+            (result,) = self.bundle.screen(image[None])
         except Exception as error:
-            logger.warning("the candidate %s failed on an image: %r", self.served.version, error)
+            logger.warning("the candidate %s failed on an image: %r", self.bundle.version, error)
             return ScreenError(str(error))
         return result
