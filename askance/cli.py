@@ -131,13 +131,16 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Server settings, TOML.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [default: 8500].")] = None,
+    rest_port: Annotated[
+        int | None, typer.Option(help="Port of the Open Inference Protocol over HTTP [default: not served].")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
     candidate: Annotated[
         Path | None,
         typer.Option(metavar="BUNDLE2", help="Screens unseen what BUNDLE has answered, for the metrics."),
     ] = None,
     single_pass: Annotated[
-        bool | None, typer.Option("--single-pass", help="Leave out the constellation and its extra forward passes.")
+        bool | None, typer.Option("--single-pass", help="Leave out detectors that need extra forward passes.")
     ] = None,
     disclose: Annotated[
         bool, typer.Option("--disclose", help="Show scores and explanations to everyone, for trials.")
@@ -146,18 +149,21 @@ def serve(
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     if hasattr(signal, "SIGHUP"):  # until it means "load anew": a start is as good
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from askance.service.guard.access import DISCLOSING
+    from askance.service.call import DISCLOSING
     from askance.service.config import ServerConfig
     from askance.service.process import serve as serve_bundle
 
     settings = ServerConfig.load(
         config,
-        host=host,
-        port=port,
-        metrics_port=metrics_port,
-        candidate=candidate,
-        single_pass=single_pass,
-        anonymous=DISCLOSING if disclose else None,
+        {
+            "host": host,
+            "port": port,
+            "rest_port": rest_port,
+            "metrics_port": metrics_port,
+            "rollout.candidate": candidate,
+            "inference.single_pass": single_pass,
+            "access.anonymous": DISCLOSING if disclose else None,
+        },
     )
     serve_bundle(bundle, settings, lambda serving: print(serving, flush=True))  # noqa: T201
 

@@ -109,9 +109,7 @@ def blocked() -> StatusError:
 
 def withheld() -> StatusError:
     """PERMISSION_DENIED: the server keeps its verdicts from every client."""
-    return StatusError(
-        Code.PERMISSION_DENIED, "verdicts are not given to clients here (policy monitor)", "forbidden"
-    )
+    return StatusError(Code.PERMISSION_DENIED, "verdicts are not given to clients here (policy monitor)", "forbidden")
 
 
 def unavailable(state: str) -> StatusError:

@@ -15,6 +15,7 @@ from askance.errors import AskanceError
 _LINE = re.compile(
     r"askance: serving bundle (?P<bundle>\w+) on (?P<host>\S+):(?P<port>\d+), "
     r"metrics on http://\S+:(?P<metrics_port>\d+)/metrics"
+    r"(, REST on https?://\S+:(?P<rest_port>\d+)/v2)?"
 )
 
 
@@ -27,18 +28,21 @@ class Serving:
         host: the address it listens on.
         port: of gRPC.
         metrics_port: of HTTP.
+        rest_port: of the Open Inference Protocol over HTTP; None where it is not served.
     """
 
     bundle_id: str
     host: str
     port: int
     metrics_port: int
+    rest_port: int | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
+        rest = "" if self.rest_port is None else f", REST on http://{host}:{self.rest_port}/v2"
         return (
             f"askance: serving bundle {self.bundle_id[:12]} on {host}:{self.port}, "
-            f"metrics on http://{host}:{self.metrics_port}/metrics"
+            f"metrics on http://{host}:{self.metrics_port}/metrics{rest}"
         )
 
     @property
@@ -54,7 +58,8 @@ class Serving:
         if match is None:
             return None
         host = match["host"].removeprefix("[").removesuffix("]")
-        return cls(match["bundle"], host, int(match["port"]), int(match["metrics_port"]))
+        rest = None if match["rest_port"] is None else int(match["rest_port"])
+        return cls(match["bundle"], host, int(match["port"]), int(match["metrics_port"]), rest)
 
 
 @contextmanager

@@ -19,18 +19,24 @@ from PIL import Image
 
 from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
-from askance.service import log
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving
+from askance.service.observability import log
+from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
-from askance.service.observability.tracing import export_traces
 
 logger = logging.getLogger(__name__)
 
 Stamp = tuple[Path, int, int]
-GARBAGE = (10_000, 20, 20)  # objects, and rounds, between collections; thousands are alive in flight under load
-SWITCH = 0.0005  # seconds that one thread may hold the interpreter while the other, event loop or inference, waits
+GARBAGE_THRESHOLDS = (
+    10_000,
+    20,
+    20,
+)  # objects, and rounds, between collections; thousands are alive in flight under load
+SWITCH_INTERVAL_SECONDS = (
+    0.0005  # that one thread may hold the interpreter while the other, event loop or inference, waits
+)
 
 
 def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
@@ -51,7 +57,7 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
 
 
 def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
-    return lambda: LoadedBundle.open(path, single_pass=config.single_pass)
+    return lambda: LoadedBundle.open(path, single_pass=config.inference.single_pass)
 
 
 def run(
@@ -64,11 +70,11 @@ def run(
     # This process is the server's own, hence the settings that hold for all of it.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    sys.setswitchinterval(SWITCH)
-    torch.set_num_threads(config.inference_threads or max(1, _cpus() - 1))
-    log.configure(config.log_level, config.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    torch.set_num_threads(config.inference.threads or max(1, _cpus() - 1))
+    log.configure(config.log.level, config.log.format)
     with contextlib.ExitStack() as stack:
-        if config.traces:
+        if config.log.traces:
             stack.callback(export_traces())
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
         runner.run(_run(load, config, ready, source))
@@ -93,20 +99,23 @@ async def _run(
             loop.add_signal_handler(number, on_signal)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, reload.set)
-        sources = [path for path in (source, config.candidate) if path is not None]
+        sources = [path for path in (source, config.rollout.candidate) if path is not None]
         seen = {path: _stamp(path) for path in sources}  # before they are loaded: what changes meanwhile is a change
-        candidate = None if config.candidate is None else _opener(config.candidate, config)
+        candidate = None if config.rollout.candidate is None else _opener(config.rollout.candidate, config)
         served = await server.deploy(load, candidate)
         # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
         # event loop's time under load.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*GARBAGE)
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
         tasks = [asyncio.create_task(_reload_when_told(server, reload))]
-        if config.watch_seconds:
-            tasks += [asyncio.create_task(_follow(path, seen[path], config.watch_seconds, reload)) for path in sources]
+        if config.rollout.watch_seconds:
+            tasks += [
+                asyncio.create_task(_follow(path, seen[path], config.rollout.watch_seconds, reload)) for path in sources
+            ]
         if ready is not None and not stopping.is_set():
-            ready(Serving(served.bundle_id, config.host, server.ports.port, server.ports.metrics_port))
+            ports = server.ports
+            ready(Serving(served.bundle_id, config.host, ports.port, ports.metrics_port, ports.others.get("rest")))
         await stopping.wait()
         logger.info("draining")
         for task in tasks:

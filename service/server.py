@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -18,27 +18,26 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
-from askance.service import inference, screening
+from askance.service.config import ConnectionsConfig, ServerConfig
 from askance.service.guard.access import Access
-from askance.service.runtime.screener import Screener
-from askance.service.config import ServerConfig
-from askance.service.runtime.repository import ModelRepository
-from askance.service.observability.http import MetricsServer, cannot_listen
-from askance.service.guard.interceptor import Gate, State
-from askance.service.observability.requests import RequestLog
-from askance.service.pb.askance.v1 import screening_pb2_grpc
-from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.runtime.model import LoadedBundle
-from askance.service.observability.metrics import Metrics
+from askance.service.guard.admission import Admission, State
+from askance.service.guard.interceptor import Interceptor
 from askance.service.guard.tls import Certificates
+from askance.service.observability.http import MetricsServer, cannot_listen
+from askance.service.observability.metrics import Metrics
+from askance.service.observability.requests import RequestLog
+from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
+from askance.service.runtime.model import LoadedBundle
+from askance.service.runtime.repository import ModelRepository
+from askance.service.runtime.screener import Screener
 
 logger = logging.getLogger(__name__)
 
-SERVICES = (screening.SERVICE, inference.SERVICE)
 HEALTH_NAMES = ("", *SERVICES)
-QUIET, LINGER = 0.05, 1.0  # seconds without a call until gRPC stops, and the most that takes
-LAST_WORDS = 1.0  # seconds for answers to leave once every call is over; health watchers never end by themselves
-KEEPALIVE_ANSWER = 20_000  # milliseconds for a client to answer a ping
+QUIET_SECONDS = 0.05  # without a call until gRPC stops
+STRAGGLERS_SECONDS = 1.0  # the most that takes
+GRPC_STOP_GRACE_SECONDS = 1.0  # for answers to leave once every call is over; health watchers never end by themselves
+KEEPALIVE_ANSWER_MS = 20_000  # for a client to answer a ping
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -50,10 +49,12 @@ class BoundPorts:
     Attributes:
         port: of gRPC.
         metrics_port: of HTTP.
+        others: of protocols with a port of their own, by their names.
     """
 
     port: int
     metrics_port: int
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 class Server:
@@ -67,80 +68,73 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.metrics = Metrics(config.max_batch)
-        access = Access(config.clients, config.anonymous)
-        self._request_log = RequestLog(self.metrics)
+        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), INFERENCES)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
-        self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="askance-decode")
-        self._screener = Screener(config, self.metrics, self._decoders)
-        self.gate = Gate(
-            SERVICES,
-            self.metrics,
-            self._request_log,
-            access,
-            self._screener.full,
-            inference.ANY_STATE,
-            inference.ADMIN,
-        )
+        self._decoders = ThreadPoolExecutor(config.inference.decode_threads, thread_name_prefix="askance-decode")
+        self.repository = ModelRepository(config, self.metrics, self._inference)
+        self.screener = Screener(config, self.metrics, self._decoders, self.repository)
+        request_log = RequestLog(self.metrics)
+        access = Access(config.access.clients, config.access.anonymous)
+        self.admission = Admission(METHODS, self.metrics, request_log, access, self.repository.full)
+        parts = Parts(config, self.admission, self.metrics, request_log, self.repository, self.screener, self.reload)
+        self._protocols = [protocol(parts) for protocol in PROTOCOLS.values()]
         self._health = HealthServicer()
-        self._repository = ModelRepository(config, self.metrics, self._screener, self._inference)
         self._load: Callable[[], LoadedBundle] | None = None
         self._load_candidate: Callable[[], LoadedBundle] | None = None
-        self.metrics.watch_queue(self._repository.held)
+        self.metrics.watch_queue(self.repository.held)
         self._hurried = asyncio.Event()
         self._watchdog: asyncio.Task[None] | None = None
         self._metrics_server: MetricsServer | None = None
         self._grpc: grpc.aio.Server | None = None
 
     async def listen(self) -> BoundPorts:
-        """Bind both ports and answer, NOT_SERVING and UNAVAILABLE until a bundle is deployed.
+        """Bind all ports and answer, NOT_SERVING and UNAVAILABLE until a bundle is deployed.
 
         Raises:
             AskanceError: a port is in use, or the host is not this machine's; the message names the port.
         """
         config = self.config
         self._metrics_server = MetricsServer(
-            config.host, config.metrics_port, self.metrics.registry, lambda: self.gate.state.value
+            config.host, config.metrics_port, self.metrics.registry, lambda: self.admission.state.value
         )
         self._grpc = grpc.aio.server(
-            interceptors=[self.gate],
+            interceptors=[Interceptor(SERVICES, self.admission, self.metrics)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
-                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 # gRPC unfolds a compressed message whole, up to a thousandfold, before it looks at its size
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
-                *_connection_options(config),
+                *_connection_options(config.connections, config.shutdown.drain_seconds),
             ],
         )
-        parts = config, self.gate, self.metrics, self._request_log, self._screener
-        screening_pb2_grpc.add_ScreeningServicer_to_server(  # type: ignore[no-untyped-call]
-            screening.ScreeningServicer(*parts), self._grpc
-        )
-        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            inference.InferenceServicer(*parts, self.reload, self._repository.unload), self._grpc
-        )
+        for protocol in self._protocols:
+            protocol.add_to(self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
         for name in HEALTH_NAMES:
             await self._health.set(name, _NOT_SERVING)
-        if config.reflection:
+        if config.access.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         credentials = None if config.tls is None else Certificates(config.tls).credentials()
         port = _bind(self._grpc, config.host, config.port, credentials)
         await self._grpc.start()
-        return BoundPorts(port, self._metrics_server.port)
+        started = {protocol.name: await protocol.start() for protocol in self._protocols}
+        others = {name: port for name, port in started.items() if port is not None}
+        return BoundPorts(port, self._metrics_server.port, others)
 
-    async def deploy(self, load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None) -> LoadedBundle:
+    async def deploy(
+        self, load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None
+    ) -> LoadedBundle:
         """Load what is to be served, and the candidate, warm them up, and serve; `reload` loads both anew.
 
         Raises:
             AskanceError: one cannot be loaded, cannot screen an image, or does not fit the limits or the other.
         """
-        served, _ = await self._repository.deploy(load)
+        served, _ = await self.repository.load(load)
         if candidate is not None:
-            await self._repository.consider(candidate)
+            await self.repository.set_candidate(candidate)
         self._load, self._load_candidate = load, candidate
         self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
-        self.gate.open()
+        self.admission.open()
         for name in HEALTH_NAMES:
             await self._health.set(name, _SERVING)
         return served
@@ -155,9 +149,9 @@ class Server:
         """
         if self._load is None:
             raise AskanceError("nothing is served yet: there is nothing to load anew")
-        attempts = [self._repository.deploy(self._load)]
+        attempts = [self.repository.load(self._load)]
         if self._load_candidate is not None:
-            attempts.append(self._repository.consider(self._load_candidate))
+            attempts.append(self.repository.set_candidate(self._load_candidate))
         served, *candidate = [await self._replaced(attempt) for attempt in attempts]
         for outcome in (served, *candidate):
             if isinstance(outcome, AskanceError):
@@ -180,41 +174,43 @@ class Server:
 
     async def _watch(self) -> None:
         """Turn readiness off while the inference thread is at one batch for too long, and on when it comes back."""
-        limit = self.config.stall_seconds
+        limit = self.config.inference.stall_seconds
         while True:
             await asyncio.sleep(limit / 4)
-            stalled = self._repository.busy_seconds() > limit
-            if stalled is (self.gate.state is State.STALLED):
+            stalled = self.repository.busy_seconds() > limit
+            if stalled is (self.admission.state is State.STALLED):
                 continue
-            self.gate.stall(stalled)
-            if self.gate.state is State.DRAINING:
+            self.admission.stall(stalled)
+            if self.admission.state is State.DRAINING:
                 return
             logger.error("the inference thread %s", f"is stalled: no answer for {limit:g} s" if stalled else "is back")
             for name in HEALTH_NAMES:
                 await self._health.set(name, _NOT_SERVING if stalled else _SERVING)
 
     async def stop(self) -> None:
-        """Drain and stop: NOT_SERVING; after `notice_seconds` new calls UNAVAILABLE, accepted ones answered for up to
-        `drain_seconds`.
+        """Drain and stop: NOT_SERVING; after `lame_duck_seconds` new calls UNAVAILABLE, accepted ones answered for up
+        to `drain_seconds`.
 
         A call of the classifier under way is always finished: a thread cannot be interrupted.
         """
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self.gate.leave()
+        self.admission.leave()
         await self._health.enter_graceful_shutdown()
-        if self.gate.state is State.LEAVING:
+        if self.admission.state is State.LAME_DUCK:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurried.wait(), self.config.notice_seconds)
-        self.gate.close()
+                await asyncio.wait_for(self._hurried.wait(), self.config.shutdown.lame_duck_seconds)
+        self.admission.close()
         try:
-            await asyncio.wait_for(self.gate.drained.wait(), self.config.drain_seconds)
+            await asyncio.wait_for(self.admission.drained.wait(), self.config.shutdown.drain_seconds)
         except TimeoutError:
-            logger.warning("%g seconds were not enough to answer all calls", self.config.drain_seconds)
-        await self._repository.stop()
+            logger.warning("%g seconds were not enough to answer all calls", self.config.shutdown.drain_seconds)
+        for protocol in self._protocols:
+            await protocol.stop()
+        await self.repository.stop()
         if self._grpc is not None:
             await self._refuse_stragglers()
-            await self._grpc.stop(LAST_WORDS)
+            await self._grpc.stop(GRPC_STOP_GRACE_SECONDS)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
         for executor in (self._inference, self._decoders):
@@ -225,16 +221,16 @@ class Server:
 
         A call that waits inside gRPC when it stops ends as CANCELLED, which clients do not try elsewhere.
         """
-        for _ in range(round(LINGER / QUIET)):
-            arrived = self.gate.arrived
-            await asyncio.sleep(QUIET)
-            if self.gate.arrived == arrived:
+        for _ in range(round(STRAGGLERS_SECONDS / QUIET_SECONDS)):
+            arrived = self.admission.arrived
+            await asyncio.sleep(QUIET_SECONDS)
+            if self.admission.arrived == arrived:
                 return
 
     def hurry(self) -> None:
         """Let a `stop` under way wait no longer."""
         self._hurried.set()
-        self.gate.drained.set()
+        self.admission.drained.set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -250,19 +246,19 @@ class Server:
         await self.stop()
 
 
-def _connection_options(config: ServerConfig) -> list[tuple[str, int]]:
+def _connection_options(connections: ConnectionsConfig, drain_seconds: float) -> list[tuple[str, int]]:
     """gRPC's own settings for connections: dead ones are found, idle and old ones are closed, gently."""
     options = [
-        ("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds)),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER),
+        ("grpc.keepalive_time_ms", round(1000 * connections.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_concurrent_streams", config.max_connection_calls),
+        ("grpc.max_concurrent_streams", connections.max_calls),
     ]
-    if config.max_connection_idle_seconds:
-        options.append(("grpc.max_connection_idle_ms", round(1000 * config.max_connection_idle_seconds)))
-    if config.max_connection_age_seconds:
-        options.append(("grpc.max_connection_age_ms", round(1000 * config.max_connection_age_seconds)))
-        options.append(("grpc.max_connection_age_grace_ms", round(1000 * config.drain_seconds)))
+    if connections.max_idle_seconds:
+        options.append(("grpc.max_connection_idle_ms", round(1000 * connections.max_idle_seconds)))
+    if connections.max_age_seconds:
+        options.append(("grpc.max_connection_age_ms", round(1000 * connections.max_age_seconds)))
+        options.append(("grpc.max_connection_age_grace_ms", round(1000 * drain_seconds)))
     return options
 
 

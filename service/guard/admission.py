@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum, StrEnum
 
+from askance.service.call import Call, Role, current_call
 from askance.service.errors import StatusError, unavailable
 from askance.service.guard.access import Access, Shown
-from askance.service.call import Call, Role, current_call
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 
@@ -109,7 +109,7 @@ class Admission:
             self.drained.set()
 
     def refusal(self, method: str) -> StatusError | None:
-        """Why a request to screen would be refused whatever it holds, so that it need not be read; None if it is not."""
+        """Why a request to screen would be refused whatever it holds, so that it need not be read; else None."""
         if self._kinds[method] is not Kind.SCREENS or self.state not in OPEN:
             return None
         return self._full()

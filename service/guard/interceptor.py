@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from askance.service.call import REQUEST_ID, Call, request_id_of
 from askance.service.errors import Code, StatusError, broken, invalid
 from askance.service.guard.access import AUTHORIZATION, Shown
 from askance.service.guard.admission import Admission, Kind
-from askance.service.call import REQUEST_ID, Call, request_id_of
 from askance.service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         metrics: counts methods that do not exist.
     """
 
-    def __init__(
-        self, services: Mapping[str, Mapping[str, Kind]], admission: Admission, metrics: Metrics
-    ) -> None:
+    def __init__(self, services: Mapping[str, Mapping[str, Kind]], admission: Admission, metrics: Metrics) -> None:
         self._services = services
         self._admission = admission
         self._metrics = metrics

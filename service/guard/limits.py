@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from askance.service.errors import too_fast, too_much
 
-REMEMBERED = 10_000  # clients; the least recent are forgotten, which gives them a full allowance again
+REMEMBERED_CLIENTS = 10_000  # the least recent are forgotten, which gives them a full allowance again
 
 
 class RateLimit:
@@ -40,7 +40,7 @@ class RateLimit:
         allowance = min(self._burst, allowance + self._rate * (now - when))
         enough = images <= allowance
         self._buckets[client] = (allowance - images if enough else allowance, now)
-        if len(self._buckets) > REMEMBERED:
+        if len(self._buckets) > REMEMBERED_CLIENTS:
             self._buckets.popitem(last=False)
         if not enough:
             raise too_fast(self._rate, self._burst)

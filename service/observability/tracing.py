@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from askance.errors import ConfigError
+from askance.errors import ConfigError, extra_needed
 
 Stage = tuple[str, int, int]
 """Name, start and end on `time.perf_counter_ns`'s clock."""
@@ -40,7 +40,7 @@ def export_traces() -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError:
-        raise ConfigError("traces: this takes an extra: pip install 'askance[tracing]'") from None
+        raise ConfigError(f"log.traces: {extra_needed('opentelemetry-sdk', 'tracing')}") from None
     os.environ.setdefault("OTEL_SERVICE_NAME", "askance")
     provider = TracerProvider(resource=Resource.create())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -41,7 +40,7 @@ class Parts:
     reload: Callable[[], Awaitable[LoadedBundle]]
 
 
-class Protocol(ABC):
+class Protocol:
     """How clients ask. It raises StatusErrors of its own protocol's making nowhere but at its edge.
 
     Args:

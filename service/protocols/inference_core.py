@@ -149,9 +149,7 @@ class InferenceCore:
         return InferenceAnswer(bundle, [output.tensor(outcomes) for output in outputs])
 
 
-def _wanted(
-    request: InferenceRequest, bundle: LoadedBundle, client: Identity, shows_verdicts: bool
-) -> list[Output]:
+def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, shows_verdicts: bool) -> list[Output]:
     """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
     known = outputs_of(bundle.screen)
     detail = _detail(request)

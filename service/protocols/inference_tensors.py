@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, over gRPC and HTTP alike: the images of a request, the outputs of an answer."""
+"""Tensors of the Open Inference Protocol, over gRPC and HTTP: the images of a request, the outputs of an answer."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def images_of(request: InferenceRequest, preprocessing: Preprocessing, max_batch
         max_batch: the greatest N.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for what is wrong with all of it; what is wrong with one image, its InputImage says.
+        StatusError: INVALID_ARGUMENT for what is wrong with all of it; of one image, its InputImage says it.
     """
     if len(request.inputs) != 1:
         raise invalid("inputs", f"one, {IMAGE} or {ENCODED}", str(len(request.inputs)))

@@ -30,7 +30,9 @@ class Candidate:
         idle: whether no request needs the thread.
     """
 
-    def __init__(self, bundle: LoadedBundle, executor: Executor, metrics: CandidateMetrics, idle: Callable[[], bool]) -> None:
+    def __init__(
+        self, bundle: LoadedBundle, executor: Executor, metrics: CandidateMetrics, idle: Callable[[], bool]
+    ) -> None:
         self.bundle = bundle
         self._executor = executor
         self._metrics = metrics

@@ -50,9 +50,7 @@ class Screener:
         repository: the versions that answer.
     """
 
-    def __init__(
-        self, config: ServerConfig, metrics: Metrics, decoders: Executor, repository: ModelRepository
-    ) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics, decoders: Executor, repository: ModelRepository) -> None:
         self._config = config
         self._metrics = metrics
         self._decoders = decoders
