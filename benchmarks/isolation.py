@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from askance.calibration.progress import say
 from askance.errors import AskanceError
 from askance.output import console, write_json
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2 as oip

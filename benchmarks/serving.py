@@ -15,7 +15,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from askance.detectors.bundle import publish
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
 from askance.service.launch import Serving, launched
 from askance.service.protocols.screening_messages import screen_response
 from benchmarks.fixtures import Fixture

@@ -27,10 +27,9 @@ from askance.answers import (
 )
 from askance.errors import AskanceError, ConfigError, DataError
 from askance.images import ImageLike, is_picture, planes_of
+from askance.service.call import VERDICT
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
-VERDICT_HEADER = "askance-verdict"
-"""The trailing metadata that tells an image that is blocked from a client that is refused."""
 _CONNECTION = ("failed to connect", "resolving", "resolution")
 _MAX_REQUEST_BYTES = 16 * 1024 * 1024  # that gRPC keeps, to send them again
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024  # gRPC's own limit is 4 MiB
@@ -216,7 +215,7 @@ def outcome_of(response: pb.ScreenStreamResponse) -> Answer | ServiceError:
 
 def is_blocked(error: grpc.RpcError) -> bool:
     """Whether a call failed because its image is blocked."""
-    return (VERDICT_HEADER, Verdict.BLOCKED.value) in [(key, value) for key, value in error.trailing_metadata() or ()]
+    return (VERDICT, Verdict.BLOCKED.value) in list(error.trailing_metadata() or ())
 
 
 def service_error(error: grpc.RpcError, target: str, timeout: float | None) -> ServiceError:

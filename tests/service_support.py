@@ -8,7 +8,7 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from askance.detectors import (
@@ -43,7 +44,7 @@ from askance.detectors.conformal import table
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Fused, Observe, read_all
-from askance.service.guard.access import DISCLOSING
+from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -209,8 +210,17 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
 
 
 def config(**settings: Any) -> ServerConfig:
-    """Defaults on free ports, everything disclosed."""
-    return ServerConfig(port=0, metrics_port=0, **({"anonymous": DISCLOSING} | settings))
+    """Defaults on free ports, everything disclosed; a setting of a table is given by its own name alone."""
+    content: dict[str, Any] = {"port": 0, "metrics_port": 0, "access": {"anonymous": DISCLOSING}}
+    for name, value in settings.items():
+        table = next((t for t, f in ServerConfig.model_fields.items() if name in settings_of(f)), None)
+        (content if table is None else content.setdefault(table, {}))[name] = value
+    return ServerConfig.model_validate(content)
+
+
+def settings_of(table: FieldInfo) -> Collection[str]:
+    """The names of a table's settings; none where it is no table."""
+    return getattr(table.annotation, "model_fields", {})
 
 
 class Running:

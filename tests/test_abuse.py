@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 from service_support import http_get, noise, process_serving, publish_tiny, until
 
-from askance.service.client import Client, ServiceError, request_of
+from askance.service.client import Client
+from askance.service.client_messages import ServiceError, request_of
 from askance.service.launch import Serving
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc

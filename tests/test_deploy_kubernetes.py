@@ -18,11 +18,11 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_support import Running, noise, running, until
 
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
 from askance.service.config import ServerConfig
+from askance.service.observability.metrics import Metrics
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.server import HEALTH_NAMES, SERVICES
-from askance.service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -74,8 +74,8 @@ def test_kustomize_renders_them() -> None:
 def test_the_settings_fit_the_pod() -> None:
     assert SETTINGS.host == "0.0.0.0"
     assert {"grpc": SETTINGS.port, "metrics": SETTINGS.metrics_port} == PORTS
-    assert SETTINGS.notice_seconds + SETTINGS.drain_seconds + 10 <= POD["terminationGracePeriodSeconds"]
-    assert SETTINGS.max_connection_age_seconds > 0
+    assert SETTINGS.lame_duck_seconds + SETTINGS.drain_seconds + 10 <= POD["terminationGracePeriodSeconds"]
+    assert SETTINGS.max_age_seconds > 0
     limits = CONTAINER["resources"]["limits"]
     assert SETTINGS.inference_threads == int(limits["cpu"]) - 1
     (gibibytes,) = re.findall(r"^(\d+)Gi$", limits["memory"])
@@ -192,7 +192,7 @@ def test_probes_follow_the_server(kind: str) -> None:
     async def main() -> None:
         async with running() as service:
             assert await probe(kind, service)
-            service.server.gate.stall(True)
+            service.server.admission.stall(True)
             for name in HEALTH_NAMES:
                 await service.server._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
             assert not await probe(kind, service)

@@ -25,8 +25,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_support import SERVE, http_get, noise, publish_tiny, until
 
 from askance.detectors import Bundle
+from askance.images import ImageLike
+from askance.service.client import Client
+from askance.service.client_messages import Credentials, ServiceError, request_of
 from askance.service.guard.access import new_token
-from askance.service.client import Client, Credentials, ImageLike, ServiceError, request_of
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
@@ -152,7 +154,7 @@ def cluster_of(
 ) -> Iterator[Cluster]:
     """Both replicas and HAProxy, until the block ends."""
     (folder / "haproxy.cfg").write_text(configuration)
-    (folder / "server.toml").write_text(f"notice_seconds = {NOTICE}\n{settings}")
+    (folder / "server.toml").write_text(f"lame_duck_seconds = {NOTICE}\n{settings}")
     with ExitStack() as stack:
         with ThreadPoolExecutor() as pool:  # both at once
             starting = [replica(bundles[name], folder / "server.toml") for name in NAMES]

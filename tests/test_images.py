@@ -17,9 +17,9 @@ from PIL import Image
 from service_support import GREY, RGB, encoded, noise
 
 from askance.detectors.preprocessing import Preprocessing
-from askance.service.protocols.images import decode, from_tensor, image_of, resize
-from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.errors import StatusError
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.protocols.images import decode, from_tensor, image_of, resize
 
 LIMIT = 10_000
 BILINEAR = RGB.model_copy(update={"resize": "bilinear"})

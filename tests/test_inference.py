@@ -39,13 +39,13 @@ from service_support import (
 
 from askance.detectors import Screening
 from askance.service import inference
-from askance.service.guard.interceptor import State
+from askance.service.errors import StatusError
+from askance.service.guard.admission import State
 from askance.service.launch import launched
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.server import Server
-from askance.service.errors import StatusError
 from askance.service.protocols.inference_tensors import _elements, outputs_of, pictures_of
+from askance.service.server import Server
 
 IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
 CHECKS = Path(__file__).with_name("triton_checks.py")
@@ -395,7 +395,7 @@ def test_readiness_follows_the_servers_state() -> None:
             assert (await status_of(stub.ModelInfer(request())))[0] is grpc.StatusCode.UNAVAILABLE
             await server.deploy(tiny_served)
             assert await ready() == (True, True, True)
-            server.gate.state = State.DRAINING
+            server.admission.state = State.DRAINING
             assert await ready() == (True, False, False)
 
     asyncio.run(main())
@@ -474,8 +474,8 @@ def test_every_method_is_counted_under_its_name() -> None:
 
 
 def test_the_methods_with_their_own_label_are_those_of_the_services() -> None:
-    from askance.service.pb.askance.v1 import screening_pb2
     from askance.service.observability.metrics import METHODS, OTHER
+    from askance.service.pb.askance.v1 import screening_pb2
 
     named = {
         method.name

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_support import Valve, config, marked, noise, running, status_of, tiny_served, until
 
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
+from askance.service.errors import StatusError
 from askance.service.guard.limits import REMEMBERED, Budget, RateLimit
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
-from askance.service.errors import StatusError
 
 
 class Clock:
@@ -121,7 +121,7 @@ def test_bytes_in_flight_are_bounded_and_given_back() -> None:
             valve.shut()
             most = max(1024, 3 * size + 10) // size
             calls = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1)))) for _ in range(most)]
-            answering = service.server._screener
+            answering = service.server.screener
             await until(lambda: screener.budget.taken == most * size)
             code, line = await status_of(service.stub.Screen(request_of(marked(0.2))))
             assert (code, "bytes: try again" in line) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
@@ -173,7 +173,7 @@ def test_readiness_goes_while_the_inference_thread_is_stuck_and_comes_back() -> 
             assert await healthy()
             valve.shut()
             stuck = asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1))))
-            await until(lambda: service.server.gate.state == "stalled")
+            await until(lambda: service.server.admission.state == "stalled")
             while await healthy():
                 await asyncio.sleep(0.01)
             assert (await service.get("/healthz"))[0] == 503
@@ -185,7 +185,7 @@ def test_readiness_goes_while_the_inference_thread_is_stuck_and_comes_back() -> 
             assert service.value("askance_rejected_total", reason="stalled") == 1
             valve.opened.set()
             assert (await stuck).prediction.name
-            await until(lambda: service.server.gate.state == "serving")
+            await until(lambda: service.server.admission.state == "serving")
             while not await healthy():
                 await asyncio.sleep(0.01)
             await service.stub.Screen(request_of(marked(0.2)))
@@ -195,7 +195,7 @@ def test_readiness_goes_while_the_inference_thread_is_stuck_and_comes_back() -> 
 
 def test_an_old_connection_is_closed_between_calls_and_none_fails() -> None:
     async def main() -> None:
-        async with running(settings=config(max_connection_age_seconds=0.3)) as service:
+        async with running(settings=config(max_age_seconds=0.3)) as service:
             states: list[grpc.ChannelConnectivity] = []
 
             async def watch() -> None:

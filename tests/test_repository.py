@@ -31,8 +31,9 @@ from service_support import (
 
 from askance.detectors import Bundle, Screening
 from askance.errors import AskanceError, BundleError
-from askance.service.guard.access import DISCLOSING, ClientConfig, Role, new_token
-from askance.service.client import Client, request_of
+from askance.service.call import DISCLOSING, ClientConfig, Role, new_token
+from askance.service.client import Client
+from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 from askance.service.runtime.model import LoadedBundle
@@ -112,7 +113,7 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing(folder: Path) -> None:
             assert ok == answers.total() + SWAPS
             info = {"id": served.bundle_id, "classifier": "tiny"}
             assert value("askance_bundle_info", info) == 1
-            await until(lambda: not server._repository._retiring)
+            await until(lambda: not server.repository._retiring)
 
     asyncio.run(main())
 

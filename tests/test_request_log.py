@@ -20,6 +20,7 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
+from askance.service.context import request_id_of
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,14 +42,13 @@ from service_support import (
 from test_policy import batch
 
 from askance.errors import ConfigError
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
 from askance.service.config import Policy
-from askance.service.context import request_id_of
 from askance.service.observability.log import Ids, LogFormat, handler
+from askance.service.observability.tracing import export_traces
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.observability.tracing import export_traces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "gateway/42"))
@@ -58,7 +58,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """The request_log's lines as a JSON log has them."""
     form = handler(LogFormat.JSON)
     assert form.formatter is not None
-    return [json.loads(form.formatter.format(r)) for r in caplog.records if r.name == "askance.service.observability.requests"]
+    return [
+        json.loads(form.formatter.format(r))
+        for r in caplog.records
+        if r.name == "askance.service.observability.requests"
+    ]
 
 
 @contextmanager

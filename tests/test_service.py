@@ -38,7 +38,7 @@ from test_images import png_header
 from torch import Tensor
 
 from askance.detectors import Screen, Screening
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 VERDICTS = {"CLEAN": pb.CLEAN, "SUSPECT": pb.SUSPECT, "ADVERSARIAL": pb.ADVERSARIAL}

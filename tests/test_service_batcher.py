@@ -16,9 +16,9 @@ from torch import Tensor
 
 from askance.detectors import Prediction, ScreenError, Screening
 from askance.detectors.screen import Observe
-from askance.service.runtime.batcher import Batcher, ScreenCall
 from askance.service.errors import StatusError
 from askance.service.observability.metrics import Metrics
+from askance.service.runtime.batcher import Batcher, ScreenCall
 
 
 @asynccontextmanager

@@ -70,13 +70,11 @@ def test_many_images_keep_their_order_and_their_errors() -> None:
 
 
 def test_what_is_not_disclosed_is_none_and_absent_in_json() -> None:
-    (plain,) = against_a_server(
-        lambda client: [client.screen(noise(1))], config(access={"anonymous": frozenset({"predict"})})
-    )
+    (plain,) = against_a_server(lambda client: [client.screen(noise(1))], config(anonymous=frozenset({"predict"})))
     assert plain.verdict in Verdict
     assert (plain.p_value, plain.score, plain.screening, plain.reason) == (None, None, None, UNDISCLOSED)
     assert set(plain.as_dict()) == {"bundle_id", "prediction", "probabilities", "verdict", "reason"}
-    (kept,) = against_a_server(lambda client: [client.screen(noise(1))], config(verdicts={"policy": "monitor"}))
+    (kept,) = against_a_server(lambda client: [client.screen(noise(1))], config(policy="monitor"))
     assert (kept.verdict, kept.p_value, kept.reason) == (None, None, WITHHELD)
     assert kept.label in CLASSES
     assert set(kept.as_dict()) == {"bundle_id", "prediction", "probabilities", "reason"}
@@ -86,7 +84,7 @@ def test_a_blocked_image_is_an_answer_too() -> None:
     def use(client: Client) -> list[Any]:
         return [client.screen(untypical()), *client.screen_many([noise(1), untypical()])]
 
-    alone, clean, streamed = against_a_server(use, config(verdicts={"policy": "block"}))
+    alone, clean, streamed = against_a_server(use, config(policy="block"))
     assert alone.verdict is streamed.verdict is Verdict.BLOCKED
     assert (alone.prediction, alone.label, alone.p_value) == (None, None, None)
     assert alone.reason == "this image was judged adversarial: no prediction is given for it"

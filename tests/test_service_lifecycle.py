@@ -36,7 +36,8 @@ from service_support import (
 
 from askance.detectors import Screening
 from askance.errors import AskanceError, BundleError, ConfigError
-from askance.service.client import Client, ServiceError, request_of
+from askance.service.client import Client
+from askance.service.client_messages import ServiceError, request_of
 from askance.service.launch import Serving, launched
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
@@ -83,9 +84,9 @@ def test_health_follows_loading_serving_and_draining() -> None:
             valve.shut()
             accepted = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1)))) for _ in range(3)]
             await until(lambda: valve.entered.is_set() and service.value("askance_batch_size_count") == 1)
-            await until(lambda: server.gate.calls == 3)
+            await until(lambda: server.admission.calls == 3)
             stopping = asyncio.ensure_future(server.stop())
-            await until(lambda: server.gate.state == "draining")
+            await until(lambda: server.admission.state == "draining")
             assert await health(channel) == {NOT_SERVING}
             assert await service.get("/healthz") == (503, "draining\n")
             code, details = await status_of(service.stub.Screen(request_of(noise(1))))
@@ -105,27 +106,27 @@ def test_health_follows_loading_serving_and_draining() -> None:
 
 def test_a_leaving_server_answers_until_balancers_have_noticed() -> None:
     async def main() -> None:
-        async with running(settings=config(notice_seconds=3600)) as service:
+        async with running(settings=config(lame_duck_seconds=3600)) as service:
             server = service.server
             stopping = asyncio.ensure_future(server.stop())
-            await until(lambda: server.gate.state == "leaving")
+            await until(lambda: server.admission.state == "lame duck")
             assert await health(service.channel) == {NOT_SERVING}
             assert await service.get("/healthz") == (503, "leaving\n")
             assert (await service.stub.Screen(request_of(noise(1)))).prediction.name
             assert not stopping.done()
             server.hurry()
             await stopping
-            assert server.gate.state == "draining"
+            assert server.admission.state == "draining"
 
     asyncio.run(main())
 
 
 def test_a_stalled_server_that_leaves_lets_nobody_in() -> None:
     async def main() -> None:
-        async with running(settings=config(notice_seconds=3600)) as service:
-            service.server.gate.stall(True)
+        async with running(settings=config(lame_duck_seconds=3600)) as service:
+            service.server.admission.stall(True)
             await service.server.stop()  # at once
-            assert service.server.gate.state == "draining"
+            assert service.server.admission.state == "draining"
 
     asyncio.run(main())
 
@@ -141,7 +142,7 @@ def test_draining_answers_what_a_stream_has_sent_then_ends_it() -> None:
             await until(valve.entered.is_set)
             await until(lambda: service.value("askance_queue_depth") == 2)
             stopping = asyncio.ensure_future(service.server.stop())
-            await until(lambda: service.server.gate.state == "draining")
+            await until(lambda: service.server.admission.state == "draining")
             valve.opened.set()
             assert [(await call.read()).response.request_id for _ in range(3)] == ["0", "1", "2"]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -232,7 +233,7 @@ def test_a_bundle_whose_classifier_fails_is_refused_before_it_serves() -> None:
             broken.screen.close()
             with pytest.raises(BundleError, match="bundle 0123456789ab cannot screen an image: this Tap is closed"):
                 await server.deploy(lambda: broken)
-            assert server.gate.state == "loading"
+            assert server.admission.state == "loading"
 
     asyncio.run(main())
 

@@ -14,11 +14,11 @@ from google.protobuf import empty_pb2
 from prometheus_client.parser import text_string_to_metric_families
 from service_support import CLASSES, CREATED, Running, noise, running, status_of, untypical
 
-from askance.service.client import request_of
-from askance.service.observability.requests import RequestLog
-from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.client_messages import request_of
 from askance.service.errors import invalid
 from askance.service.observability.metrics import CODES, Metrics
+from askance.service.observability.requests import RequestLog
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 NAMES = {
     "askance_requests": "counter",

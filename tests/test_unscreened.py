@@ -15,10 +15,10 @@ from service_support import CLASSES, Valve, config, marked, running, status_of, 
 from test_policy import batch, column
 
 from askance.detectors import Prediction, ScreenError, Screening
-from askance.service.client import request_of
+from askance.service.client_messages import request_of
+from askance.service.errors import StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.errors import StatusError
 
 FAILS = float(np.float32(Valve.POISON))
 VERDICTS = ("CLEAN", "SUSPECT", "ADVERSARIAL", "UNSCREENED")

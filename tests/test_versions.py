@@ -32,8 +32,9 @@ from test_policy import batch
 
 from askance.detectors import Screening
 from askance.errors import BundleError
+from askance.service.client import Client
+from askance.service.client_messages import request_of
 from askance.service.guard.access import ClientConfig, Role, new_token
-from askance.service.client import Client, request_of
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
@@ -162,7 +163,7 @@ def test_a_version_is_unloaded_by_name_and_the_default_one_never(folder: Path) -
                 assert line == f"version {first} is the default one: stop the server instead"
             await service.unload(second)
             assert await service.versions() == [first]
-            assert service.server._screener.candidate is None
+            assert service.server.repository.candidate is None
             assert service.value("askance_candidate_info", id=opener(folder / "two")().bundle_id) is None
             assert (await status_of(service.unload(second)))[0] is grpc.StatusCode.NOT_FOUND
             assert (await status_of(service.oip.ModelInfer(ask(second))))[0] is grpc.StatusCode.NOT_FOUND
@@ -182,7 +183,7 @@ def test_replaced_bundles_are_kept_up_to_a_number() -> None:
             service.server._load = lambda: served("b")  # back to one that is kept
             await service.server.reload()
             assert [version[0] for version in await service.versions()] == ["b", "c", "d"]
-            await until(lambda: not service.server._repository._retiring)
+            await until(lambda: not service.server.repository._retiring)
 
     asyncio.run(main())
 
@@ -236,7 +237,7 @@ def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep(
             calls = [
                 asyncio.ensure_future(service.screening.Screen(request_of(marked(0.5)))) for _ in range(SEATS + 30)
             ]
-            await until(lambda: service.server._repository.held() == SEATS + 29)
+            await until(lambda: service.server.repository.held() == SEATS + 29)
             assert shadow.seen == [0.1]
             shadow.shut()
             valve.opened.set()
@@ -272,7 +273,7 @@ def test_a_candidate_whose_time_has_come_takes_over() -> None:
             service.server._load = lambda: served("b")
             await service.server.reload()
             assert await service.versions() == ["b" * 12]
-            assert service.server._screener.candidate is None
+            assert service.server.repository.candidate is None
             assert service.value("askance_candidate_info", id="b" * 64) is None
             service.server._load_candidate = lambda: served("c")
             await service.server.reload()

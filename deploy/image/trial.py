@@ -24,7 +24,8 @@ import grpc
 import typer
 from reporting import CheckError, expect, failed, output, verified
 
-from askance.service.client import Client, ServiceError
+from askance.service.client import Client
+from askance.service.client_messages import ServiceError
 from askance.service.launch import Serving
 
 START_SECONDS, STOP_SECONDS = 120.0, 40.0

@@ -177,7 +177,8 @@ def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:
 
 def _elements(raw: bytes, count: int) -> list[bytes]:
     """The elements of a BYTES tensor, each preceded by its length; no more are looked at than are expected."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(raw):
         if len(elements) == count:
             raise invalid(f"{ENCODED}'s contents", f"{count} elements", "more bytes")

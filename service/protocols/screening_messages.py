@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from google.protobuf.struct_pb2 import Struct
 
-from askance.answers import Answer, DetectorVerdict
+from askance.answers import Answer, DetectorVerdict, Verdict
 from askance.service.config import ServerConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.runtime.model import LoadedBundle
 
+_VERDICTS = {
+    Verdict.CLEAN: pb.CLEAN,
+    Verdict.SUSPECT: pb.SUSPECT,
+    Verdict.ADVERSARIAL: pb.ADVERSARIAL,
+    Verdict.UNSCREENED: pb.UNSCREENED,
+    Verdict.BLOCKED: pb.BLOCKED,
+}
 _RESIZES = {"refuse": pb.Input.REFUSE, "bilinear": pb.Input.BILINEAR}
 
 
@@ -25,7 +32,7 @@ def screen_response(
         probabilities=prediction.probabilities,
     )
     if verdict and answer.verdict is not None:
-        response.verdict = pb.Verdict.Value(answer.verdict.value)
+        response.verdict = _VERDICTS[answer.verdict]
     if scores and answer.screening is not None:
         response.p_value, response.score = answer.screening.fused.p_value, answer.screening.fused.score
         response.detectors.extend(_detector_verdict(word) for word in answer.screening.detectors)
