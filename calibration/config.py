@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.controls import ControlConfig
 from askance.calibration.explain import explain
 from askance.calibration.paths import find
@@ -145,6 +145,12 @@ class OutOfDistributionConfig(_Section):
     source: str
     classes: tuple[str, ...] | None = Field(default=None, min_length=1)
     images: int = Field(default=1000, ge=1)
+
+
+if TYPE_CHECKING:
+    AttackConfig = Attack
+else:
+    AttackConfig = Annotated[Union[tuple(ATTACKS.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 class EvaluationConfig(_Section):

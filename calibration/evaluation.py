@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import Attack
 from askance.calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
 from askance.detectors import Levels
 from askance.detectors.conformal import p_value
@@ -48,13 +48,13 @@ class AttackedSet:
     """An attack's images, read.
 
     Attributes:
-        options: which attack.
+        attack: which.
         scores: of its images, made from the first N that the classifier got right.
         distances: {"linf", "l2"}: how far each image was moved, [N], in pixel values.
         seen: whether a reader may have been trained on its family.
     """
 
-    options: AttackConfig
+    attack: Attack
     scores: SetScores
     distances: Mapping[str, Tensor]
     seen: bool
@@ -117,7 +117,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     }
     for attacked in evidence.attacks:
         succeeded = ~attacked.scores.correct
-        result["attacks"][attacked.options.name] = attacked.options.model_dump(mode="json", exclude={"name"}) | {
+        result["attacks"][attacked.attack.name] = attacked.attack.model_dump(mode="json", exclude={"name"}) | {
             "seen": attacked.seen,
             "attempted": len(succeeded),
             "successful": int(succeeded.sum()),
@@ -127,10 +127,10 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             },
         }
         for reader, of_clean in clean.columns.items():
-            _enter(result, attacked.options.name, reader, of_clean, attacked.scores.of(reader, succeeded))
+            _enter(result, attacked.attack.name, reader, of_clean, attacked.scores.of(reader, succeeded))
             failed = detection(of_clean, attacked.scores.of(reader, ~succeeded))
             if failed is not None:
-                result.setdefault("failed_auroc", {}).setdefault(attacked.options.name, {})[reader] = failed["auroc"]
+                result.setdefault("failed_auroc", {}).setdefault(attacked.attack.name, {})[reader] = failed["auroc"]
     _enter_worst_case(result, evidence)
     for kind, sets in evidence.others.items():
         result[kind] = {
@@ -158,14 +158,14 @@ def _enter(result: dict[str, Any], attack: str, reader: str, clean: Tensor, atta
 
 
 def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
-    succeeded = {one.options.name: ~one.scores.correct for one in evidence.attacks}
+    succeeded = {one.attack.name: ~one.scores.correct for one in evidence.attacks}
     if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
         return
     # the images that every attack of full size started from: others met too few for a worst case
-    full = [len(succeeded[one.options.name]) for one in evidence.attacks if one.options.images is None]
+    full = [len(succeeded[one.attack.name]) for one in evidence.attacks if one.attack.images is None]
     count = min(full or [len(found) for found in succeeded.values()])
     for reader, of_clean in evidence.clean.columns.items():
-        least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded, count)
+        least = worst_case({one.attack.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded, count)
         _enter(result, WORST_CASE, reader, of_clean, least)
     result["attacks"][WORST_CASE] = {
         "kind": WORST_CASE,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.data import Images, ImageStream, load_source
@@ -20,7 +20,7 @@ from askance.calibration.inputs import CalibrationInputs
 from askance.calibration.peers import PEERS, Observation, Peer, observe
 from askance.calibration.scoring import Scores, score
 from askance.calibration.stages import Stages
-from askance.calibration.suite import Assault, run
+from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
@@ -88,15 +88,15 @@ class Harness:
         one = self.inputs.splits["calibrate"][:1].pixels()
         return 1 + sum(d.views(one).shape[1] for d in self.detectors.values() if d.view_layers)
 
-    def attack(self, right: Images, attacks: Sequence[AttackConfig]) -> dict[str, tuple[Images, Tensor]]:
+    def attack(self, right: Images, attacks: Sequence[Attack]) -> dict[str, tuple[Images, Tensor]]:
         """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
         fewest = self.inputs.config.evaluation.attacked_images
         starts = [right[: one.images or fewest] for one in attacks]
-        assaults = [
-            Assault(one, images.pixels(), self._labels(one, images))
+        jobs = [
+            AttackJob(one, images.pixels(), self._labels(one, images))
             for one, images in zip(attacks, starts, strict=True)
         ]
-        attacked = run(self.inputs.target, assaults, attack_cache())
+        attacked = run(self.inputs.target, jobs, attack_cache())
         return {one.name: (images, pixels) for one, images, pixels in zip(attacks, starts, attacked, strict=True)}
 
     @cached_property
@@ -113,14 +113,14 @@ class Harness:
         found = {kind: detector.diagnose(clean, held_out) for kind, detector in self.detectors.items()}
         return {kind: figures for kind, figures in found.items() if figures}
 
-    def _labels(self, options: AttackConfig, images: Images) -> Tensor:
-        """The true classes, or the targets that the options ask for."""
-        rank = getattr(options, "target_rank", None)
+    def _labels(self, attack: Attack, images: Images) -> Tensor:
+        """The true classes, or the targets that the attack aims at."""
+        rank = attack.target_rank if isinstance(attack, AimedAttack) else None
         if rank is None:
             return images.y
         vectors = self.inputs.word_vectors
         if vectors is None:
-            raise ConfigError(f'attack {options.name}: target_rank needs word vectors: add [word_vectors] file = "..."')
+            raise ConfigError(f'attack {attack.name}: target_rank needs word vectors: add [word_vectors] file = "..."')
         return targets(correlations(vectors), images.y, rank)
 
 

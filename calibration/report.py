@@ -57,7 +57,7 @@ def _curves(evidence: Evidence) -> dict[str, Any]:
         succeeded = ~attacked.scores.correct
         if not bool(succeeded.any()):
             continue
-        of_attack = curves.setdefault(attacked.options.name, {})
+        of_attack = curves.setdefault(attacked.attack.name, {})
         for reader, clean in evidence.clean.columns.items():
             scores = np.concatenate([_scores(clean), _scores(attacked.scores.of(reader, succeeded))])
             truth = np.repeat([0, 1], [len(clean), int(succeeded.sum())])
@@ -72,7 +72,7 @@ def _histograms(evidence: Evidence) -> dict[str, Any]:
     histograms: dict[str, Any] = {}
     for reader, clean in evidence.clean.columns.items():
         sets = {"clean": _scores(clean)} | {
-            one.options.name: _scores(one.scores.of(reader, ~one.scores.correct))
+            one.attack.name: _scores(one.scores.of(reader, ~one.scores.correct))
             for one in evidence.attacks
             if not bool(one.scores.correct.all())
         }
