@@ -14,8 +14,9 @@ from torch import Tensor
 from askance.calibration.attacks import PGD
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
-from askance.calibration.data import Images, ImageStream, load_splits
+from askance.calibration.data import load_splits
 from askance.calibration.harness import targets
+from askance.calibration.images import Images, ImageStream
 from askance.calibration.metrics import detection
 from askance.calibration.progress import Tracked, say
 from askance.calibration.suite import AttackJob, Target, run
