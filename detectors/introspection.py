@@ -114,7 +114,7 @@ class Introspection(Detector[IntrospectionOptions]):
         return self.mean.numel() > 0
 
     def _concatenated(self, capture: Capture) -> Tensor:
-        return torch.cat([capture.flat(layer) for layer in self.layers], dim=1)
+        return torch.cat([capture.flat(layer) for layer in self.layers], dim=1).float()
 
     def standardised(self, capture: Capture) -> Tensor:
         """h in units of the fit split's standard deviations, [B, D_h]."""

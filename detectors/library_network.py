@@ -79,7 +79,8 @@ class Library(nn.Module):
             self.neurons = torch.randperm(size, generator=generator)[:count].sort().values
 
     def patterns(self, activation: Tensor) -> Tensor:
-        """Unit patterns [B, D] of a flattened layer [B, D_l]."""
+        """Unit patterns [B, D] of a flattened layer [B, D_l], in the precision of the stored ones."""
+        activation = activation.to(self.rows.dtype)
         return activation_pattern(activation[:, self.neurons] if self.neurons.numel() else activation)
 
     def extend(self, patterns: Tensor) -> None:
