@@ -21,7 +21,7 @@ from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
 from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say, track
-from askance.calibration.suite import Assault, run
+from askance.calibration.suite import AttackJob, run
 from askance.calibration.training import train
 from askance.detectors.screen import FUSED
 from askance.service.client import Client
@@ -57,10 +57,10 @@ def run_demo() -> dict[str, Any]:
             clean, seconds = _one_by_one(client, images.pixels())
             predicted = torch.tensor([_prediction(answer).index for answer in clean])
             chosen = torch.nonzero(predicted == images.y).flatten()[: config.evaluation.attacked_images]
-            assaults = [Assault(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
+            jobs = [AttackJob(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
             attacked = {
-                assault.options.name: _streamed(client, pixels)
-                for assault, pixels in zip(assaults, run(subject.target, assaults, attack_cache()), strict=True)
+                job.attack.name: _streamed(client, pixels)
+                for job, pixels in zip(jobs, run(subject.target, jobs, attack_cache()), strict=True)
             }
 
     evaluation = bundle.evaluation()

@@ -90,7 +90,7 @@ class Family(Mapping[str, type[M]]):
             raise AskanceError(f"{_told(point)} is no subclass of {self._base.__name__}: mend or uninstall it")
         try:
             name = self._name_of(member)
-        except (AttributeError, KeyError, IndexError):
+        except (AttributeError, KeyError, ValueError):
             raise AskanceError(f"{_told(point)} has no name of its own: expected {point.name!r}") from None
         if name != point.name:
             raise AskanceError(f"{_told(point)} calls itself {name!r}: the entry point must have the same name")

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from askance.calibration.config import DataConfig, load_config
-from askance.calibration.data import Images, ImageStream, load_pools
+from askance.calibration.data import load_pools
+from askance.calibration.images import Images, ImageStream
 from askance.calibration.paths import data_root
 from askance.classifiers import build_classifier, load_weights
 from askance.detectors import (

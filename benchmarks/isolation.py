@@ -242,7 +242,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
 ) -> None:
     """Measure what clients that misbehave do to the others."""
-    from askance.calibration.data import load_source
+    from askance.calibration.sources import load_source
 
     # Altered a little: an image of the calibration split ties with itself there, and float32's last digit, which
     # depends on the batch, then moves its rank.

@@ -234,7 +234,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
 ) -> None:
     """Overload a server, then stop it under load."""
-    from askance.calibration.data import load_source
+    from askance.calibration.sources import load_source
 
     try:
         images = list(load_source(source).x[:200].numpy())

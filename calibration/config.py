@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import ATTACKS, Attack
+from askance.calibration.baselines import BASELINES
 from askance.calibration.controls import ControlConfig
 from askance.calibration.explain import explain
 from askance.calibration.paths import find
+from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
 
-PeerName = Literal["max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn"]
-TRAINED_PEERS = ("mahalanobis", "lid")
+if TYPE_CHECKING:
+    AttackConfig = Attack
+    BaselineName = str
+else:
+    AttackConfig = Annotated[Union[tuple(ATTACKS.values())], Field(discriminator="kind")]  # noqa: UP007
+    BaselineName = Literal[tuple(BASELINES)]
 
 
 class _Section(BaseModel):
@@ -154,11 +160,11 @@ class EvaluationConfig(_Section):
         attacks: on the evaluation split.
         attacked_images: how many correctly classified images each attack starts from, unless it says so itself.
         seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
-            peers that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
+            baselines that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
             their kind count as seen. Without them the fused score is untrained.
         controls: changes that are not attacks, on `attacked_images` correctly classified images.
         out_of_distribution: other images.
-        peers: other people's detectors to fit and score beside ours.
+        baselines: detectors from the literature to fit and score beside ours.
     """
 
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
@@ -166,7 +172,7 @@ class EvaluationConfig(_Section):
     seen: tuple[AttackConfig, ...] = ()
     controls: tuple[ControlConfig, ...] = ()
     out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
-    peers: tuple[PeerName, ...] = ("max_softmax",)
+    baselines: tuple[BaselineName, ...] = ("max_softmax",)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -180,10 +186,10 @@ class EvaluationConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _trained_peers_have_a_seen_attack(self) -> Self:
-        trained = [name for name in self.peers if name in TRAINED_PEERS]
+    def _trained_baselines_have_a_seen_attack(self) -> Self:
+        trained = [name for name in self.baselines if BASELINES[name].learns_from_attacks]
         if trained and not self.seen:
-            raise ValueError(f"the peer {trained[0]} is trained on an attack: give one in evaluation.seen")
+            raise ValueError(f"the baseline {trained[0]} is trained on an attack: give one in evaluation.seen")
         kinds = sorted({attack.kind for attack in self.seen})
         if len(kinds) > 1:
             raise ValueError(f"seen attacks must be of one kind, got {' and '.join(kinds)}: the others stay unseen")
@@ -247,6 +253,6 @@ def _resolved(config: Config, beside: Path) -> Config:
 def _source(source: str | None, beside: Path) -> str | None:
     """A data source whose path leads beside the config, if it is there; else as it was, for ASKANCE_DATA."""
     kind, colon, path = (source or "").partition(":")
-    if kind in ("npz", "folder") and colon and (beside / path).exists():
+    if colon and kind in SOURCES and SOURCES[kind].is_path and (beside / path).exists():
         return f"{kind}:{beside / path}"
     return source

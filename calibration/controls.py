@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from askance.calibration.attack_options import fraction
+from askance.calibration.attacks.attack import fraction
 
 
 class ControlConfig(BaseModel):

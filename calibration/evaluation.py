@@ -1,4 +1,4 @@
-"""The evaluation: how well each reader separates clean from attacked images, how sure that is, and its false alarms."""
+"""The evaluation: how well each scorer separates clean from attacked images, how sure that is, and its false alarms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import Attack
 from askance.calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
 from askance.detectors import Levels
 from askance.detectors.conformal import p_value
@@ -21,10 +21,10 @@ WORST_CASE = "worst_case"
 
 @dataclass(frozen=True)
 class SetScores:
-    """What every reader (our detectors, the fused scores, the peers) said of N images.
+    """What every scorer (our detectors, the fused scores, the baselines) said of N images.
 
     Attributes:
-        columns: {reader: [N]}, higher = more suspicious.
+        columns: {scorer: [N]}, higher = more suspicious.
         predicted: [N], the classifier's answers.
         labels: [N], the true classes; meaningless for out-of-distribution images.
     """
@@ -39,7 +39,7 @@ class SetScores:
         return self.predicted == self.labels
 
     def of(self, column: str, rows: Tensor) -> Tensor:
-        """The scores of one reader for the images of a mask, [M]."""
+        """The scores of one scorer for the images of a mask, [M]."""
         return self.columns[column][rows]
 
 
@@ -48,13 +48,13 @@ class AttackedSet:
     """An attack's images, read.
 
     Attributes:
-        options: which attack.
+        attack: which.
         scores: of its images, made from the first N that the classifier got right.
         distances: {"linf", "l2"}: how far each image was moved, [N], in pixel values.
-        seen: whether a reader may have been trained on its family.
+        seen: whether a scorer may have been trained on its family.
     """
 
-    options: AttackConfig
+    attack: Attack
     scores: SetScores
     distances: Mapping[str, Tensor]
     seen: bool
@@ -66,18 +66,18 @@ class Evidence:
 
     Attributes:
         clean: the evaluation split.
-        tables: {reader: clean scores [n], sorted}, of a split that nothing else used.
+        tables: {scorer: clean scores [n], sorted}, of a split that nothing else used.
         attacks: in the config's order.
         others: controls and out-of-distribution sets, {kind: {name: scores}}.
-        peers: the readers that are other people's.
-        forward_passes: of the classifier for each image, its altered copies included.
+        baselines: the scorers that are from the literature.
+        forward_passes: of the classifier for each image, its views included.
     """
 
     clean: SetScores
     tables: Mapping[str, Tensor]
     attacks: Sequence[AttackedSet]
     others: Mapping[str, Mapping[str, SetScores]]
-    peers: Sequence[str] = ()
+    baselines: Sequence[str] = ()
     forward_passes: int = 1
 
 
@@ -88,17 +88,17 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     *successful* attacks on images that the classifier got right; failed ones are reported apart.
 
     Returns:
-        JSON-ready. `peers` names the readers that are other people's. Per attack and reader the figures of
-        `metrics.detection`, under `<figure>.<attack>.<reader>`, their bootstrap intervals under
-        `intervals.<figure>.<attack>.<reader>`; `worst_case` is an attack like the others: each image's least score over
+        JSON-ready. `baselines` names the scorers from the literature. Per attack and scorer the figures of
+        `metrics.detection`, under `<figure>.<attack>.<scorer>`, their bootstrap intervals under
+        `intervals.<figure>.<attack>.<scorer>`; `worst_case` is an attack like the others: each image's least score over
         all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>` (fused),
-        `detector_clean_flag_rate.<reader>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused). `mistakes_auroc`:
-        how well each reader ranks the clean images that the classifier gets wrong above the others.
+        `detector_clean_flag_rate.<scorer>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused). `mistakes_auroc`:
+        how well each scorer ranks the clean images that the classifier gets wrong above the others.
     """
     clean = evidence.clean
     result: dict[str, Any] = {
         "classifier": {"accuracy": float(clean.correct.double().mean()), "images": len(clean.labels)},
-        "peers": list(evidence.peers),
+        "baselines": list(evidence.baselines),
         "forward_passes": {FUSED: evidence.forward_passes} | ({SINGLE_PASS: 1} if SINGLE_PASS in clean.columns else {}),
         "target_flag_rate": dict(levels.items()),
         "clean_flag_rate_interval": {n: binomial_interval(a, len(clean.labels)) for n, a in levels.items()},
@@ -111,13 +111,13 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     result["detector_clean_flag_rate"] = rates
     result["class_clean_flag_rate"] = _by_class(evidence, levels, class_names)
     result["mistakes_auroc"] = {
-        reader: found["auroc"]
-        for reader, scores in clean.columns.items()
+        scorer: found["auroc"]
+        for scorer, scores in clean.columns.items()
         if (found := detection(scores[clean.correct], scores[~clean.correct])) is not None
     }
     for attacked in evidence.attacks:
         succeeded = ~attacked.scores.correct
-        result["attacks"][attacked.options.name] = attacked.options.model_dump(mode="json", exclude={"name"}) | {
+        result["attacks"][attacked.attack.name] = attacked.attack.model_dump(mode="json", exclude={"name"}) | {
             "seen": attacked.seen,
             "attempted": len(succeeded),
             "successful": int(succeeded.sum()),
@@ -126,11 +126,11 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
                 for norm, values in attacked.distances.items()
             },
         }
-        for reader, of_clean in clean.columns.items():
-            _enter(result, attacked.options.name, reader, of_clean, attacked.scores.of(reader, succeeded))
-            failed = detection(of_clean, attacked.scores.of(reader, ~succeeded))
+        for scorer, of_clean in clean.columns.items():
+            _enter(result, attacked.attack.name, scorer, of_clean, attacked.scores.of(scorer, succeeded))
+            failed = detection(of_clean, attacked.scores.of(scorer, ~succeeded))
             if failed is not None:
-                result.setdefault("failed_auroc", {}).setdefault(attacked.options.name, {})[reader] = failed["auroc"]
+                result.setdefault("failed_auroc", {}).setdefault(attacked.attack.name, {})[scorer] = failed["auroc"]
     _enter_worst_case(result, evidence)
     for kind, sets in evidence.others.items():
         result[kind] = {
@@ -139,9 +139,9 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
                 "accuracy": float(scores.correct.double().mean()) if kind == "controls" else None,
                 "flag_rate": flag_rates(evidence.tables, scores.columns, levels),
                 "auroc": {
-                    reader: found["auroc"]
-                    for reader, of_clean in clean.columns.items()
-                    if (found := detection(of_clean, scores.columns[reader])) is not None
+                    scorer: found["auroc"]
+                    for scorer, of_clean in clean.columns.items()
+                    if (found := detection(of_clean, scores.columns[scorer])) is not None
                 },
             }
             for name, scores in sets.items()
@@ -149,24 +149,24 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     return result
 
 
-def _enter(result: dict[str, Any], attack: str, reader: str, clean: Tensor, attacked: Tensor) -> None:
+def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, attacked: Tensor) -> None:
     figures, intervals = detection(clean, attacked), detection_intervals(clean, attacked)
     for figure, value in (figures or {}).items():
-        result[figure].setdefault(attack, {})[reader] = value
+        result[figure].setdefault(attack, {})[scorer] = value
     for figure, interval in (intervals or {}).items():
-        result["intervals"][figure].setdefault(attack, {})[reader] = interval
+        result["intervals"][figure].setdefault(attack, {})[scorer] = interval
 
 
 def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
-    succeeded = {one.options.name: ~one.scores.correct for one in evidence.attacks}
+    succeeded = {one.attack.name: ~one.scores.correct for one in evidence.attacks}
     if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
         return
     # the images that every attack of full size started from: others met too few for a worst case
-    full = [len(succeeded[one.options.name]) for one in evidence.attacks if one.options.images is None]
+    full = [len(succeeded[one.attack.name]) for one in evidence.attacks if one.attack.images is None]
     count = min(full or [len(found) for found in succeeded.values()])
-    for reader, of_clean in evidence.clean.columns.items():
-        least = worst_case({one.options.name: one.scores.columns[reader] for one in evidence.attacks}, succeeded, count)
-        _enter(result, WORST_CASE, reader, of_clean, least)
+    for scorer, of_clean in evidence.clean.columns.items():
+        least = worst_case({one.attack.name: one.scores.columns[scorer] for one in evidence.attacks}, succeeded, count)
+        _enter(result, WORST_CASE, scorer, of_clean, least)
     result["attacks"][WORST_CASE] = {
         "kind": WORST_CASE,
         "seen": False,
@@ -179,11 +179,11 @@ def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
 def flag_rates(
     tables: Mapping[str, Tensor], columns: Mapping[str, Tensor], levels: Levels
 ) -> dict[str, dict[str, float]]:
-    """The share of images that each reader flags at each level, {reader: {level: share}}."""
+    """The share of images that each scorer flags at each level, {scorer: {level: share}}."""
     rates = {}
-    for reader, values in columns.items():
-        p = p_value(values.to(tables[reader].dtype), tables[reader])
-        rates[reader] = {level: float((p <= alpha).double().mean()) for level, alpha in levels.items()}
+    for scorer, values in columns.items():
+        p = p_value(values.to(tables[scorer].dtype), tables[scorer])
+        rates[scorer] = {level: float((p <= alpha).double().mean()) for level, alpha in levels.items()}
     return rates
 
 

@@ -1,4 +1,4 @@
-"""The harness: every reader on every set of images, clean, attacked, controls and others, each set read once."""
+"""The harness: every scorer on every set of images, clean, attacked, controls and others, each set read once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from askance.calibration.attack_options import AttackConfig
+from askance.calibration.attacks import AimedAttack, Attack
+from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
-from askance.calibration.data import Images, ImageStream, load_source
 from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
+from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs
-from askance.calibration.peers import PEERS, Observation, Peer, observe
 from askance.calibration.scoring import Scores, score
+from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
-from askance.calibration.suite import Assault, run
+from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
@@ -28,12 +29,12 @@ from askance.detectors.screen import FUSED, SINGLE_PASS, Fused
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError
 
-MOST_FITTED_IMAGES = 10_000  # of the fit split, that the peers learn from
+MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
 
 
 class Harness:
-    """Reads images with the fitted detectors and with the peers; what was read is kept in the stages.
+    """Reads images with the fitted detectors and with the baselines; what was read is kept in the stages.
 
     Args:
         inputs: the classifier and its data.
@@ -69,34 +70,34 @@ class Harness:
         return self.scores(f"split-{name}", self.inputs.splits[name])
 
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
-        """What the peers read of a set of images, or of `pixels` in their place."""
-        stage = self._stage(f"peers-{name}", images, pixels, *self.tap.layers)
+        """What the baselines read of a set of images, or of `pixels` in their place."""
+        stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers)
         stream = ImageStream(self.tap, images, self.inputs.config.batch_size, pixels)
-        kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"peers: {name}").tensors())
+        kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"baselines: {name}").tensors())
         return Observation.from_tensors(kept)
 
     @cached_property
     def single_pass(self) -> tuple[str, ...] | None:
-        """The components that need no altered copies; None where none needs them."""
+        """The components that need no views; None where none needs them."""
         viewers = [name for name, detector in self.detectors.items() if detector.view_layers]
         names = self.split("calibrate").components
         return tuple(name for name in names if name.partition("/")[0] not in viewers) if viewers else None
 
     @cached_property
     def forward_passes(self) -> int:
-        """Of the classifier for each image, its altered copies included."""
+        """Of the classifier for each image, its views included."""
         one = self.inputs.splits["calibrate"][:1].pixels()
         return 1 + sum(d.views(one).shape[1] for d in self.detectors.values() if d.view_layers)
 
-    def attack(self, right: Images, attacks: Sequence[AttackConfig]) -> dict[str, tuple[Images, Tensor]]:
+    def attack(self, right: Images, attacks: Sequence[Attack]) -> dict[str, tuple[Images, Tensor]]:
         """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
         fewest = self.inputs.config.evaluation.attacked_images
         starts = [right[: one.images or fewest] for one in attacks]
-        assaults = [
-            Assault(one, images.pixels(), self._labels(one, images))
+        jobs = [
+            AttackJob(one, images.pixels(), self._labels(one, images))
             for one, images in zip(attacks, starts, strict=True)
         ]
-        attacked = run(self.inputs.target, assaults, attack_cache())
+        attacked = run(self.inputs.target, jobs, attack_cache())
         return {one.name: (images, pixels) for one, images, pixels in zip(attacks, starts, attacked, strict=True)}
 
     @cached_property
@@ -113,14 +114,14 @@ class Harness:
         found = {kind: detector.diagnose(clean, held_out) for kind, detector in self.detectors.items()}
         return {kind: figures for kind, figures in found.items() if figures}
 
-    def _labels(self, options: AttackConfig, images: Images) -> Tensor:
-        """The true classes, or the targets that the options ask for."""
-        rank = getattr(options, "target_rank", None)
+    def _labels(self, attack: Attack, images: Images) -> Tensor:
+        """The true classes, or the targets that the attack aims at."""
+        rank = attack.target_rank if isinstance(attack, AimedAttack) else None
         if rank is None:
             return images.y
         vectors = self.inputs.word_vectors
         if vectors is None:
-            raise ConfigError(f'attack {options.name}: target_rank needs word vectors: add [word_vectors] file = "..."')
+            raise ConfigError(f'attack {attack.name}: target_rank needs word vectors: add [word_vectors] file = "..."')
         return targets(correlations(vectors), images.y, rank)
 
 
@@ -151,35 +152,35 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         raise CalibrationError("the classifier gets no image of the evaluation split right: nothing can be attacked")
     attacked = harness.attack(right, config.attacks)
 
-    readers = _Readers(harness, calibration)
+    scorers = _Scorers(harness, calibration)
     attacks = []
     for one in config.attacks:
         images, pixels = attacked[one.name]
-        scores = readers.scores(f"attack-{one.name}", images, pixels)
+        scores = scorers.scores(f"attack-{one.name}", images, pixels)
         moved = (pixels - images.pixels()).flatten(1)
         distances = {"linf": moved.abs().amax(dim=1), "l2": moved.norm(dim=1)}
         seen = any(one.kind == trained.kind for trained in config.seen)
         attacks.append(AttackedSet(one, scores, distances, seen))
     calm = right[: config.attacked_images]
     controls = {
-        one.name: readers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
+        one.name: scorers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
     }
     shape = harness.inputs.config.classifier.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
         images = load_source(other.source)
         kept = (images if other.classes is None else images.only(other.classes))[: other.images]
-        foreign[other.name] = readers.scores(f"out-{other.name}", as_input(kept, shape))
-    of_fuse = readers.scores("split-fuse", splits["fuse"])
+        foreign[other.name] = scorers.scores(f"out-{other.name}", as_input(kept, shape))
+    of_fuse = scorers.scores("split-fuse", splits["fuse"])
     tables = {name: table(values) for name, values in of_fuse.columns.items()}
     single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass.table}
     return Evidence(
-        readers.scores("split-evaluate", splits["evaluate"]),
+        scorers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
         tables | dict(calibration.tables) | {FUSED: calibration.fused.table} | single,
         attacks,
         {"controls": controls, "out_of_distribution": foreign},
-        config.peers,
+        config.baselines,
         harness.forward_passes,
     )
 
@@ -194,7 +195,7 @@ def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
     calibrate = harness.split("calibrate")
     chosen = {name: v for name, v in calibrate.components.items() if components is None or name in components}
     fusion = Fusion.fit(chosen, calibrate.two_sided & chosen.keys())
-    clean = fusion.suspicions(chosen)
+    clean = fusion.surprisals(chosen)
     seen: dict[str, list[Tensor]] = {}
     for options in harness.inputs.config.evaluation.seen:
         name, (images, pixels) = options.name, harness.seen[options.name]
@@ -202,7 +203,7 @@ def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
         if bool(scores.correct.all()):
             raise CalibrationError(f"the seen attack {name} never succeeds on the calibration split: raise its budget")
         attack = options.model_dump_json(exclude={"name", "epsilon", "images"})
-        seen.setdefault(attack, []).append(fusion.suspicions(scores.only(fusion.names))[:, ~scores.correct])
+        seen.setdefault(attack, []).append(fusion.surprisals(scores.only(fusion.names))[:, ~scores.correct])
     if seen:
         weights, biases = zip(*(learn_weights(clean, budgets) for budgets in seen.values()), strict=True)
         counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
@@ -211,8 +212,8 @@ def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
     return Fused(fusion, table(fusion.score(harness.split("fuse").only(fusion.names))))
 
 
-class _Readers:
-    """All columns of the tables: our detectors, the fused scores and the peers."""
+class _Scorers:
+    """All columns of the tables: our detectors, the fused scores and the baselines."""
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
@@ -222,27 +223,27 @@ class _Readers:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
         if harness.inputs.config.evaluation.seen:
             self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
-        self._peers = self._fitted_peers()
+        self._baselines = self._fitted_baselines()
 
-    def _fitted_peers(self) -> tuple[Peer, ...]:
+    def _fitted_baselines(self) -> tuple[Baseline, ...]:
         harness, splits = self._harness, self._harness.inputs.splits
-        peers = tuple(PEERS[name]() for name in harness.inputs.config.evaluation.peers)
-        if not peers:
+        baselines = tuple(BASELINES[name]() for name in harness.inputs.config.evaluation.baselines)
+        if not baselines:
             return ()
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED_IMAGES])
         tune = harness.observation("split-calibrate", splits["calibrate"])
         attacked = [harness.observation(f"seen-{name}", *found) for name, found in harness.seen.items()]
         seen = [one[one.predicted != one.labels] for one in attacked]
-        return tuple(peer.fit(clean, tune, seen) for peer in peers)
+        return tuple(baseline.fit(clean, tune, seen) for baseline in baselines)
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
         columns = {name: scores.scores[name] for name in self._harness.detectors}  # a stage does not keep their order
         for fused, fusion in self._fusions.items():
             columns[fused] = fusion.score(scores.only(fusion.names))
-        if self._peers:
+        if self._baselines:
             observed = self._harness.observation(name, images, pixels)
-            columns |= {peer.name: peer.score(observed) for peer in self._peers}
+            columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
         return SetScores(columns, scores.logits.argmax(dim=1), scores.labels)
 
 

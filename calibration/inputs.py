@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from askance.calibration.config import Config
-from askance.calibration.data import Images, ImageStream, load_splits
+from askance.calibration.data import load_splits
+from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
 from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
@@ -20,7 +21,7 @@ from askance.detectors import DETECTORS, Detector, Inputs, Tap, tap_for
 from askance.detectors.conformal import check_level
 from askance.errors import ConfigError, DataError
 
-TRIED = 500  # images that show whether classifier and data fit one another
+TRIED_IMAGES = 500  # that show whether classifier and data fit one another
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def load_inputs(config: Config) -> CalibrationInputs:
     for split in ("calibrate", "fuse"):
         for level, alpha in config.levels.items():
             check_level(alpha, len(splits[split]), f"{level} (split {split})")
-    share = accuracy(classifier, config.classifier.preprocessing, splits["calibrate"][:TRIED])
-    say(f"the classifier gets {share:.1%} of {min(TRIED, len(splits['calibrate']))} calibration images right")
+    share = accuracy(classifier, config.classifier.preprocessing, splits["calibrate"][:TRIED_IMAGES])
+    say(f"the classifier gets {share:.1%} of {min(TRIED_IMAGES, len(splits['calibrate']))} calibration images right")
     if share == 0:
         raise ConfigError(
             "the classifier gets not one calibration image right: check the weights, the normalisation and the order "

@@ -108,9 +108,9 @@ def _fit(detector: Detector, inputs: CalibrationInputs) -> Mapping[str, Tensor]:
 
 
 def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
-    """The figures of `evaluate` for a published bundle, on the data, attacks, controls and peers of `config`.
+    """The figures of `evaluate` for a published bundle, on the data, attacks, controls and baselines of `config`.
 
-    All that is ours comes from the bundle; the peers are fitted anew, on the config's `fit`, `calibrate` and `fuse`
+    All that is ours comes from the bundle; the baselines are fitted anew, on the config's `fit`, `calibrate` and `fuse`
     splits. What is finished is kept in the cache until all is, so that a run that was killed goes on where it was.
 
     Raises:

@@ -12,7 +12,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 T_co = TypeVar("T_co", covariant=True)
 
 console = Console(stderr=True)
-WORTH_A_LINE = 2.0  # seconds
+WORTH_A_LINE_SECONDS = 2.0
 
 
 class Sized(Protocol[T_co]):
@@ -28,7 +28,7 @@ def track(work: Sized[T_co] | Sequence[T_co], description: str) -> Iterator[T_co
     if not console.is_terminal:
         start = time.perf_counter()
         yield from work
-        if time.perf_counter() - start > WORTH_A_LINE:
+        if time.perf_counter() - start > WORTH_A_LINE_SECONDS:
             console.print(f"{description}: {time.perf_counter() - start:.1f} s", highlight=False)
         return
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())

@@ -35,8 +35,8 @@ def report(title: str, evaluation: Mapping[str, Any], evidence: Evidence, levels
         "curves": _curves(evidence),
         "histograms": _histograms(evidence),
         "thresholds": {
-            reader: {level: threshold(table, alpha) for level, alpha in levels.items()}
-            for reader, table in evidence.tables.items()
+            scorer: {level: threshold(table, alpha) for level, alpha in levels.items()}
+            for scorer, table in evidence.tables.items()
         },
     }
     page = (files("askance.calibration") / "report.html").read_text(encoding="utf-8")
@@ -51,34 +51,34 @@ def _scores(values: Tensor) -> np.ndarray:
 
 
 def _curves(evidence: Evidence) -> dict[str, Any]:
-    """{"grid": false-positive rates, attack: {reader: true-positive rates on the grid}}, on successful attacks."""
+    """{"grid": false-positive rates, attack: {scorer: true-positive rates on the grid}}, on successful attacks."""
     curves: dict[str, Any] = {"grid": [round(float(rate), 6) for rate in GRID]}
     for attacked in evidence.attacks:
         succeeded = ~attacked.scores.correct
         if not bool(succeeded.any()):
             continue
-        of_attack = curves.setdefault(attacked.options.name, {})
-        for reader, clean in evidence.clean.columns.items():
-            scores = np.concatenate([_scores(clean), _scores(attacked.scores.of(reader, succeeded))])
+        of_attack = curves.setdefault(attacked.attack.name, {})
+        for scorer, clean in evidence.clean.columns.items():
+            scores = np.concatenate([_scores(clean), _scores(attacked.scores.of(scorer, succeeded))])
             truth = np.repeat([0, 1], [len(clean), int(succeeded.sum())])
             false_positive, true_positive, _ = roc_curve(truth, scores, drop_intermediate=False)
             at = np.searchsorted(false_positive, GRID + 1e-12, side="right") - 1  # the best point allowed, no more
-            of_attack[reader] = [round(float(rate), 4) for rate in true_positive[at]]
+            of_attack[scorer] = [round(float(rate), 4) for rate in true_positive[at]]
     return curves
 
 
 def _histograms(evidence: Evidence) -> dict[str, Any]:
-    """{reader: {"edges", "clean", attack: ...}}, shares of each set per bin; the outermost bins take the rest."""
+    """{scorer: {"edges", "clean", attack: ...}}, shares of each set per bin; the outermost bins take the rest."""
     histograms: dict[str, Any] = {}
-    for reader, clean in evidence.clean.columns.items():
+    for scorer, clean in evidence.clean.columns.items():
         sets = {"clean": _scores(clean)} | {
-            one.options.name: _scores(one.scores.of(reader, ~one.scores.correct))
+            one.attack.name: _scores(one.scores.of(scorer, ~one.scores.correct))
             for one in evidence.attacks
             if not bool(one.scores.correct.all())
         }
         low, high = np.percentile(np.concatenate(list(sets.values())), [0.5, 99.5])
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-        histograms[reader] = {"edges": [float(f"{edge:.5g}") for edge in edges]} | {
+        histograms[scorer] = {"edges": [float(f"{edge:.5g}") for edge in edges]} | {
             name: [round(float(n) / len(values), 4) for n in np.histogram(values.clip(low, edges[-1]), edges)[0]]
             for name, values in sets.items()
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from askance.calibration.data import ImageStream
+from askance.calibration.images import ImageStream
 from askance.calibration.progress import Tracked
 from askance.detectors import Detector
 from askance.detectors.fusion import all_components, all_two_sided

@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from askance.calibration.attack_options import AttackConfig
-from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.attacks import ATTACKS, Attack, PixelClassifier, perturb
 from askance.calibration.cache import ImageCache
 from askance.calibration.digests import json_digest, state_digest, tensor_digest
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
 from askance.detectors.preprocessing import Preprocessing
 
-PIECE = 50  # images a piece: batch mates share nothing but an attack's random numbers, which go by the piece
-WORTH_PROCESSES = 20.0  # seconds of work left that pay for starting processes
+PIECE_IMAGES = 50  # batch mates share nothing but an attack's random numbers, which go by the piece
+WORTH_PROCESSES_SECONDS = 20.0  # of work left, that pay for starting processes
 
 
 @dataclass(frozen=True)
@@ -56,30 +55,30 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Assault:
+class AttackJob:
     """One attack on its images.
 
     Attributes:
-        options: which attack.
+        attack: which.
         images: float32 [N, C, H, W] in [0, 1].
         labels: [N], the true classes, or the targets if the attack aims.
     """
 
-    options: AttackConfig
+    attack: Attack
     images: Tensor
     labels: Tensor
 
     def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(the seed, images, labels) of each piece."""
-        parts = zip(self.images.split(PIECE), self.labels.split(PIECE), strict=True)
+        parts = zip(self.images.split(PIECE_IMAGES), self.labels.split(PIECE_IMAGES), strict=True)
         for i, (images, labels) in enumerate(parts):
-            yield self.options.seed * 1_000_003 + i, images, labels
+            yield self.attack.seed * 1_000_003 + i, images, labels
 
 
-_Piece = tuple[AttackConfig, Tensor, Tensor, int]
+_Piece = tuple[Attack, Tensor, Tensor, int]
 
 
-def run(target: Target, assaults: Sequence[Assault], cache: ImageCache) -> list[Tensor]:
+def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Tensor]:
     """Run every attack; what the cache holds is not made again, and every piece made is cached at once.
 
     The images do not depend on how many cores there are, nor on what was cached.
@@ -90,18 +89,25 @@ def run(target: Target, assaults: Sequence[Assault], cache: ImageCache) -> list[
     identity = target.identity()
     results: list[list[Tensor | None]] = []
     todo: dict[tuple[int, int], tuple[str, _Piece]] = {}
-    for i, assault in enumerate(assaults):
-        options = assault.options.model_dump(mode="json", exclude={"name", "images", "seed"})
+    for i, job in enumerate(jobs):
+        attack = _identity(job.attack)
         results.append([])
-        for j, (seed, images, labels) in enumerate(assault.pieces()):
-            key = json_digest({**identity, "attack": options, "seed": seed, "images": tensor_digest(images, labels)})
+        for j, (seed, images, labels) in enumerate(job.pieces()):
+            key = json_digest({**identity, **attack, "seed": seed, "images": tensor_digest(images, labels)})
             results[i].append(cache.get(key))
             if results[i][j] is None:
-                todo[i, j] = key, (assault.options, images, labels, seed)
+                todo[i, j] = key, (job.attack, images, labels, seed)
     for (i, j), pixels in _made(target, {place: piece for place, (_, piece) in todo.items()}):
         cache.put(todo[i, j][0], pixels)
         results[i][j] = pixels
     return [torch.cat([pixels for pixels in parts if pixels is not None]) for parts in results]
+
+
+def _identity(attack: Attack) -> dict[str, Any]:
+    """What attacked images depend on of an attack, JSON-ready: its options, and its package if that is not askance."""
+    package = ATTACKS.package(attack.kind)
+    options = {"attack": attack.model_dump(mode="json", exclude={"name", "images", "seed"})}
+    return options if package is None else options | {"package": [package.name, package.version]}
 
 
 def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
@@ -110,11 +116,11 @@ def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[
     if not waiting:
         return
     predict, total, begun = target.build(), len(waiting), time.perf_counter()
-    for place, (options, images, labels, seed) in pieces.items():
-        yield place, perturb(predict, options, images, labels, seed)
+    for place, (attack, images, labels, seed) in pieces.items():
+        yield place, perturb(predict, attack, images, labels, seed)
         del waiting[place]
         spent = time.perf_counter() - begun
-        if spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES:
+        if spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES_SECONDS:
             break
     if waiting:
         yield from _in_processes(target, waiting)
@@ -122,15 +128,15 @@ def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[
 
 def _in_processes(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    say(f"attacks: {len(pieces)} pieces of {PIECE} images over {cores} processes")
+    say(f"attacks: {len(pieces)} pieces of {PIECE_IMAGES} images over {cores} processes")
     # spawned, not forked: torch's threads do not survive a fork
     with ProcessPoolExecutor(
         cores, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(target,)
     ) as pool:
         # numpy in between, because tensors would travel through shared memory that may be small
         futures = {
-            pool.submit(_attack, options, images.numpy(), labels.numpy(), seed): place
-            for place, (options, images, labels, seed) in pieces.items()
+            pool.submit(_run_piece, attack, images.numpy(), labels.numpy(), seed): place
+            for place, (attack, images, labels, seed) in pieces.items()
         }
         try:
             for future in track(_Completed(futures), "attacks"):
@@ -162,6 +168,6 @@ def _begin(target: Target) -> None:
     _predict = target.build()
 
 
-def _attack(options: AttackConfig, images: Any, labels: Any, seed: int) -> Any:
+def _run_piece(attack: Attack, images: Any, labels: Any, seed: int) -> Any:
     assert _predict is not None
-    return perturb(_predict, options, torch.from_numpy(images), torch.from_numpy(labels), seed).numpy()
+    return perturb(_predict, attack, torch.from_numpy(images), torch.from_numpy(labels), seed).numpy()

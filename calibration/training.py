@@ -8,8 +8,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from askance.calibration.config import Config, TrainingConfig
-from askance.calibration.data import Images, load_splits
+from askance.calibration.data import load_splits
 from askance.calibration.files import write_atomically
+from askance.calibration.images import Images
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
 from askance.detectors.preprocessing import Preprocessing

@@ -17,8 +17,8 @@ def learn_weights(clean: Tensor, seen: Sequence[Tensor], penalty: float = PENALT
     """Logistic regression with weights that are not negative: clean against seen, each budget counting alike.
 
     Args:
-        clean: suspicions u of clean images, [F, n] (`Fusion.suspicions`).
-        seen: suspicions of the successful attacked images, [F, m] for each budget; empty ones are left out.
+        clean: surprisals u of clean images, [F, n] (`Fusion.surprisals`).
+        seen: surprisals of the successful attacked images, [F, m] for each budget; empty ones are left out.
         penalty: on the squared weights.
 
     Returns:

@@ -19,8 +19,8 @@ from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.views import add_noise, median_filter, reduce_bits
 from askance.errors import DataError
 
-TABULATED = 2000  # clean inputs that are enough for a yardstick; each costs a forward pass for every view
-TINY = 1e-12  # below which a displacement counts as none
+TABULATED_INPUTS = 2000  # clean ones that are enough for a yardstick; each costs a forward pass for every view
+SHORTEST = 1e-12  # below which a displacement counts as none
 
 
 class ConstellationOptions(Options):
@@ -121,7 +121,7 @@ class Constellation(Detector[ConstellationOptions]):
         readings: list[Tensor] = []
         for capture in clean:
             readings.append(self._summary(self._components(capture)))
-            if sum(reading.shape[1] for reading in readings) >= TABULATED:
+            if sum(reading.shape[1] for reading in readings) >= TABULATED_INPUTS:
                 break
         if not readings:
             raise DataError(EMPTY_STREAM)
@@ -144,7 +144,7 @@ class Constellation(Detector[ConstellationOptions]):
         for layer in self.layers:
             activation = capture.flat(layer)
             moved = capture.views.flat(layer).view(*views.shape[:2], -1) - activation.unsqueeze(1)
-            length = torch.linalg.vector_norm(activation, dim=1, keepdim=True).clamp_min(TINY)
+            length = torch.linalg.vector_norm(activation, dim=1, keepdim=True).clamp_min(SHORTEST)
             readings[f"displacement:{layer}"] = torch.linalg.vector_norm(moved, dim=2) / length
         components = {
             f"{name}:{kind}": part.mean(dim=1).to(capture.logits.dtype)
@@ -155,7 +155,7 @@ class Constellation(Detector[ConstellationOptions]):
         for layer in self.layers if medians else ():
             filtered = torch.stack([components[f"displacement:{layer}:{kind}"] for kind in medians]).mean(dim=0)
             noisy = components[f"displacement:{layer}:noise"]
-            components[f"grain:{layer}"] = (filtered.clamp_min(TINY) / noisy.clamp_min(TINY)).log()
+            components[f"grain:{layer}"] = (filtered.clamp_min(SHORTEST) / noisy.clamp_min(SHORTEST)).log()
         return components
 
     def _summary(self, components: Mapping[str, Tensor]) -> Tensor:

@@ -98,11 +98,11 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
 
     @property
     def view_layers(self) -> tuple[str, ...]:
-        """The layers it reads of altered copies of the input; without any it asks for no copies."""
+        """The layers it reads of views of the input; without any it asks for no views."""
         return ()
 
     def views(self, images: Tensor) -> Tensor:
-        """The altered copies it asks for, [B, C, H, W] -> [B, V, C, H, W], pixels in [0, 1]."""
+        """The views it asks for, [B, C, H, W] -> [B, V, C, H, W], pixels in [0, 1]."""
         raise NotImplementedError(f"{self.kind} asks for no views")
 
     @abstractmethod

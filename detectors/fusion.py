@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from askance.detectors.conformal import table
 from askance.detectors.detector import Reading
-from askance.detectors.suspicion import Suspicion, harmonic_mean
+from askance.detectors.surprisal import Surprisal, harmonic_mean
 from askance.errors import CalibrationError
 
 EVEN_ODDS = 0.01  # the harmonic mean of all p at which the untrained opinion gives even odds
@@ -33,7 +33,7 @@ def all_two_sided(readings: Mapping[str, Reading]) -> frozenset[str]:
 class Fusion(nn.Module):
     """Fused score = log of the odds of an attack, added over opinions: log(sum over e of exp(o_e)).
 
-    Each opinion is on S suspicions u_s = -log p_s (`Suspicion`): one for each of F components where its paper fixes the
+    Each opinion is on S surprisals u_s = -log p_s (`Surprisal`): one for each of F components where its paper fixes the
     suspicious side, else one for either side. The untrained opinion, always there, is -log of their harmonic mean p
     plus log 0.01: even odds where that mean is 1%. A trained one is a logistic regression o_e = b_e + sum w_es u_s
     (`calibration.weighing`), learned from one seen attack: it knows what to look for, and the untrained one remains
@@ -60,15 +60,15 @@ class Fusion(nn.Module):
         super().__init__()
         self.names = tuple(names)
         self.two_sided = frozenset(two_sided)
-        if weights.shape != (len(biases), self.suspicion_count) or not bool((weights >= 0).all()):
+        if weights.shape != (len(biases), self.surprisal_count) or not bool((weights >= 0).all()):
             raise CalibrationError(
-                f"fusion takes {self.suspicion_count} weights for each of its {len(biases)} trained opinions, "
+                f"fusion takes {self.surprisal_count} weights for each of its {len(biases)} trained opinions, "
                 f"none of them negative, got {list(weights.shape)}"
             )
         self.register_buffer("tables", tables)
         self.register_buffer("weights", weights)
         self.register_buffer("biases", biases)
-        self._suspicion = Suspicion(tables, torch.tensor([name in self.two_sided for name in self.names]))
+        self._surprisal = Surprisal(tables, torch.tensor([name in self.two_sided for name in self.names]))
 
     @classmethod
     def fit(cls, components: Mapping[str, Tensor], two_sided: Collection[str]) -> Fusion:
@@ -79,7 +79,7 @@ class Fusion(nn.Module):
         return cls(names, two_sided, tables, none, none[:, 0])
 
     @property
-    def suspicion_count(self) -> int:
+    def surprisal_count(self) -> int:
         """S: one for each component, one more for each that can be untypical either way."""
         return len(self.names) + len(self.two_sided)
 
@@ -87,15 +87,15 @@ class Fusion(nn.Module):
         """The same tables with trained opinions, [E, S] and [E]."""
         return Fusion(self.names, self.two_sided, self.tables, weights, biases)
 
-    def suspicions(self, components: Mapping[str, Tensor]) -> Tensor:
-        """All suspicions of the components, {name: [B]} -> float64 [S, B], each >= 0.
+    def surprisals(self, components: Mapping[str, Tensor]) -> Tensor:
+        """All surprisals of the components, {name: [B]} -> float64 [S, B], each >= 0.
 
         Raises:
             CalibrationError: the components are not the ones it was fitted on.
         """
         if tuple(components) != self.names:
             raise CalibrationError(f"fusion was calibrated on {list(self.names)}, got {list(components)}")
-        values: Tensor = self._suspicion(torch.stack([components[name] for name in self.names]).float())
+        values: Tensor = self._surprisal(torch.stack([components[name] for name in self.names]).float())
         return values
 
     def score(self, components: Mapping[str, Tensor]) -> Tensor:
@@ -104,7 +104,7 @@ class Fusion(nn.Module):
         Raises:
             CalibrationError: the components are not the ones it was fitted on.
         """
-        u = self.suspicions(components)
+        u = self.surprisals(components)
         # summed in a fixed order: a matrix product's last bits depend on the batch, and ranks on the last bits
         trained = (u * self.weights.unsqueeze(2)).sum(dim=1) + self.biases.unsqueeze(1)
         untrained = harmonic_mean(u) + math.log(EVEN_ODDS)

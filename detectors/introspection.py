@@ -25,7 +25,7 @@ from askance.errors import DataError
 ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
 VALIDATION_SHARE = 0.1
-FEWEST = 20  # inputs to fit on
+FEWEST_INPUTS = 20  # to fit on
 BATCH_SIZE = 128  # of the autoencoder (paper, section 2.6)
 ESTIMATOR_BATCH_SIZE = 32
 NEIGHBORS = 15  # that vote on the activation map
@@ -114,7 +114,7 @@ class Introspection(Detector[IntrospectionOptions]):
         return self.mean.numel() > 0
 
     def _concatenated(self, capture: Capture) -> Tensor:
-        return torch.cat([capture.flat(layer) for layer in self.layers], dim=1)
+        return torch.cat([capture.flat(layer) for layer in self.layers], dim=1).float()
 
     def standardised(self, capture: Capture) -> Tensor:
         """h in units of the fit split's standard deviations, [B, D_h]."""
@@ -169,8 +169,8 @@ class Introspection(Detector[IntrospectionOptions]):
 
     def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         validation = round(VALIDATION_SHARE * count)
-        if count < FEWEST:
-            raise DataError(f"introspection needs at least {FEWEST} inputs to fit and validate on, got {count}")
+        if count < FEWEST_INPUTS:
+            raise DataError(f"introspection needs at least {FEWEST_INPUTS} inputs to fit and validate on, got {count}")
         order = torch.randperm(count, generator=generator)
         return order[validation:].sort().values, order[:validation].sort().values
 

@@ -20,7 +20,7 @@ from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
-BLOCK = 128  # patterns settled together: larger ones waste time on their Gram matrix
+BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 
 
@@ -79,7 +79,8 @@ class Library(nn.Module):
             self.neurons = torch.randperm(size, generator=generator)[:count].sort().values
 
     def patterns(self, activation: Tensor) -> Tensor:
-        """Unit patterns [B, D] of a flattened layer [B, D_l]."""
+        """Unit patterns [B, D] of a flattened layer [B, D_l], in the precision of the stored ones."""
+        activation = activation.to(self.rows.dtype)
         return activation_pattern(activation[:, self.neurons] if self.neurons.numel() else activation)
 
     def extend(self, patterns: Tensor) -> None:
@@ -88,7 +89,7 @@ class Library(nn.Module):
         The result is that of the one-by-one walk: one product against the rows so far settles most of a block;
         its remaining candidates are settled in order through their Gram matrix.
         """
-        for block in patterns.split(BLOCK):
+        for block in patterns.split(BLOCK_PATTERNS):
             self._extend(block)
 
     def _extend(self, patterns: Tensor) -> None:

@@ -54,7 +54,7 @@ class DetectorEntry(FileEntry):
 class CalibrationEntry(FileEntry):
     """The conformal tables: how many clean scores, the targets, and the score above which each level flags.
 
-    `single_pass` are the components that need no altered copies of the input; empty where none does.
+    `single_pass` are the components that need no views of the input; empty where none does.
     """
 
     samples: int

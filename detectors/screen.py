@@ -77,7 +77,7 @@ class Calibration:
         levels: the false-positive targets.
         tables: {detector: sorted clean scores [n]} of the calibration split.
         fused: of all detectors.
-        single_pass: of the detectors that need no altered copies of the input; None where none needs them.
+        single_pass: of the detectors that need no views of the input; None where none needs them.
     """
 
     levels: Levels
@@ -95,7 +95,7 @@ class Calibration:
         )
 
     def in_a_single_pass(self) -> Calibration:
-        """The same without the detectors that need altered copies."""
+        """The same without the detectors that need views."""
         if self.single_pass is None:
             return self
         kept = {name.partition("/")[0] for name in self.single_pass.fusion.names}

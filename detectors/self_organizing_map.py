@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from askance.detectors.conformal import p_value, yardstick
 from askance.detectors.detector import Detector, Options, Reading
 from askance.detectors.spool import spool
-from askance.detectors.suspicion import harmonic_mean
+from askance.detectors.surprisal import harmonic_mean
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
 from askance.errors import DataError, LayerError
@@ -176,8 +176,8 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
             evidence["distance"].append(nearest.values)
             evidence["p"].append(rank)
         stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
-        suspicion = harmonic_mean(-stacked["p"].T.log()).to(stacked["distance"].dtype)
-        return Reading(suspicion, components, evidence=stacked)
+        score = harmonic_mean(-stacked["p"].T.log()).to(stacked["distance"].dtype)
+        return Reading(score, components, evidence=stacked)
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002

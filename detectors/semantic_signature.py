@@ -277,7 +277,8 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
         batch = torch.arange(len(capture), device=others.device)[:, None, None]
         margins = []
         for layer in self.layers:
-            similarity = centred_unit(capture.flat(layer)) @ self.references(layer).T  # i, [B, K]
+            references = self.references(layer)
+            similarity = centred_unit(capture.flat(layer).to(references.dtype)) @ references.T  # i, [B, K]
             margins.append((centred_unit(similarity[batch, others]) * contrast).sum(dim=2))
         return torch.stack(margins, dim=1)
 

@@ -24,8 +24,8 @@ class Capture:
         logits: the classifier's outputs o(x), [B, K].
         activations: each tapped layer's output a_l(x), {layer: [B, ...]}.
         labels: the true classes [B] where they are known (offline only), else None.
-        views: what the classifier made of V altered copies of each input, view by view, if the Tap takes any: a
-            Capture of B * V inputs, the V copies of an input in a row.
+        views: what the classifier made of V views (altered copies) of each input, view by view, if the Tap takes any: a
+            Capture of B * V inputs, the V views of an input in a row.
     """
 
     logits: Tensor
@@ -55,8 +55,8 @@ class Capture:
         """Return the Capture of the inputs at `index` (integer positions or a boolean mask, [B])."""
         views = self.views
         if views is not None:
-            copies = torch.arange(len(views), device=index.device).view(len(self), -1)
-            views = views.select(copies[index].flatten())
+            places = torch.arange(len(views), device=index.device).view(len(self), -1)
+            views = views.select(places[index].flatten())
         return Capture(
             self.logits[index],
             {layer: a[index] for layer, a in self.activations.items()},
@@ -82,9 +82,9 @@ class Tap:
         module: the classifier, in eval mode.
         layers: names of submodules as `module.named_modules()` spells them.
         preprocess: applied to the images before the module (normalisation), so that callers stay in pixel space.
-        views: gives V altered copies of each image, [B, C, H, W] -> [B, V, C, H, W]; they join the batch, so that one
+        views: gives V views (altered copies) of each image, [B, C, H, W] -> [B, V, C, H, W]; they join the batch: one
             call of the classifier serves all.
-        view_layers: the layers whose activations are kept for the copies, too.
+        view_layers: the layers whose activations are kept for the views, too.
 
     Raises:
         LayerError: a name is not a submodule.
@@ -167,7 +167,7 @@ class Tap:
         return Capture(logits[:inputs], {layer: seen[layer][:inputs] for layer in self.layers}, labels, views)
 
     def classify(self, images: Tensor) -> Tensor:
-        """The logits [B, K] of `images` [B, C, H, W] alone: nothing is captured, no copies are made.
+        """The logits [B, K] of `images` [B, C, H, W] alone: nothing is captured, there are no views.
 
         Raises:
             LayerError: the logits are not [B, K].

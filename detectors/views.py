@@ -10,7 +10,7 @@ from torch import Tensor
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:
     """Images with each of V noise patterns added, clipped: [B, C, H, W], [V, C, H, W] -> [B, V, C, H, W].
 
-    The same patterns for every image: an input's copies do not depend on its batch mates, and are the same each time.
+    The same patterns for every image: an input's views do not depend on its batch mates, and are the same each time.
     """
     noisy: Tensor = (images.unsqueeze(1) + noise).clamp(0, 1)
     return noisy

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from toy import Trained
 
 from askance.calibration.advertorch_compat import zero_gradients
-from askance.calibration.attack_options import FGSM, AttackConfig, IterativeAttack, SpatialTransform
-from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.attacks import ATTACKS, FGSM, PGD, Attack, PixelClassifier, SpatialTransform, perturb
+from askance.calibration.config import AttackConfig
 from askance.detectors.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.25,))
@@ -66,8 +66,8 @@ def test_the_smallest_fgsm_step_ends_just_past_the_boundary(predict: PixelClassi
     torch.testing.assert_close(perturb(predict, short, IMAGES, LABELS, 0), perturb(predict, whole, IMAGES, LABELS, 0))
 
 
-def iterative(kind: str, epsilon: object) -> IterativeAttack:
-    return IterativeAttack.model_validate({"name": "p", "kind": kind, "epsilon": epsilon})
+def iterative(kind: str, epsilon: object) -> Attack:
+    return ATTACKS[kind].model_validate({"name": "p", "kind": kind, "epsilon": epsilon})
 
 
 @pytest.mark.parametrize("kind", ["bim", "pgd", "mim"])
@@ -82,14 +82,14 @@ def test_iterative_attacks_stay_in_their_budget_and_succeed_when_they_can(predic
 
 def test_pixels_never_leave_the_unit_interval(predict: PixelClassifier) -> None:
     images = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
-    options = IterativeAttack(name="p", kind="pgd", epsilon=0.5)
+    options = PGD(name="p", kind="pgd", epsilon=0.5)
     attacked = perturb(predict, options, images, torch.tensor([0]), 0)
     assert attacked.min() >= 0
     assert attacked.max() <= 1
 
 
 def test_attacks_are_seeded_and_leave_no_trace(predict: PixelClassifier) -> None:
-    options = IterativeAttack(name="p", kind="pgd", epsilon=0.2, steps=1, step_size=0.01)
+    options = PGD(name="p", kind="pgd", epsilon=0.2, steps=1, step_size=0.01)
     before = torch.random.get_rng_state()
     first = perturb(predict, options, IMAGES, LABELS, 0)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -135,15 +135,15 @@ def test_mistakes_in_an_attack_name_its_key(tmp_path: Path, second: str, message
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('peers = ["lid"]', "the peer lid is trained on an attack: give one in evaluation.seen"),
-        ('peers = ["vim"]', "evaluation.peers.0: Input should be 'max_softmax'"),
+        ('baselines = ["lid"]', "the baseline lid is trained on an attack: give one in evaluation.seen"),
+        ('baselines = ["vim"]', "evaluation.baselines.0: Input should be 'max_softmax'"),
         (
             'seen = [{ name = "f", kind = "fgsm", epsilon = 0.1 }, { name = "p", kind = "pgd", epsilon = 0.1 }]',
             "seen attacks must be of one kind, got fgsm and pgd",
         ),
         ('controls = [{ name = "c", kind = "clip" }, { name = "c", kind = "blur" }]', "two rows share the name 'c'"),
     ],
-    ids=["no seen attack", "unknown peer", "two kinds", "one name twice"],
+    ids=["no seen attack", "unknown baseline", "two kinds", "one name twice"],
 )
 def test_mistakes_in_the_evaluation(tmp_path: Path, lines: str, message: str) -> None:
     text = (CONFIGS / "digits.toml").read_text().replace("[evaluation]", f"[evaluation]\n{lines}")

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from askance.calibration.config import DataConfig, SplitsConfig
-from askance.calibration.data import Images, ImageStream, load_pools, load_splits, make_images
+from askance.calibration.data import load_pools, load_splits
+from askance.calibration.images import Images, ImageStream, make_images
 from askance.classifiers import DigitsCNN
 from askance.detectors import Tap
 from askance.errors import DataError

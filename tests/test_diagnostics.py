@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from toy import capture_of
 
-from askance.calibration.data import Images, ImageStream
+from askance.calibration.images import Images, ImageStream
 from askance.detectors import (
     Capture,
     LibraryNetwork,

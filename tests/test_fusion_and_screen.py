@@ -50,7 +50,7 @@ def test_trained_fusion_by_hand() -> None:
     fusion = Fusion.fit(clean, set()).trained(weights, biases)
     asked = {"a": torch.tensor([2.5]), "b": torch.tensor([20.0])}
     p_a, p_b = 0.5, 0.75  # (1 at least, 2 at least) of 3, over 4
-    assert fusion.suspicions(asked).flatten().tolist() == pytest.approx([-math.log(p_a), -math.log(p_b)])
+    assert fusion.surprisals(asked).flatten().tolist() == pytest.approx([-math.log(p_a), -math.log(p_b)])
     odds = math.exp(-1) * p_a**-2 * p_b**-0.5 + math.exp(0.5) * p_b**-3 + 0.01 * (1 / p_a + 1 / p_b) / 2
     assert float(fusion.score(asked)) == pytest.approx(math.log(odds))
 

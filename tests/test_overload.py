@@ -6,7 +6,7 @@ import asyncio
 
 from calibration_support import DigitsRun
 
-from askance.calibration.data import load_source
+from askance.calibration.sources import load_source
 from benchmarks.overload import measure
 
 

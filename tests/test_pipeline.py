@@ -19,8 +19,8 @@ from toy import answered
 from askance.calibration import pipeline
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import Config, load_config
-from askance.calibration.data import ImageStream
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from askance.calibration.images import ImageStream
 from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import FIGURES
 from askance.calibration.pipeline import calibrate, evaluate_bundle

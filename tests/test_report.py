@@ -11,7 +11,7 @@ import pytest
 import torch
 from calibration_support import DigitsRun
 
-from askance.calibration.attack_options import FGSM
+from askance.calibration.attacks import FGSM
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
 from askance.calibration.report import report
 from askance.detectors import Levels

@@ -400,7 +400,7 @@ def test_an_epochs_sums_add_up_over_shards(fitted: SelfOrganizingMap) -> None:
 
 
 def test_quantization_beside_minisom(trained: Trained) -> None:
-    """MiniSom, the peer, on a flat grid of as many units over the same digit codes: neither is much worse."""
+    """MiniSom, another's, on a flat grid of as many units over the same digit codes: neither is much worse."""
     images, _ = trained.part("train")
     tap = Tap(trained.classifier, ["fc1"], trained.preprocessing.normalize)
     with torch.no_grad():
@@ -408,8 +408,8 @@ def test_quantization_beside_minisom(trained: Trained) -> None:
     detector = SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("fc1",), side=8)).fit([capture])
     ours = detector.layer_maps()["fc1"]
     codes = ours.standardise(capture.flat("fc1"))
-    peer = MiniSom(8, 8, codes.shape[1], sigma=2.0, learning_rate=0.5, random_seed=0)
-    peer.random_weights_init(codes.numpy())
-    peer.train(codes.numpy(), 20 * len(codes), random_order=True)
-    theirs = float(peer.quantization_error(codes.numpy()))
+    minisom = MiniSom(8, 8, codes.shape[1], sigma=2.0, learning_rate=0.5, random_seed=0)
+    minisom.random_weights_init(codes.numpy())
+    minisom.train(codes.numpy(), 20 * len(codes), random_order=True)
+    theirs = float(minisom.quantization_error(codes.numpy()))
     assert ours.quality(codes)[0] == pytest.approx(theirs, rel=0.1)

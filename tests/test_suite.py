@@ -12,15 +12,15 @@ from torch import Tensor
 from toy import Trained
 
 from askance.calibration import attacks, suite
-from askance.calibration.attack_options import FGSM, IterativeAttack
+from askance.calibration.attacks import FGSM, PGD
 from askance.calibration.cache import ImageCache, cache_folder
 from askance.calibration.controls import ControlConfig, control
 from askance.calibration.digests import tensor_digest
 from askance.calibration.harness import targets
-from askance.calibration.suite import PIECE, Assault, Target, run
+from askance.calibration.suite import PIECE_IMAGES, AttackJob, Target, run
 from askance.errors import ConfigError
 
-PGD = IterativeAttack(name="p", kind="pgd", epsilon=0.2, steps=3)
+SHORT = PGD(name="p", kind="pgd", epsilon=0.2, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def target(trained: Trained) -> Target:
     return Target("digits_cnn", {}, trained.classifier.state_dict(), trained.preprocessing)
 
 
-def assault(trained: Trained, count: int = 2 * PIECE + 10, options: Any = PGD) -> Assault:
+def job(trained: Trained, count: int = 2 * PIECE_IMAGES + 10, options: Any = SHORT) -> AttackJob:
     images, labels = trained.part("evaluate")
-    return Assault(options, images[:count], labels[:count])
+    return AttackJob(options, images[:count], labels[:count])
 
 
 @pytest.fixture
@@ -48,29 +48,29 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_pieces_are_made_once(trained: Trained, target: Target, tmp_path: Path, made: list[int]) -> None:
-    cache, whole = ImageCache(tmp_path), assault(trained)
+    cache, whole = ImageCache(tmp_path), job(trained)
     (first,) = run(target, [whole], cache)
-    assert made == [PIECE, PIECE, 10]
+    assert made == [PIECE_IMAGES, PIECE_IMAGES, 10]
     assert first.shape == whole.images.shape
     (again,) = run(target, [whole], cache)
     assert len(made) == 3
     assert torch.equal(again, first)
     # the first two pieces are the same work, under whatever name; another budget or seed is not
-    renamed = PGD.model_copy(update={"name": "q", "images": 7})
-    (shorter,) = run(target, [assault(trained, 2 * PIECE, renamed)], cache)
+    renamed = SHORT.model_copy(update={"name": "q", "images": 7})
+    (shorter,) = run(target, [job(trained, 2 * PIECE_IMAGES, renamed)], cache)
     assert len(made) == 3
-    assert torch.equal(shorter, first[: 2 * PIECE])
+    assert torch.equal(shorter, first[: 2 * PIECE_IMAGES])
     for change in ({"epsilon": 0.1}, {"seed": 1}):
-        run(target, [assault(trained, PIECE, PGD.model_copy(update=change))], cache)
-    assert made[3:] == [PIECE, PIECE]
+        run(target, [job(trained, PIECE_IMAGES, SHORT.model_copy(update=change))], cache)
+    assert made[3:] == [PIECE_IMAGES, PIECE_IMAGES]
 
 
 def test_a_damaged_piece_is_made_anew(trained: Trained, target: Target, tmp_path: Path, made: list[int]) -> None:
     cache = ImageCache(tmp_path)
-    (first,) = run(target, [assault(trained, 10)], cache)
+    (first,) = run(target, [job(trained, 10)], cache)
     (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     file.write_bytes(file.read_bytes()[:100])
-    (again,) = run(target, [assault(trained, 10)], cache)
+    (again,) = run(target, [job(trained, 10)], cache)
     assert made == [10, 10]
     assert torch.equal(again, first)
 
@@ -79,9 +79,9 @@ def test_processes_give_what_one_gives(
     trained: Trained, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FGSM(name="f", kind="fgsm", epsilon=0.2)
-    both = [assault(trained, PIECE + 5), assault(trained, PIECE + 5, options)]
+    both = [job(trained, PIECE_IMAGES + 5), job(trained, PIECE_IMAGES + 5, options)]
     here = run(target, both, ImageCache(tmp_path / "here"))
-    monkeypatch.setattr(suite, "WORTH_PROCESSES", -1.0)
+    monkeypatch.setattr(suite, "WORTH_PROCESSES_SECONDS", -1.0)
     elsewhere = run(target, both, ImageCache(tmp_path / "elsewhere"))
     for a, b in zip(here, elsewhere, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
@@ -100,8 +100,8 @@ def test_a_killed_run_keeps_the_pieces_it_made(
 
     monkeypatch.setattr(suite, "perturb", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run(target, [assault(trained)], cache)
-    run(target, [assault(trained)], cache)
+        run(target, [job(trained)], cache)
+    run(target, [job(trained)], cache)
     assert len(calls) == 4
 
 

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from askance.answers import Answer, Verdict
-from askance.calibration.attack_options import IterativeAttack
-from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.attacks import PGD, PixelClassifier, perturb
 from askance.calibration.config import load_config
 from askance.calibration.inputs import load_inputs
 from askance.calibration.pipeline import calibrate
@@ -72,7 +71,7 @@ def main() -> None:
     ]
     _gallery(right_half.subplots(2, SHOWN), groups, answers, chosen[:SHOWN])
     pgd = attacks["pgd"]
-    assert isinstance(pgd, IterativeAttack)
+    assert isinstance(pgd, PGD)
     epsilon = pgd.epsilon
     right_half.suptitle(f"one digit per column: clean, and after PGD with a budget of {epsilon:g}", fontsize=10)
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,7 @@ import torch
 import typer
 from matplotlib import pyplot as plt
 
-from askance.calibration.attack_options import IterativeAttack
-from askance.calibration.attacks import PixelClassifier, perturb
+from askance.calibration.attacks import PGD, PixelClassifier, perturb
 from askance.calibration.config import load_config
 from askance.calibration.inputs import load_inputs
 from askance.calibration.pipeline import calibrate
@@ -213,7 +212,7 @@ def demo_bundle(folder: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
     inputs = load_inputs(config)
     images = inputs.splits["evaluate"]
     predict = PixelClassifier(inputs.classifier, config.classifier.preprocessing)
-    (attack,) = (one for one in config.evaluation.attacks if isinstance(one, IterativeAttack))
+    (attack,) = (one for one in config.evaluation.attacks if isinstance(one, PGD))
     with torch.no_grad():
         right = predict(images.pixels()).argmax(dim=1) == images.y
     attacked = perturb(predict, attack, images.pixels(), images.y, attack.seed)

@@ -11,14 +11,15 @@ import torch
 from tables import number, replace_section, table
 from torch import Tensor
 
-from askance.calibration.attack_options import IterativeAttack
+from askance.calibration.attacks import PGD
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
-from askance.calibration.data import Images, ImageStream, load_splits
+from askance.calibration.data import load_splits
 from askance.calibration.harness import targets
+from askance.calibration.images import Images, ImageStream
 from askance.calibration.metrics import detection
 from askance.calibration.progress import Tracked, say
-from askance.calibration.suite import Assault, Target, run
+from askance.calibration.suite import AttackJob, Target, run
 from askance.classifiers import build_classifier
 from askance.detectors import (
     Bundle,
@@ -123,13 +124,13 @@ class Study:
 
     def pgd(self, epsilon: float, rank: int | None = None) -> Tensor:
         """PGD's images, untargeted or aimed by word similarity."""
-        options = IterativeAttack(name="pgd", kind="pgd", epsilon=epsilon, step_size=self.case.step, target_rank=rank)
+        options = PGD(name="pgd", kind="pgd", epsilon=epsilon, step_size=self.case.step, target_rank=rank)
         labels = self.starts.y
         if rank is not None:
             signature = self.detectors[SemanticSignature.kind]
             assert isinstance(signature, SemanticSignature)
             labels = targets(signature.word_correlations, labels, rank)
-        return run(self.target, [Assault(options, self.starts.pixels(), labels)], attack_cache())[0]
+        return run(self.target, [AttackJob(options, self.starts.pixels(), labels)], attack_cache())[0]
 
 
 @torch.no_grad()

@@ -34,23 +34,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def by_attack(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+def by_attack(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
     """AUROC and its interval, a row per attack."""
     rows = []
     for attack, row in evaluation["attacks"].items():
         values, bounds = evaluation["auroc"].get(attack), evaluation["intervals"]["auroc"].get(attack)
         if values is None:
-            cells = ["" for _ in readers]
+            cells = ["" for _ in scorers]
         else:
             cells = [
-                f"{number(values[r])} <sub>{number(bounds[r][0])} to {number(bounds[r][1])}</sub>" for r in readers
+                f"{number(values[r])} <sub>{number(bounds[r][0])} to {number(bounds[r][1])}</sub>" for r in scorers
             ]
         name = f"{attack}{' (seen)' if row['seen'] else ''}"
         rows.append((f"`{name}`", f"{row['successful']}/{row['attempted']}", *cells))
-    return table(("attack", "successful", *(reader.replace("_", " ") for reader in readers)), rows)
+    return table(("attack", "successful", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
-def alarms(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+def alarms(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
     """Flag rates on clean images, controls and other data."""
     sets = {"clean": evaluation["detector_clean_flag_rate"]} | {
         name: one["flag_rate"]
@@ -58,20 +58,20 @@ def alarms(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
         for name, one in evaluation.get(kind, {}).items()
     }
     rows = (
-        (f"`{name}`, {level}", *(f"{rates[reader][level]:.1%}" for reader in readers))
+        (f"`{name}`, {level}", *(f"{rates[scorer][level]:.1%}" for scorer in scorers))
         for name, rates in sets.items()
         for level in evaluation["target_flag_rate"]
     )
-    return table(("images, level", *(reader.replace("_", " ") for reader in readers)), rows)
+    return table(("images, level", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
-def elsewhere(evaluation: Mapping[str, Any], readers: Sequence[str]) -> str:
+def elsewhere(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
     """AUROC on what is no attack: the classifier's own mistakes against its right answers, other data against clean."""
     sets = {"mistakes": evaluation["mistakes_auroc"]} | {
         name: one["auroc"] for name, one in evaluation["out_of_distribution"].items()
     }
-    rows = ((f"`{name}`", *(number(values[reader]) for reader in readers)) for name, values in sets.items())
-    return table(("images", *(reader.replace("_", " ") for reader in readers)), rows)
+    rows = ((f"`{name}`", *(number(values[scorer]) for scorer in scorers)) for name, values in sets.items())
+    return table(("images", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
 def classes(evaluation: Mapping[str, Any]) -> str:
@@ -85,8 +85,8 @@ def classes(evaluation: Mapping[str, Any]) -> str:
 
 def section(evaluation: Mapping[str, Any]) -> str:
     """All of one data set."""
-    readers = list(evaluation["detector_clean_flag_rate"])
-    ours = [reader for reader in OURS if reader in readers]
+    scorers = list(evaluation["detector_clean_flag_rate"])
+    ours = [scorer for scorer in OURS if scorer in scorers]
     baselines = evaluation["baselines"]
     splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation["splits"].items())
     intervals = ", ".join(
@@ -104,9 +104,9 @@ def section(evaluation: Mapping[str, Any]) -> str:
             "The baselines, on the same images:",
             by_attack(evaluation, ["fused", *baselines]),
             f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
-            alarms(evaluation, readers),
+            alarms(evaluation, scorers),
             "AUROC on what is no attack (the classifier's own mistakes; other data):",
-            elsewhere(evaluation, readers),
+            elsewhere(evaluation, scorers),
             "Clean images flagged by the fused score, by predicted class:",
             classes(evaluation),
         )

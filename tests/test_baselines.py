@@ -1,9 +1,8 @@
-"""The peers, each against a case by hand or a second implementation, and the weights that the fusion learns."""
+"""The baselines, each against a case by hand or a second implementation, and the weights that the fusion learns."""
 
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from askance.calibration.config import TRAINED_PEERS, PeerName
-from askance.calibration.metrics import detection
-from askance.calibration.peers import (
-    PEERS,
+from askance.calibration.baselines import (
+    BASELINES,
+    Baseline,
     Energy,
     FeatureSqueezing,
     LocalIntrinsicDimensionality,
@@ -22,17 +20,19 @@ from askance.calibration.peers import (
     MaxSoftmax,
     NearestNeighbors,
     Observation,
-    Peer,
+    knn,
+    lid,
 )
-from askance.calibration.peers.ensembles import LID_NEIGHBORS, REFERENCE, local_intrinsic_dimensionality
-from askance.calibration.peers.single import NEIGHBORS
-from askance.calibration.peers.squeezers import non_local_means, squeezers
+from askance.calibration.baselines.lid import local_intrinsic_dimensionality
+from askance.calibration.baselines.squeezers import non_local_means, squeezers
+from askance.calibration.metrics import detection
 from askance.calibration.weighing import learn_weights
 
 
-def test_configs_may_name_every_peer() -> None:
-    assert tuple(PEERS) == get_args(PeerName)
-    assert {name for name, peer in PEERS.items() if peer.fit is not Peer.fit} == {*TRAINED_PEERS, "knn"}
+def test_which_baselines_are_fitted_and_to_what() -> None:
+    fitted = {name for name, baseline in BASELINES.items() if baseline.fit is not Baseline.fit}
+    trained = {name for name, baseline in BASELINES.items() if baseline.learns_from_attacks}
+    assert (fitted, trained) == ({"mahalanobis", "lid", "knn"}, {"mahalanobis", "lid"})
 
 
 def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
@@ -54,20 +54,20 @@ CLEAN, TUNE, OTHER = observation(600, 0), observation(300, 1), observation(300, 
 SEEN = [observation(200, 3, shift=1.0), observation(100, 4, shift=0.7)]
 
 
-def test_every_peer_is_there_and_ranks_the_moved_above_the_clean() -> None:
-    peers = [peer.fit(CLEAN, TUNE, SEEN) for peer in (kind() for kind in PEERS.values())]
-    assert [peer.name for peer in peers] == [
+def test_every_baseline_is_there_and_ranks_the_moved_above_the_clean() -> None:
+    baselines = [baseline.fit(CLEAN, TUNE, SEEN) for baseline in (kind() for kind in BASELINES.values())]
+    assert [baseline.name for baseline in baselines] == [
         "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn",
     ]  # fmt: skip
     moved = observation(300, 5, shift=1.0)
-    for peer in peers:
-        assert peer.score(OTHER).shape == (300,)
-        assert peer.score(OTHER).dtype == torch.float64
-        figures = detection(peer.score(OTHER), peer.score(moved))
+    for baseline in baselines:
+        assert baseline.score(OTHER).shape == (300,)
+        assert baseline.score(OTHER).dtype == torch.float64
+        figures = detection(baseline.score(OTHER), baseline.score(moved))
         assert figures is not None
-        if peer.name in ("mahalanobis", "lid", "knn"):
-            assert figures["auroc"] > 0.8, peer.name
-    assert all(peer.title for peer in peers)
+        if baseline.name in ("mahalanobis", "lid", "knn"):
+            assert figures["auroc"] > 0.8, baseline.name
+    assert all(baseline.title for baseline in baselines)
 
 
 def test_observations_survive_a_stage_in_order() -> None:
@@ -101,7 +101,7 @@ def test_nearest_neighbours_against_all_distances() -> None:
         array: np.ndarray = torch.nn.functional.normalize(values.double(), dim=1).numpy()
         return array
 
-    expected = np.sort(cdist(unit(OTHER.features["late"]), unit(CLEAN.features["late"])), axis=1)[:, NEIGHBORS - 1]
+    expected = np.sort(cdist(unit(OTHER.features["late"]), unit(CLEAN.features["late"])), axis=1)[:, knn.NEIGHBORS - 1]
     assert NearestNeighbors().fit(CLEAN, TUNE, SEEN).score(OTHER).numpy() == pytest.approx(expected)
 
 
@@ -124,10 +124,10 @@ def test_lid_by_hand_and_against_a_loop() -> None:
     assert local_intrinsic_dimensionality(distances) == pytest.approx([expected])
     assert np.isfinite(local_intrinsic_dimensionality(np.zeros((1, 3)))).all()
     readings = LocalIntrinsicDimensionality().fit(CLEAN, TUNE, SEEN).readings(OTHER)
-    rows = torch.randperm(len(CLEAN), generator=torch.Generator().manual_seed(0))[:REFERENCE]
+    rows = torch.randperm(len(CLEAN), generator=torch.Generator().manual_seed(0))[: lid.REFERENCE_IMAGES]
     reference = CLEAN.features["late"][rows].double().numpy()
     for i in range(5):
-        r = np.sort(cdist(OTHER.features["late"][i : i + 1].double().numpy(), reference)[0])[:LID_NEIGHBORS]
+        r = np.sort(cdist(OTHER.features["late"][i : i + 1].double().numpy(), reference)[0])[: lid.NEIGHBORS]
         assert readings[i, 1] == pytest.approx(-1 / np.mean(np.log(r / r[-1])))
 
 

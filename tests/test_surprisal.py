@@ -1,4 +1,4 @@
-"""Suspicion: -log of conformal p-values, two-sided ones too, and the tails fitted beyond the sample."""
+"""Surprisal: -log of conformal p-values, two-sided ones too, and the tails fitted beyond the sample."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy.stats import genpareto
 from torch import Tensor
 
 from askance.detectors.conformal import table
-from askance.detectors.suspicion import Suspicion, Tail, harmonic_mean
+from askance.detectors.surprisal import Surprisal, Tail, harmonic_mean
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 
 
-def suspicion(clean: list[float], asked: list[float]) -> tuple[list[float], list[float]]:
+def surprisal(clean: list[float], asked: list[float]) -> tuple[list[float], list[float]]:
     """On the upper and on the lower side."""
-    upper, lower = Suspicion(table(torch.tensor([clean])), torch.tensor([True]))(torch.tensor([asked])).tolist()
+    upper, lower = Surprisal(table(torch.tensor([clean])), torch.tensor([True]))(torch.tensor([asked])).tolist()
     return upper, lower
 
 
 def test_both_sides_by_hand() -> None:
-    upper, lower = suspicion([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [0.0, 1.0, 2.0, 4.5, 8.0, 9.0])
+    upper, lower = surprisal([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [0.0, 1.0, 2.0, 4.5, 8.0, 9.0])
     # 1 + #at least, and 1 + #at most, over 10
     assert [math.exp(-u) for u in upper] == pytest.approx([1.0, 1.0, 0.9, 0.5, 0.2, 0.1], abs=1e-12)
     assert [math.exp(-u) for u in lower] == pytest.approx([0.1, 0.2, 0.4, 0.6, 1.0, 1.0], abs=1e-12)
@@ -34,7 +34,7 @@ def test_both_sides_by_hand() -> None:
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_within_the_sample_it_is_the_conformal_p_value(clean: list[float], asked: list[float]) -> None:
     n = len(clean)
-    for s, upper, lower in zip(asked, *suspicion(clean, asked), strict=True):
+    for s, upper, lower in zip(asked, *surprisal(clean, asked), strict=True):
         assert upper == pytest.approx(-math.log((1 + sum(s_i >= s for s_i in clean)) / (n + 1)), abs=1e-12)
         assert lower == pytest.approx(-math.log((1 + sum(s_i <= s for s_i in clean)) / (n + 1)), abs=1e-12)
 
@@ -75,7 +75,7 @@ def test_without_excesses_there_is_no_tail(clean: Tensor) -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_more_extreme_is_never_less_suspicious(seed: int) -> None:
     clean = torch.randn(1, 500, generator=torch.Generator().manual_seed(seed))
-    upper, lower = Suspicion(table(clean), torch.tensor([True]))(torch.linspace(-8, 8, 400).unsqueeze(0))
+    upper, lower = Surprisal(table(clean), torch.tensor([True]))(torch.linspace(-8, 8, 400).unsqueeze(0))
     assert bool((upper.diff() >= 0).all())
     assert bool((lower.diff() <= 0).all())
     assert bool((torch.cat([upper, lower]) >= 0).all())
@@ -83,7 +83,7 @@ def test_more_extreme_is_never_less_suspicious(seed: int) -> None:
 
 def test_rows_are_their_own() -> None:
     clean = table(torch.tensor([[3.0, 1.0, 2.0], [30.0, 10.0, 20.0], [3.0, 1.0, 2.0]]))
-    found = Suspicion(clean, torch.tensor([False, True, False]))(torch.tensor([[2.5, 0.0], [25.0, 40.0], [0.0, 9.0]]))
+    found = Surprisal(clean, torch.tensor([False, True, False]))(torch.tensor([[2.5, 0.0], [25.0, 40.0], [0.0, 9.0]]))
     expected = [[0.5, 1.0], [0.5, 0.25], [1.0, 0.25], [0.75, 1.0]]  # three upper sides, then the second's lower
     assert (-found).exp().tolist() == [pytest.approx(row) for row in expected]
 

@@ -1,25 +1,22 @@
-"""The contract of a peer, and what all of them read of a set of images in one pass."""
+"""What the baselines read of a set of images, in one pass for all of them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from askance.calibration.config import PeerName
-from askance.calibration.data import ImageStream
-from askance.calibration.peers.squeezers import squeezers
+from askance.calibration.baselines.squeezers import squeezers
+from askance.calibration.images import ImageStream
 from askance.calibration.progress import track
 from askance.detectors import Tap
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the peers read of N images.
+    """What the baselines read of N images.
 
     Attributes:
         logits: [N, K].
@@ -68,10 +65,10 @@ class Observation:
 
 @torch.no_grad()
 def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
-    """Read what the peers need of every image of `stream`, through its tapped layers and the squeezers.
+    """Read what the baselines need of every image of `stream`, through its tapped layers and the squeezers.
 
     Args:
-        tap: over the classifier and the layers that the peers read; the stream's own tap is not used.
+        tap: over the classifier and the layers that the baselines read; the stream's own tap is not used.
         stream: the images.
         description: of the progress bar.
     """
@@ -94,25 +91,3 @@ def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
         {layer: torch.cat(parts) for layer, parts in features.items()},
         {name: torch.cat(parts) for name, parts in squeezed.items()},
     )
-
-
-class Peer(ABC):
-    """A detector from the literature."""
-
-    name: ClassVar[PeerName]
-    title: ClassVar[str]
-    """What it is, and its paper."""
-
-    def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
-        """Learn; a peer that needs no fitting does nothing.
-
-        Args:
-            clean: the fit split.
-            tune: images that the classifier was not trained on, where the data has some.
-            seen: successful attacks on images of `tune`, of the one family that may be trained on; one set a budget.
-        """
-        return self
-
-    @abstractmethod
-    def score(self, inputs: Observation) -> Tensor:
-        """Scores [N], float64, higher = more suspicious."""

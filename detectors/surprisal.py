@@ -1,4 +1,4 @@
-"""Suspicion: -log p of a reading, continued beyond the calibration sample by a fitted tail."""
+"""Surprisal: -log p of a reading, continued beyond the calibration sample by a fitted tail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from askance.detectors.conformal import p_value
 
 TAIL_SHARE = 0.05  # of the sample that a tail is fitted to
-FEWEST = 20  # excesses to fit a tail to; below that there is none
-EXPONENTIAL = 1e-3  # a shape below which the tail counts as exponential
+FEWEST_EXCESSES = 20  # to fit a tail to; below that there is none
+EXPONENTIAL_SHAPE = 1e-3  # below which the tail counts as exponential
 
 
 class Tail(nn.Module):
@@ -19,7 +19,7 @@ class Tail(nn.Module):
 
     P(excess > y) = (1 + xi y / sigma)^(-1 / xi), by probability-weighted moments (J. R. M. Hosking and J. R. Wallis,
     Technometrics 1987). xi is held within [0, 0.9]: a tail never ends, so that no reading is ever impossible. With too
-    few excesses, or none at all (ties), there is no tail: beyond the sample suspicion stays log(n + 1).
+    few excesses, or none at all (ties), there is no tail: beyond the sample surprisal stays log(n + 1).
 
     Args:
         samples: clean values, sorted ascending, [F, n].
@@ -33,7 +33,7 @@ class Tail(nn.Module):
     def __init__(self, samples: Tensor) -> None:
         super().__init__()
         count = round(TAIL_SHARE * samples.shape[1])
-        enough = count >= FEWEST
+        enough = count >= FEWEST_EXCESSES
         start = samples[:, -count - 1] if enough else samples[:, -1]
         excesses = (samples[:, -count:] - start.unsqueeze(1)).double() if enough else samples[:, :1].double() * 0
         mean = excesses.mean(dim=1)
@@ -50,18 +50,18 @@ class Tail(nn.Module):
         """-log p of values [F, B], float64, in [0, inf): within the sample exactly the conformal p-value's."""
         within = -p_value(values, self.samples).log()
         excess = (values.double() - self.start).clamp_min(0) / self.scale
-        curved = (1 + self.shape * excess).log() / self.shape.clamp_min(EXPONENTIAL)
-        beyond = torch.where(self.shape > EXPONENTIAL, curved, excess) - math.log(TAIL_SHARE)
+        curved = (1 + self.shape * excess).log() / self.shape.clamp_min(EXPONENTIAL_SHAPE)
+        beyond = torch.where(self.shape > EXPONENTIAL_SHAPE, curved, excess) - math.log(TAIL_SHARE)
         reaches = (values > self.samples[:, -1:]) & self.scale.isfinite()
         return torch.where(reaches, torch.maximum(within, beyond), within)
 
 
-class Suspicion(nn.Module):
+class Surprisal(nn.Module):
     """-log p of F readings on the upper side, then of those among them that can be untypical either way on the lower.
 
     Args:
         tables: clean values, sorted ascending, [F, n].
-        either_way: bool [F]; S = F + its sum suspicions come of it.
+        either_way: bool [F]; S = F + its sum surprisals come of it.
     """
 
     either_way: Tensor
@@ -77,11 +77,11 @@ class Suspicion(nn.Module):
         return torch.cat([self.upper(values), self.lower(-values[self.either_way])])
 
 
-def harmonic_mean(suspicions: Tensor) -> Tensor:
+def harmonic_mean(surprisals: Tensor) -> Tensor:
     """-log of the harmonic mean of p over F readings, from their -log p: [F, B] -> [B], in [0, inf).
 
     D. J. Wilson, "The harmonic mean p-value for combining dependent tests" (PNAS 2019): a few strongly untypical
     readings speak among many typical ones, which is what attacks look like: some disturb only the shallow layers,
     others only the deep. A score, to be calibrated: no distribution is claimed for it.
     """
-    return suspicions.logsumexp(dim=0) - math.log(suspicions.shape[0])
+    return surprisals.logsumexp(dim=0) - math.log(surprisals.shape[0])

@@ -1,0 +1,117 @@
+"""Labelled images, and the stream of Captures that a classifier makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from askance.detectors.tap import Capture, Tap
+from askance.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        x: uint8 [N, C, H, W].
+        y: int64 [N], 0 <= y < K.
+        classes: K names.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Images:
+        return Images(self.x[index], self.y[index], self.classes)
+
+    def pixels(self) -> Tensor:
+        """The images in [0, 1], float32 [N, C, H, W]."""
+        return self.x.float() / 255
+
+    def only(self, classes: Sequence[str]) -> Images:
+        """The images of some classes, labelled by their order in `classes`.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        for name in classes:
+            if name not in self.classes:
+                raise DataError(f"there is no class {name!r} to keep: {did_you_mean(name, self.classes)}")
+        label = torch.full((len(self.classes),), -1)
+        label[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+        kept = label[self.y] >= 0
+        return Images(self.x[kept], label[self.y[kept]], tuple(classes))
+
+    def digest(self) -> str:
+        """SHA-256 over pixels and labels."""
+        digest = hashlib.sha256(str(tuple(self.x.shape)).encode())
+        digest.update(self.x.contiguous().numpy().tobytes())
+        digest.update(self.y.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """A CaptureStream: the classifier runs anew over the images at every iteration, so nothing need fit in memory.
+
+    Attributes:
+        tap: over the classifier.
+        images: in data order.
+        batch_size: images per forward pass.
+        pixels: float32 [N, C, H, W] in [0, 1] in place of the images' own (attacked copies); labels stay.
+    """
+
+    tap: Tap
+    images: Images
+    batch_size: int = 500
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def slices(self) -> list[slice]:
+        """Which images make each batch."""
+        return [slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size)]
+
+    def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels [B, C, H, W] and labels [B] of one of the `slices`."""
+        images = self.images[rows]
+        return images.pixels() if self.pixels is None else self.pixels[rows], images.y
+
+    def __iter__(self) -> Iterator[Capture]:
+        for rows in self.slices():
+            with torch.no_grad():
+                capture = self.tap(*self.batch(rows))
+            yield capture
+
+
+def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: str) -> Images:
+    """Validate arrays and put channels first.
+
+    Raises:
+        DataError: wrong dtype or shape, labels out of range, one class only, or nothing at all.
+    """
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
+        raise DataError(f"{source}: x must be uint8 [N, H, W] or [N, H, W, 1 or 3], got {x.dtype} {list(x.shape)}")
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{source}: y must be {len(x)} integers, one per image, got {y.dtype} {list(y.shape)}")
+    if len(x) == 0:
+        raise DataError(f"{source} holds no images")
+    if y.min() < 0 or y.max() >= len(classes):
+        bad = int(y.min() if y.min() < 0 else y.max())
+        raise DataError(f"{source}: label {bad} is out of range: {len(classes)} classes mean 0 to {len(classes) - 1}")
+    if len(np.unique(y)) < 2:
+        raise DataError(f"{source} has one class only ({classes[int(y[0])]!r}): a classifier needs at least two")
+    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    return Images(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)

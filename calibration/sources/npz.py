@@ -1,0 +1,40 @@
+"""Arrays in an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import ClassVar
+
+import numpy as np
+
+from askance.calibration.images import make_images
+from askance.calibration.sources.source import Pools, Source, located
+from askance.errors import DataError
+
+
+class Npz(Source):
+    """An .npz file of x (uint8 [N, H, W] or [N, H, W, C]), y (integers [N]) and classes (K names)."""
+
+    kind: ClassVar[str] = "npz"
+    spelling: ClassVar[str] = "npz:PATH"
+    is_path: ClassVar[bool] = True
+
+    @classmethod
+    def load(cls, what: str) -> Pools:
+        """All of its images; there is one pool."""
+        source, file = f"npz:{what}", located(what)
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                if not isinstance(content, np.lib.npyio.NpzFile):
+                    raise DataError(f"{source} holds one array: expected an .npz file with x, y and classes")
+                missing = [key for key in ("x", "y", "classes") if key not in content]
+                if missing:
+                    raise DataError(f"{source} has no key {missing[0]!r}: expected x, y and classes")
+                x, y, classes = content["x"], content["y"], content["classes"]
+        except OSError as error:
+            raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            raise DataError(f"{source} is not an .npz file of plain arrays: expected x, y and classes") from None
+        if classes.ndim != 1:
+            raise DataError(f"{source}: classes must be a list of names, got shape {list(classes.shape)}")
+        return make_images(x, y, tuple(str(name) for name in classes), source), None

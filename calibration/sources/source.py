@@ -1,0 +1,39 @@
+"""The contract of a data source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from askance.calibration.images import Images
+from askance.calibration.paths import data_root
+
+Pools = tuple[Images, Images | None]
+"""The images of the pool `train`, and those of the pool `test` where the source has such."""
+
+
+class Source(ABC):
+    """Where images come from: a config spells it `kind:what`."""
+
+    kind: ClassVar[str]
+    """What stands before the colon."""
+    spelling: ClassVar[str]
+    """How it is written, for people: "npz:PATH"."""
+    is_path: ClassVar[bool] = False
+    """Whether what stands after the colon is a path: beside the config, or under ASKANCE_DATA."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, what: str) -> Pools:
+        """Load what stands after the colon.
+
+        Raises:
+            DataError: it is unknown, missing or invalid; one line that says which.
+        """
+
+
+def located(path: str) -> Path:
+    """Where a source's path leads: where it says, else under ASKANCE_DATA."""
+    root = data_root()
+    return Path(path) if root is None or Path(path).exists() else root / path
