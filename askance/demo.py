@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.answers import JUDGED, Answer, Prediction, Screening
+from askance.answers import FUSED, JUDGED, Answer, Prediction, Screening
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
 from askance.calibration.evaluation import BASELINE
@@ -23,7 +23,6 @@ from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say, track
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.training import train
-from askance.detectors.screen import FUSED
 from askance.service.client import Client
 from askance.service.client_messages import ServiceError
 from askance.service.launch import launched

@@ -19,8 +19,8 @@ from askance.classifiers import build_classifier
 from askance.classifiers.images import decode, of_picture, of_planes
 from askance.classifiers.loading import load_strictly
 from askance.detectors.bundle import Bundle
-from askance.detectors.screen import Screen, ScreenError
-from askance.errors import DataError
+from askance.detectors.screen import Screen
+from askance.errors import DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
 
 MAX_PIXELS = 16_000_000  # of an encoded image, width x height; a server's own default
@@ -93,7 +93,9 @@ class ScreenedClassifier:
     @overload
     def __call__(self, images: NDArray[Any] | Tensor, explain: bool = False) -> Any: ...  # by its dimensions
     @overload
-    def __call__(self, images: Sequence[ImageLike], explain: bool = False) -> list[Answer]: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one image all the same
+        self, images: Sequence[ImageLike], explain: bool = False
+    ) -> list[Answer]: ...
 
     def __call__(self, images: Any, explain: bool = False) -> Any:
         """Screen one image or several.

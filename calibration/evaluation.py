@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from askance.answers import FUSED
 from askance.calibration.attacks import Attack
 from askance.calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
 from askance.detectors import Levels
 from askance.detectors.conformal import p_value
-from askance.detectors.screen import FUSED, SINGLE_PASS
+from askance.detectors.screen import SINGLE_PASS
 
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
 from askance.calibration.cache import attack_cache
@@ -25,7 +26,7 @@ from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
-from askance.detectors.screen import FUSED, SINGLE_PASS, Fused
+from askance.detectors.screen import SINGLE_PASS, Fused
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError
 

@@ -27,7 +27,8 @@ def _picture(auroc: Mapping[str, Mapping[str, float]], scorers: Sequence[str]) -
     for scorer in scorers:
         found = [(row[scorer], i) for i, row in enumerate(auroc.values()) if scorer in row]
         is_fused = scorer == "fused"
-        axes.scatter(*zip(*found, strict=True), s=50 if is_fused else 16, marker="D" if is_fused else "o", label=scorer)
+        values, rows = zip(*found, strict=True)
+        axes.scatter(values, rows, s=50 if is_fused else 16, marker="D" if is_fused else "o", label=scorer)
     axes.set(yticks=range(len(auroc)), yticklabels=list(auroc), xlabel="AUROC", ylim=(len(auroc) - 0.5, -0.5))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     file = io.BytesIO()

@@ -1,6 +1,5 @@
 """What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
 
-from askance.answers import Prediction, Screening, Verdict
 from askance.detectors.bundle import Bundle
 from askance.detectors.constellation import Constellation, ConstellationOptions
 from askance.detectors.detector import Detector, Inputs, Options, Reading, tap_for
@@ -8,15 +7,13 @@ from askance.detectors.fusion import Fusion
 from askance.detectors.introspection import Introspection, IntrospectionOptions
 from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
 from askance.detectors.registry import DETECTORS
-from askance.detectors.screen import Calibration, Levels, Screen, ScreenError
+from askance.detectors.screen import Calibration, Levels, Screen
 from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
 from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
 from askance.detectors.tap import Capture, CaptureStream, Tap
-from askance.errors import AskanceError, NotFittedError
 
 __all__ = [
     "DETECTORS",
-    "AskanceError",
     "Bundle",
     "Calibration",
     "Capture",
@@ -31,18 +28,13 @@ __all__ = [
     "Levels",
     "LibraryNetwork",
     "LibraryNetworkOptions",
-    "NotFittedError",
     "Options",
-    "Prediction",
     "Reading",
     "Screen",
-    "ScreenError",
-    "Screening",
     "SelfOrganizingMap",
     "SelfOrganizingMapOptions",
     "SemanticSignature",
     "SemanticSignatureOptions",
     "Tap",
-    "Verdict",
     "tap_for",
 ]

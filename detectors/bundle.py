@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from askance.answers import FUSED
 from askance.detectors.conformal import check_level, threshold
 from askance.detectors.detector import Detector
 from askance.detectors.fusion import Fusion
@@ -32,7 +33,7 @@ from askance.detectors.manifest import (
     PackageEntry,
 )
 from askance.detectors.registry import DETECTORS, unfitted
-from askance.detectors.screen import FUSED, SINGLE_PASS, Calibration, Fused, Screen
+from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError
 from askance.notebook import bundle_html
 

@@ -215,7 +215,8 @@ def outcome_of(response: pb.ScreenStreamResponse) -> Answer | ServiceError:
 
 def is_blocked(error: grpc.RpcError) -> bool:
     """Whether a call failed because its image is blocked."""
-    return (VERDICT, Verdict.BLOCKED.value) in list(error.trailing_metadata() or ())
+    trailing: Sequence[Any] = error.trailing_metadata() or ()  # pairs, whatever grpc-stubs says
+    return (VERDICT, Verdict.BLOCKED.value) in trailing
 
 
 def service_error(error: grpc.RpcError, target: str, timeout: float | None) -> ServiceError:

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
+from askance.answers import Answer
 from askance.detectors import (
     Calibration,
     Capture,
@@ -33,8 +34,6 @@ from askance.detectors import (
     LibraryNetwork,
     LibraryNetworkOptions,
     Screen,
-    ScreenError,
-    Screening,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
     Tap,
@@ -44,6 +43,7 @@ from askance.detectors.conformal import table
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Fused, Observe, read_all
+from askance.errors import ScreenError
 from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving, started
@@ -172,7 +172,7 @@ class Valve(Screen):
 
     def __call__(
         self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
-    ) -> list[Screening | ScreenError]:
+    ) -> list[Answer | ScreenError]:
         pixels = [round(float(image[0, 0, 0]), 4) for image in images]
         self.batches.append(pixels)
         self.entered.set()

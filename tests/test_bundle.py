@@ -20,13 +20,13 @@ from toy import LAYERS, NAMES, Trained, answered, new_detectors
 
 from askance.answers import Answer
 from askance.classifiers import DigitsCNN, build_classifier
-from askance.detectors import AskanceError, Bundle, Calibration, NotFittedError, Screen
+from askance.detectors import Bundle, Calibration, Screen
 from askance.detectors.bundle import publish
 from askance.detectors.conformal import p_value
 from askance.detectors.fusion import all_components
 from askance.detectors.manifest import Manifest
 from askance.detectors.screen import read_all
-from askance.errors import BundleError, CalibrationError
+from askance.errors import AskanceError, BundleError, CalibrationError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from askance.service.observability.metrics import REASONS, RELOADS, Metrics
+from askance.service.errors import REASONS
+from askance.service.observability.metrics import RELOADS, Metrics
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
-from toy import NAMES, Trained, auroc
+from toy import NAMES, Trained, Whole, auroc, whole
 
-from askance.detectors import Fusion, Levels, Screen, ScreenError, Screening, Verdict, tap_for
+from askance.answers import FUSED, Verdict
+from askance.detectors import Fusion, Levels, Screen, tap_for
 from askance.detectors.conformal import p_value
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import FUSED, read_all
-from askance.errors import CalibrationError
+from askance.detectors.screen import read_all
+from askance.errors import CalibrationError, ScreenError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 
@@ -124,10 +125,8 @@ def screen(trained: Trained) -> Screen:
     return trained.screen()
 
 
-def screened(results: list[Screening | ScreenError]) -> list[Screening]:
-    answers = [result for result in results if isinstance(result, Screening)]
-    assert len(answers) == len(results)
-    return answers
+def screened(results: list[Answer | ScreenError]) -> list[Whole]:
+    return [whole(result) for result in results]
 
 
 def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Trained) -> None:
@@ -210,7 +209,7 @@ def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, e
     assert all_two_sided(before) <= set(all_components(before))
 
 
-def words(answer: Screening) -> list[float]:
+def words(answer: Whole) -> list[float]:
     return [answer.fused.score, *(word.score for word in answer.detectors)]
 
 
@@ -240,19 +239,18 @@ def test_a_bad_item_fails_alone(screen: Screen, trained: Trained, poison: float,
     results = screen(poisoned, explain)
     assert len(results) == 6
     for i in (0, 1, 3, 5):
-        result = results[i]
-        assert isinstance(result, Screening)
+        result = whole(results[i])
         assert words(result) == pytest.approx(words(expected[i]), abs=1e-5)
         assert result.verdict is expected[i].verdict
     for i in (2, 4):
-        result = results[i]
-        if isinstance(result, ScreenError):
-            assert str(result) == "the classifier gave NaN or infinity for this image"
+        found = results[i]
+        if isinstance(found, ScreenError):
+            assert str(found) == "the classifier gave NaN or infinity for this image"
         else:  # a number beyond reason may still give finite scores, never a typical one
             assert abs(poison) >= 1e30
             assert math.isfinite(poison)
-            assert all(math.isfinite(score) for score in words(result))
-            assert result.verdict is not Verdict.CLEAN
+            assert all(math.isfinite(score) for score in words(whole(found)))
+            assert found.verdict is not Verdict.CLEAN
 
 
 def test_explanations_for_those_who_ask(screen: Screen, trained: Trained) -> None:
@@ -288,7 +286,7 @@ def test_eight_threads_through_one_screen(screen: Screen, trained: Trained) -> N
     images, _ = trained.part("evaluate")
     expected = [screened(screen(image.unsqueeze(0)))[0] for image in images[:80]]
 
-    def work(worker: int) -> list[Screening]:
+    def work(worker: int) -> list[Whole]:
         rows = range(worker, 80, 8)
         return [screened(screen(images[i : i + 1]))[0] for i in rows for _ in range(2)][::2]
 
@@ -314,7 +312,7 @@ def test_screening_records_no_gradients_and_closing_removes_the_hooks(trained: T
 
 
 def test_class_names_must_match_the_logits(trained: Trained) -> None:
-    from askance.detectors import AskanceError
+    from askance.errors import AskanceError
 
     assert trained.calibration is not None
     images, labels = trained.part("evaluate")

@@ -37,7 +37,7 @@ from service_support import (
     untypical,
 )
 
-from askance.detectors import Screening
+from askance.answers import Screening
 from askance.service import inference
 from askance.service.errors import StatusError
 from askance.service.guard.admission import State

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy import Trained, auroc, split
 
-from askance.detectors import Capture, Introspection, IntrospectionOptions, NotFittedError
+from askance.detectors import Capture, Introspection, IntrospectionOptions
 from askance.detectors.infovae import InfoVAE, dense, maximum_mean_discrepancy
 from askance.detectors.introspection import declared_margin, log_error
-from askance.errors import DataError, LayerError
+from askance.errors import DataError, LayerError, NotFittedError
 
 QUICK: dict[str, Any] = {"cycles": 4, "cycle_steps": 120}
 

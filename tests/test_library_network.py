@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from askance.detectors import Capture, LibraryNetwork, LibraryNetworkOptions, NotFittedError
+from askance.detectors import Capture, LibraryNetwork, LibraryNetworkOptions
 from askance.detectors.library_network import Library, pair_cosines
-from askance.errors import BundleError, DataError, LayerError
+from askance.errors import BundleError, DataError, LayerError, NotFittedError
 
 
 def one_by_one(activations: Tensor, threshold: float) -> tuple[list[int], float]:

@@ -121,7 +121,7 @@ def test_bytes_in_flight_are_bounded_and_given_back() -> None:
             valve.shut()
             most = max(1024, 3 * size + 10) // size
             calls = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1)))) for _ in range(most)]
-            answering = service.server.screener
+            screener = service.server.screener
             await until(lambda: screener.budget.taken == most * size)
             code, line = await status_of(service.stub.Screen(request_of(marked(0.2))))
             assert (code, "bytes: try again" in line) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)

@@ -16,6 +16,7 @@ from scipy.stats import betabinom, binom
 from torch import nn
 from toy import answered
 
+from askance.answers import FUSED
 from askance.calibration import pipeline
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import Config, load_config
@@ -28,7 +29,6 @@ from askance.calibration.scoring import score
 from askance.classifiers import build_classifier
 from askance.detectors import Levels, LibraryNetwork
 from askance.detectors.conformal import table
-from askance.detectors.screen import FUSED
 from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 
 # AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from service_support import config, noise, running, status_of, tiny_screen, untypical
 
-from askance.detectors import Screening, Verdict
+from askance.answers import Screening, Verdict
 from askance.service.client_messages import request_of
 from askance.service.config import Policy
 from askance.service.pb.askance.v1 import screening_pb2 as pb

@@ -11,12 +11,12 @@ import pytest
 import torch
 from calibration_support import DigitsRun
 
+from askance.answers import FUSED
 from askance.calibration.attacks import FGSM
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
 from askance.calibration.report import report
 from askance.detectors import Levels
 from askance.detectors.conformal import table
-from askance.detectors.screen import FUSED
 
 LEVELS = Levels()
 

@@ -29,7 +29,8 @@ from service_support import (
     until,
 )
 
-from askance.detectors import Bundle, Screening
+from askance.answers import Screening
+from askance.detectors import Bundle
 from askance.errors import AskanceError, BundleError
 from askance.service.call import DISCLOSING, ClientConfig, Role, new_token
 from askance.service.client import Client

@@ -167,7 +167,8 @@ def test_others_lines_say_nothing_of_the_images() -> None:
     exif = Image.Exif()
     exif[0x010E] = "SECRET NAME"
     program = (
-        "import sys; from askance.service.observability.log import LogFormat, LogLevel, configure; from askance.service.protocols.images import decode\n"
+        "import sys; from askance.service.observability.log import LogFormat, LogLevel, configure\n"
+        "from askance.service.protocols.images import decode\n"
         "import logging; from askance.detectors.preprocessing import Preprocessing\n"
         "configure(LogLevel.DEBUG, LogFormat.JSON); logging.getLogger('askance.service.x').debug('ours')\n"
         "shape = dict(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))\n"

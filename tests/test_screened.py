@@ -16,7 +16,7 @@ import askance
 from askance import Answer, BundleError, ConfigError, DataError, Verdict
 from askance.answers import BLOCKED, Prediction, Screening
 from askance.classifiers.images import ImageError
-from askance.detectors.screen import ScreenError
+from askance.errors import ScreenError
 from askance.images import planes_of
 
 

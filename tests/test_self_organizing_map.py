@@ -12,10 +12,10 @@ from minisom import MiniSom
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from askance.detectors import Capture, NotFittedError, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
+from askance.detectors import Capture, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
 from askance.detectors.self_organizing_map import vector_code
 from askance.detectors.torus_map import TorusMap, class_center, grid_positions, torus_distance, torus_offset
-from askance.errors import BundleError, DataError, LayerError
+from askance.errors import BundleError, DataError, LayerError, NotFittedError
 
 
 def som(*layers: str, **options: Any) -> SelfOrganizingMap:

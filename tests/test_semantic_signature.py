@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
-from askance.detectors import Capture, NotFittedError, SemanticSignature, SemanticSignatureOptions
+from askance.detectors import Capture, SemanticSignature, SemanticSignatureOptions
 from askance.detectors.semantic_signature import correlations, two_versus_two
-from askance.errors import DataError
+from askance.errors import DataError, NotFittedError
 
 CLASSES = 6
 

@@ -37,7 +37,8 @@ from service_support import (
 from test_images import png_header
 from torch import Tensor
 
-from askance.detectors import Screen, Screening
+from askance.answers import Screening
+from askance.detectors import Screen
 from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 

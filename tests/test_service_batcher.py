@@ -14,8 +14,9 @@ import torch
 from service_support import Valve, marked, until
 from torch import Tensor
 
-from askance.detectors import Prediction, ScreenError, Screening
+from askance.answers import Prediction, Screening
 from askance.detectors.screen import Observe
+from askance.errors import ScreenError
 from askance.service.errors import StatusError
 from askance.service.observability.metrics import Metrics
 from askance.service.runtime.batcher import Batcher, ScreenCall

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from askance.detectors import AskanceError
-from askance.errors import ConfigError
+from askance.errors import AskanceError, ConfigError
 from askance.service.config import ServerConfig
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "server.toml"

@@ -34,7 +34,7 @@ from service_support import (
     until,
 )
 
-from askance.detectors import Screening
+from askance.answers import Screening
 from askance.errors import AskanceError, BundleError, ConfigError
 from askance.service.client import Client
 from askance.service.client_messages import ServiceError, request_of

@@ -14,7 +14,8 @@ import torch
 from service_support import CLASSES, Valve, config, marked, running, status_of, tiny_screen, tiny_served, until
 from test_policy import batch, column
 
-from askance.detectors import Prediction, ScreenError, Screening
+from askance.answers import Prediction, Screening
+from askance.errors import ScreenError
 from askance.service.client_messages import request_of
 from askance.service.errors import StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb

@@ -30,7 +30,7 @@ from service_support import (
 from test_deployment import opener
 from test_policy import batch
 
-from askance.detectors import Screening
+from askance.answers import Screening
 from askance.errors import BundleError
 from askance.service.client import Client
 from askance.service.client_messages import request_of

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from askance.answers import Answer, Prediction, Screening, Verdict
+from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
 from askance.classifiers import DigitsCNN
 from askance.detectors import (
     Calibration,
@@ -36,7 +36,8 @@ from askance.detectors import (
 from askance.detectors.conformal import table
 from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Fused, ScreenError, read_all
+from askance.detectors.screen import Fused, read_all
+from askance.errors import ScreenError
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}
@@ -56,6 +57,32 @@ def split(capture: Capture, sizes: Sequence[int]) -> list[Capture]:
     """Consecutive pieces of a Capture."""
     assert sum(sizes) == len(capture)
     return [capture.select(rows) for rows in torch.arange(len(capture)).split(list(sizes))]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An Answer that has everything, flat."""
+
+    index: int
+    label: str
+    probabilities: tuple[float, ...]
+    verdict: Verdict
+    fused: DetectorVerdict
+    detectors: tuple[DetectorVerdict, ...]
+
+    @property
+    def probability(self) -> float:
+        return self.probabilities[self.index]
+
+
+def whole(answer: object) -> Whole:
+    """An Answer with a prediction and a screening."""
+    assert isinstance(answer, Answer), answer
+    assert answer.prediction is not None
+    assert answer.verdict is not None
+    assert answer.screening is not None
+    said, screening = answer.prediction, answer.screening
+    return Whole(said.index, said.label, said.probabilities, answer.verdict, screening.fused, screening.detectors)
 
 
 def answered(answers: Iterable[Answer | ScreenError]) -> list[tuple[Prediction, Verdict, Screening]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 from tables import RESULTS, TITLES, number, replace_section, table
 
 ROOT = RESULTS.parent.parent
@@ -97,7 +98,7 @@ def draw(rows: list[Row], title: str, out: Path) -> None:
     axes.set_title(f"{title}: successful attacks against clean images", fontsize=10)
     axes.grid(axis="x", linewidth=0.4)
     handles = [
-        plt.Line2D([], [], color=COLOURS[name], marker=marker, label=label)
+        Line2D([], [], color=COLOURS[name], marker=marker, label=label)
         for name, marker, label in (
             ("fused", "D", "fused"),
             ("single", "o", "fused, a single pass"),
