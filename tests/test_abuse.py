@@ -50,7 +50,7 @@ class Victim:
     def serves(self) -> bool:
         """Whether another client gets its answer."""
         with Client(self.serving.target) as client:
-            return client.screen(noise(1)).prediction.name != ""
+            return client.screen(noise(1)).label is not None
 
     def metrics(self) -> str:
         return http_get(f"http://127.0.0.1:{self.serving.metrics_port}/metrics")[1]

@@ -20,10 +20,11 @@ from service_support import config, noise, running, status_of, tiny_screen, unti
 
 from askance.__main__ import main as askance
 from askance.errors import ConfigError
+from askance.service.call import ANONYMOUS, Role
 from askance.service.client import Client
 from askance.service.client_messages import Credentials, request_of, token_of
 from askance.service.errors import StatusError
-from askance.service.guard.access import ANONYMOUS, Access, ClientConfig, Role, new_token
+from askance.service.guard.access import Access, ClientConfig, new_token
 from askance.service.guard.tls import Certificates, TlsConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc

@@ -22,7 +22,8 @@ from askance.service.client_messages import request_of
 from askance.service.config import ServerConfig
 from askance.service.observability.metrics import Metrics
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from askance.service.server import HEALTH_NAMES, SERVICES
+from askance.service.protocols import SERVICES
+from askance.service.server import HEALTH_NAMES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -40,7 +41,7 @@ def load(name: str) -> Manifest:
 
 KUSTOMIZATION = load("kustomization.yaml")
 MANIFESTS = {manifest["kind"]: manifest for manifest in map(load, KUSTOMIZATION["resources"])}
-DEPLOYMENT = MANIFESTS["ModelRepository"]["spec"]
+DEPLOYMENT = MANIFESTS["Deployment"]["spec"]
 POD = DEPLOYMENT["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 PORTS = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
@@ -66,7 +67,7 @@ def test_kustomize_renders_them() -> None:
     rendered = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
     assert set(rendered) == set(MANIFESTS) | {"ConfigMap"}
     assert rendered["ConfigMap"]["data"] == {"server.toml": (FOLDER / "server.toml").read_text()}
-    pod = rendered["ModelRepository"]["spec"]["template"]["spec"]
+    pod = rendered["Deployment"]["spec"]["template"]["spec"]
     (settings,) = (volume["configMap"] for volume in pod["volumes"] if "configMap" in volume)
     assert settings["name"] == rendered["ConfigMap"]["metadata"]["name"] != "askance"
 
@@ -74,12 +75,15 @@ def test_kustomize_renders_them() -> None:
 def test_the_settings_fit_the_pod() -> None:
     assert SETTINGS.host == "0.0.0.0"
     assert {"grpc": SETTINGS.port, "metrics": SETTINGS.metrics_port} == PORTS
-    assert SETTINGS.lame_duck_seconds + SETTINGS.drain_seconds + 10 <= POD["terminationGracePeriodSeconds"]
-    assert SETTINGS.max_age_seconds > 0
+    assert (
+        SETTINGS.shutdown.lame_duck_seconds + SETTINGS.shutdown.drain_seconds + 10
+        <= POD["terminationGracePeriodSeconds"]
+    )
+    assert SETTINGS.connections.max_age_seconds > 0
     limits = CONTAINER["resources"]["limits"]
-    assert SETTINGS.inference_threads == int(limits["cpu"]) - 1
+    assert SETTINGS.inference.threads == int(limits["cpu"]) - 1
     (gibibytes,) = re.findall(r"^(\d+)Gi$", limits["memory"])
-    assert 2 * SETTINGS.max_in_flight_bytes < int(gibibytes) * 1024 * MEBIBYTE
+    assert 2 * SETTINGS.limits.max_in_flight_bytes < int(gibibytes) * 1024 * MEBIBYTE
 
 
 def test_every_selector_finds_what_it_should() -> None:
@@ -95,7 +99,7 @@ def test_every_selector_finds_what_it_should() -> None:
     assert MANIFESTS["ServiceMonitor"]["spec"]["selector"]["matchLabels"] == LABELS
     assert MANIFESTS["Service"]["metadata"]["labels"] == LABELS
     target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    deployment = MANIFESTS["ModelRepository"]
+    deployment = MANIFESTS["Deployment"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
 
 
@@ -165,7 +169,7 @@ def test_the_autoscalers_metric_is_the_servers() -> None:
     assert rule["seriesQuery"].startswith(f"{name}{{")
     assert re.fullmatch(rule["name"]["matches"], name)
     assert rule["name"]["as"] == name
-    assert 0 < int(metric["pods"]["target"]["averageValue"]) < SETTINGS.max_batch
+    assert 0 < int(metric["pods"]["target"]["averageValue"]) < SETTINGS.inference.max_batch
     assert scaler["minReplicas"] >= 2
     assert "replicas" not in DEPLOYMENT  # each apply would undo what the autoscaler did
 
@@ -205,7 +209,7 @@ def test_a_stalled_server_is_restarted_and_a_loading_one_is_not() -> None:
     patience = {kind: CONTAINER[f"{kind}Probe"] for kind in ("startup", "liveness")}
     seconds = {kind: one["periodSeconds"] * one["failureThreshold"] for kind, one in patience.items()}
     assert seconds["startup"] >= 120  # nothing else is asked until the server has loaded
-    assert SETTINGS.stall_seconds < seconds["liveness"] < 300
+    assert SETTINGS.inference.stall_seconds < seconds["liveness"] < 300
 
 
 def both_answer(services: tuple[Running, Running]) -> bool:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_support import encoded, http_get, noise, process_serving, publish_tiny
 
+from askance.service.call import Role
 from askance.service.client_messages import request_of
-from askance.service.guard.access import Role, new_token
+from askance.service.guard.access import new_token
 from askance.service.launch import Serving
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2 as oip

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from service_support import tiny_served
 
 from askance.service.observability.metrics import Metrics
+from askance.service.protocols import METHODS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 FOLDER = DEPLOY / "grafana"
@@ -33,8 +34,8 @@ RECORDED = set(re.findall(r"- record: (\S+)", (DEPLOY / "prometheus" / "rules.ym
 
 def known() -> dict[str, dict[str, set[str]]]:
     """The labels of each metric, and their values: the server's own, the rules', and Prometheus' own."""
-    metrics = Metrics(32)
-    metrics.deployed(tiny_served())
+    metrics = Metrics(32, tuple(METHODS))
+    metrics.serves(tiny_served().description())
     labels: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for family in metrics.registry.collect():
         for sample in family.samples:

@@ -7,7 +7,6 @@ import struct
 import zlib
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -16,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_support import GREY, RGB, encoded, noise
 
+from askance.classifiers.images import resize
 from askance.detectors.preprocessing import Preprocessing
-from askance.service.errors import StatusError
+from askance.service.errors import Code, StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
-from askance.service.protocols.images import decode, from_tensor, image_of, resize
+from askance.service.protocols.images import decode, from_tensor, image_of
 
 LIMIT = 10_000
 BILINEAR = RGB.model_copy(update={"resize": "bilinear"})
@@ -161,7 +161,7 @@ def test_an_unfit_image_is_refused_in_one_line(case: str) -> None:
     content, preprocessing, text = BAD_IMAGES[case]
     with pytest.raises(StatusError) as caught:
         decode(content, preprocessing, LIMIT)
-    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.code is Code.INVALID_ARGUMENT
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_a_damaged_png_decodes_or_is_refused(cut: int, at: int, byte: int) -> No
     try:
         image = decode(bytes(damaged[:cut]), RGB, LIMIT)
     except StatusError as error:
-        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.code is Code.INVALID_ARGUMENT
     else:
         assert image.shape == RGB.shape
 
@@ -241,7 +241,7 @@ def test_an_unfit_tensor_is_refused_in_one_line(case: str) -> None:
     bad, text = BAD_TENSORS[case]
     with pytest.raises(StatusError) as caught:
         from_tensor(bad, GREY)
-    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.code is Code.INVALID_ARGUMENT
     assert text in str(caught.value)
 
 

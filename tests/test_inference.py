@@ -36,15 +36,17 @@ from service_support import (
     until,
     untypical,
 )
+from toy import Whole, whole
 
-from askance.answers import Screening
-from askance.service import inference
-from askance.service.errors import StatusError
+from askance.answers import Answer
+from askance.service.errors import Code, StatusError
 from askance.service.guard.admission import State
 from askance.service.launch import launched
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
-from askance.service.protocols.inference_tensors import _elements, outputs_of, pictures_of
+from askance.service.protocols import METHODS, PROTOCOLS, SERVICES
+from askance.service.protocols.inference import _request
+from askance.service.protocols.inference_tensors import _elements, images_of, outputs_of
 from askance.service.server import Server
 
 IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
@@ -58,14 +60,18 @@ main()
 """
 
 
-def expected() -> list[Screening]:
-    results = [one for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255, True) if isinstance(one, Screening)]
+def answers() -> list[Answer]:
+    return [one for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255, True) if isinstance(one, Answer)]
+
+
+def expected() -> list[Whole]:
+    results = [whole(one) for one in answers()]
     assert len(results) == len(IMAGES)
     assert len({one.verdict for one in results}) > 1  # else the comparison shows little
     return results
 
 
-def assert_rows(found: dict[str, Any], rows: list[Screening | None]) -> None:
+def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
     """Every output equals the Screen's own word; None: the image failed."""
     for i, one in enumerate(rows):
         if one is None:
@@ -252,7 +258,7 @@ def files(elements: list[bytes], shape: list[int], raw: bytes | None = None) -> 
 
 
 def read(made: pb.ModelInferRequest) -> list[torch.Tensor]:
-    return [picture.read(GREY, 10_000) for picture in pictures_of(made, GREY, 32)]
+    return [picture.read(GREY, 10_000) for picture in images_of(_request(made), GREY, 32)]
 
 
 def test_typed_and_raw_contents_are_the_same_images() -> None:
@@ -337,7 +343,7 @@ MALFORMED: dict[str, tuple[Callable[[], pb.ModelInferRequest], str]] = {
 def test_malformed_requests_get_one_line(what: str) -> None:
     make, line = MALFORMED[what]
     with pytest.raises(StatusError) as caught:
-        pictures_of(make(), GREY, 32)
+        images_of(_request(make()), GREY, 32)
     assert str(caught.value) == line
 
 
@@ -345,33 +351,39 @@ def test_raw_bytes_must_fill_the_shape() -> None:
     made = request()
     made.raw_input_contents[0] = b"123"
     with pytest.raises(StatusError, match=r"image's contents: expected 256 bytes, got 3"):
-        pictures_of(made, GREY, 32)
+        images_of(_request(made), GREY, 32)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_bytes_tensors_read_back(elements: list[bytes]) -> None:
-    assert _elements(b"".join(struct.pack("<I", len(one)) + one for one in elements)) == elements
+    assert _elements(b"".join(struct.pack("<I", len(one)) + one for one in elements), len(elements)) == elements
 
 
 @given(st.binary(max_size=64))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_bytes_are_elements_or_refused(raw: bytes) -> None:
     try:
-        elements = _elements(raw)
+        elements = _elements(raw, 64)
     except StatusError as error:
-        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.code is Code.INVALID_ARGUMENT
     else:
         assert sum(4 + len(one) for one in elements) == len(raw)
 
 
 def test_outputs_are_little_endian_rows() -> None:
     outputs = outputs_of(tiny_screen())
-    rows = expected()[:2]
-    assert outputs["label"].raw(rows) == b"".join(struct.pack("<I", 3) + one.label.encode() for one in rows)
-    assert outputs["index"].raw(rows) == struct.pack("<2i", *(one.index for one in rows))
-    assert outputs["p_value"].raw(rows) == struct.pack("<2d", *(one.fused.p_value for one in rows))
-    assert len(outputs["probabilities"].raw(rows)) == 2 * len(CLASSES) * 4
+    found, rows = answers()[:2], expected()[:2]
+
+    def packed(name: str) -> bytes:
+        tensor = outputs[name].tensor(found)
+        assert tensor.shape == (2, outputs[name].width)
+        return tensor.packed()
+
+    assert packed("label") == b"".join(struct.pack("<I", 3) + one.label.encode() for one in rows)
+    assert packed("index") == struct.pack("<2i", *(one.index for one in rows))
+    assert packed("p_value") == struct.pack("<2d", *(one.fused.p_value for one in rows))
+    assert len(packed("probabilities")) == 2 * len(CLASSES) * 4
 
 
 def stub_of(channel: grpc.aio.Channel) -> Any:
@@ -437,9 +449,9 @@ def test_a_poisoned_image_fails_alone_in_its_batch() -> None:
             batch = np.stack([marked(0.25), marked(Valve.POISON), marked(0.5)])
             response = await stub_of(service.channel).ModelInfer(request(batch))
             verdicts = response.raw_output_contents[[o.name for o in response.outputs].index("verdict")]
-            assert [one.decode() == "ERROR" for one in _elements(verdicts)] == [False, True, False]
+            assert [one.decode() == "ERROR" for one in _elements(verdicts, 3)] == [False, True, False]
             errors = response.raw_output_contents[[o.name for o in response.outputs].index("error")]
-            assert _elements(errors)[1] == b"this image could not be screened: RuntimeError, see the server's log"
+            assert _elements(errors, 3)[1] == b"this image could not be screened: RuntimeError, see the server's log"
 
     asyncio.run(main())
 
@@ -474,7 +486,6 @@ def test_every_method_is_counted_under_its_name() -> None:
 
 
 def test_the_methods_with_their_own_label_are_those_of_the_services() -> None:
-    from askance.service.observability.metrics import METHODS, OTHER
     from askance.service.pb.askance.v1 import screening_pb2
 
     named = {
@@ -483,5 +494,6 @@ def test_the_methods_with_their_own_label_are_those_of_the_services() -> None:
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    assert set(METHODS) == named | {OTHER}
-    assert inference.SERVICE == "inference.GRPCInferenceService"
+    assert {method for methods in SERVICES.values() for method in methods} == named
+    assert set(SERVICES) == {"inference.GRPCInferenceService", "askance.v1.Screening"}
+    assert len(METHODS) == sum(len(protocol.methods) for protocol in PROTOCOLS.values())  # no two share a name

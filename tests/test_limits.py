@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from service_support import Valve, config, marked, noise, running, status_of, tiny_served, until
 
 from askance.service.client_messages import request_of
-from askance.service.errors import StatusError
-from askance.service.guard.limits import REMEMBERED, Budget, RateLimit
+from askance.service.errors import Code, StatusError
+from askance.service.guard.limits import REMEMBERED_CLIENTS, Budget, RateLimit
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 
@@ -37,7 +37,7 @@ def test_a_token_bucket_by_hand() -> None:
     limit.take("a", 2)
     with pytest.raises(StatusError, match="a client may send 2 images a second, 5 at once: slow down") as caught:
         limit.take("a", 1)
-    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "client_rate")
+    assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "client_rate")
     limit.take("b", 5)  # another's allowance is its own
     clock.now += 1.0
     with pytest.raises(StatusError):
@@ -74,9 +74,9 @@ def test_no_window_sees_more_than_rate_and_burst(steps: list[tuple[float, int]])
 
 def test_clients_are_forgotten_beyond_a_number() -> None:
     limit = RateLimit(1.0, 1, Clock())
-    for i in range(REMEMBERED + 50):
+    for i in range(REMEMBERED_CLIENTS + 50):
         limit.take(str(i), 1)
-    assert len(limit._buckets) == REMEMBERED
+    assert len(limit._buckets) == REMEMBERED_CLIENTS
 
 
 def test_bytes_in_flight_by_hand() -> None:

@@ -9,8 +9,9 @@ import grpc
 import numpy as np
 import torch
 from service_support import config, noise, running, status_of, tiny_screen, untypical
+from toy import Whole, whole
 
-from askance.answers import Screening, Verdict
+from askance.answers import JUDGED, Verdict
 from askance.service.client_messages import request_of
 from askance.service.config import Policy
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -20,8 +21,8 @@ from askance.service.protocols.inference_tensors import _elements
 IMAGES = np.stack([noise(seed) for seed in range(30)] + [untypical()])
 
 
-def expected() -> list[Screening]:
-    return [one for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255) if isinstance(one, Screening)]
+def expected() -> list[Whole]:
+    return [whole(one) for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255)]
 
 
 def batch(images: np.ndarray[Any, Any], *names: str) -> inference_pb2.ModelInferRequest:
@@ -34,7 +35,7 @@ def batch(images: np.ndarray[Any, Any], *names: str) -> inference_pb2.ModelInfer
 
 def column(response: Any, name: str) -> list[str]:
     position = [output.name for output in response.outputs].index(name)
-    return [element.decode() for element in _elements(response.raw_output_contents[position])]
+    return [element.decode() for element in _elements(response.raw_output_contents[position], len(IMAGES))]
 
 
 def test_block_gives_no_prediction_for_what_is_judged_adversarial() -> None:
@@ -60,19 +61,20 @@ def test_block_gives_no_prediction_for_what_is_judged_adversarial() -> None:
             response = await stub.ModelInfer(batch(IMAGES))
             assert [text == line for text in column(response, "error")] == adversarial
             assert [text == "" for text in column(response, "label")] == adversarial
-            assert [text == "ERROR" for text in column(response, "verdict")] == adversarial
+            assert [text == "BLOCKED" for text in column(response, "verdict")] == adversarial
             only_bad = IMAGES[[i for i, bad in enumerate(adversarial) if bad]]
             code, found = await status_of(stub.ModelInfer(batch(only_bad)))
             assert (code, found) == (grpc.StatusCode.PERMISSION_DENIED, line)
 
             stream = service.stub.ScreenStream(iter([request_of(image) for image in IMAGES]))
-            outcomes = [answer.WhichOneof("outcome") == "error" async for answer in stream]
-            assert outcomes == adversarial
+            outcomes = [answer async for answer in stream]
+            assert [answer.WhichOneof("outcome") == "error" for answer in outcomes] == adversarial
+            assert [answer.error.verdict == pb.BLOCKED for answer in outcomes] == adversarial
 
     asyncio.run(main())
 
 
-def test_shadow_gives_predictions_alone_and_counts_verdicts() -> None:
+def test_monitor_gives_predictions_alone_and_counts_verdicts() -> None:
     rows = expected()
 
     async def main() -> None:
@@ -81,11 +83,12 @@ def test_shadow_gives_predictions_alone_and_counts_verdicts() -> None:
                 answer = await service.stub.Screen(request_of(image))
                 assert answer.prediction.name == one.label
                 assert answer.verdict == pb.VERDICT_UNSPECIFIED
-                assert (answer.p_value, answer.score, len(answer.detectors)) == (0.0, 0.0, 0)
-            for verdict in Verdict:
+                assert [answer.HasField(name) for name in ("p_value", "score")] == [False, False]
+                assert len(answer.detectors) == 0
+            for verdict in JUDGED:
                 count = sum(one.verdict is verdict for one in rows)
                 assert service.value("askance_verdicts_total", verdict=verdict.value) == count
-            line = "verdicts are not given to clients here (policy shadow)"
+            line = "verdicts are not given to clients here (policy monitor)"
             denied = grpc.StatusCode.PERMISSION_DENIED, line
             assert await status_of(service.stub.Screen(request_of(noise(1), explain=True))) == denied
             stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(service.channel)  # type: ignore[no-untyped-call]

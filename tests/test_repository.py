@@ -32,9 +32,10 @@ from service_support import (
 from askance.answers import Screening
 from askance.detectors import Bundle
 from askance.errors import AskanceError, BundleError
-from askance.service.call import DISCLOSING, ClientConfig, Role, new_token
+from askance.service.call import DISCLOSING, Role
 from askance.service.client import Client
 from askance.service.client_messages import request_of
+from askance.service.guard.access import ClientConfig, new_token
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 from askance.service.runtime.model import LoadedBundle

@@ -88,7 +88,8 @@ def test_an_unfit_image_is_one_line_and_of_several_says_which(
 def test_a_classifier_that_gives_nan_is_one_line(bundle: Path) -> None:
     broken = copy.deepcopy(parts()[0])
     with askance.open(bundle, classifier=broken) as screen:
-        screen._screen.tap.module.get_submodule("output").bias.data[0] = torch.nan  # type: ignore[union-attr]
+        bias = screen._screen.tap.module.get_parameter("output.bias")
+        bias.data[0] = torch.nan
         with pytest.raises(ScreenError, match=r"^image 0: the classifier gave NaN or infinity for this image$"):
             screen([noise(0), noise(1)])
 

@@ -34,7 +34,7 @@ from service_support import (
     until,
 )
 
-from askance.answers import Screening
+from askance.answers import Answer
 from askance.errors import AskanceError, BundleError, ConfigError
 from askance.service.client import Client
 from askance.service.client_messages import ServiceError, request_of
@@ -409,16 +409,16 @@ def test_serve_opens_a_bundle_with_its_own_classifier(tmp_path: Path) -> None:
         assert client.describe().bundle_id == bundle_id
         (expected,) = tiny_screen()(torch.from_numpy(noise(3))[None].float() / 255)
         answer = client.screen(noise(3))
-        assert isinstance(expected, Screening)
-        assert pb.Verdict.Name(answer.verdict) == expected.verdict.value
-        # by default strangers see neither scores nor p-values
-        assert (answer.prediction.name, answer.p_value, len(answer.detectors)) == (expected.label, 0.0, 0)
+        assert isinstance(expected, Answer)
+        assert answer.verdict is expected.verdict
+        # by default anonymous clients see neither scores nor p-values
+        assert (answer.label, answer.p_value, answer.screening) == (expected.label, None, None)
 
 
 def test_a_launched_server_serves_and_stops() -> None:
     with launched(["-c", script(PLAIN)]) as serving, Client(serving.target) as client:
         assert serving.bundle_id == "0123456789ab"
-        assert client.screen(noise(1)).prediction.name
+        assert client.screen(noise(1)).label
     with Client(serving.target) as client, pytest.raises(ServiceError, match=f"nothing answers at {serving.target}"):
         client.describe()
 

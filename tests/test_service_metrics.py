@@ -14,6 +14,7 @@ from google.protobuf import empty_pb2
 from prometheus_client.parser import text_string_to_metric_families
 from service_support import CLASSES, CREATED, Running, noise, running, status_of, untypical
 
+from askance.service.call import Call
 from askance.service.client_messages import request_of
 from askance.service.errors import invalid
 from askance.service.observability.metrics import CODES, Metrics
@@ -155,10 +156,11 @@ def test_nothing_a_client_sends_becomes_a_label() -> None:
     ],
 )
 def test_a_requests_code_is_that_of_its_end(error: BaseException | None, left: float | None, code: str) -> None:
-    metrics = Metrics(max_batch=1)
+    metrics = Metrics(max_batch=1, methods=["Screen"])
+    call = Call("Screen", "id", deadline=None if left is None else time.monotonic() + left)
     caught: BaseException | None = None
     try:
-        with RequestLog(metrics).request("Screen", (), None if left is None else time.monotonic() + left):
+        with RequestLog(metrics).request(call):
             if error is not None:
                 raise error
     except BaseException as raised:

@@ -32,9 +32,10 @@ from test_policy import batch
 
 from askance.answers import Screening
 from askance.errors import BundleError
+from askance.service.call import Role
 from askance.service.client import Client
 from askance.service.client_messages import request_of
-from askance.service.guard.access import ClientConfig, Role, new_token
+from askance.service.guard.access import ClientConfig, new_token
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
