@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from askance.calibration.data import Images, make_images
+from askance.calibration.images import Images, make_images
 from askance.errors import DataError
 from askance.images import is_picture, planes_of
 

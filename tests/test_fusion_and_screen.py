@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from toy import NAMES, Trained, Whole, auroc, whole
 
-from askance.answers import FUSED, Verdict
+from askance.answers import FUSED, Answer, Verdict
 from askance.detectors import Fusion, Levels, Screen, tap_for
 from askance.detectors.conformal import p_value
 from askance.detectors.fusion import all_components, all_two_sided

@@ -156,9 +156,9 @@ def test_requested_outputs_come_in_the_order_asked_for(triton: dict[str, Any]) -
 
 
 def test_a_bad_image_fails_alone(triton: dict[str, Any]) -> None:
-    whole: list[Screening | None] = list(expected())
-    whole[1] = None
-    assert_rows(triton["spoiled"], whole)
+    rows: list[Whole | None] = list(expected())
+    rows[1] = None
+    assert_rows(triton["spoiled"], rows)
 
 
 REFUSED = {

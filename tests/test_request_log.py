@@ -20,7 +20,6 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
-from askance.service.context import request_id_of
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +41,7 @@ from service_support import (
 from test_policy import batch
 
 from askance.errors import ConfigError
+from askance.service.call import request_id_of
 from askance.service.client_messages import request_of
 from askance.service.config import Policy
 from askance.service.observability.log import Ids, LogFormat, handler
@@ -211,7 +211,7 @@ def test_nothing_that_a_request_holds_is_logged(caplog: pytest.LogCaptureFixture
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_request_id_is_one_plain_word(text: str) -> None:
-    found = request_id_of((("x-request-id", text),))
+    found = request_id_of(text)
     assert re.fullmatch(r"[!-~]{1,128}", found)
     if re.fullmatch(r"[A-Za-z0-9_.:/+=@-]{1,128}", text):
         assert found == text

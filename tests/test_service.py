@@ -36,8 +36,8 @@ from service_support import (
 )
 from test_images import png_header
 from torch import Tensor
+from toy import Whole, whole
 
-from askance.answers import Screening
 from askance.detectors import Screen
 from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -45,14 +45,13 @@ from askance.service.pb.askance.v1 import screening_pb2 as pb
 VERDICTS = {"CLEAN": pb.CLEAN, "SUSPECT": pb.SUSPECT, "ADVERSARIAL": pb.ADVERSARIAL}
 
 
-def direct(pixels: np.ndarray[Any, Any], explain: bool = False) -> Screening:
+def direct(pixels: np.ndarray[Any, Any], explain: bool = False) -> Whole:
     """What the Screen itself says of one image."""
     (result,) = tiny_screen()(torch.from_numpy(pixels)[None].float() / 255, explain)
-    assert isinstance(result, Screening)
-    return result
+    return whole(result)
 
 
-def assert_same(response: pb.ScreenResponse, expected: Screening) -> None:
+def assert_same(response: pb.ScreenResponse, expected: Whole) -> None:
     assert (response.prediction.index, response.prediction.name) == (expected.index, expected.label)
     assert response.prediction.probability == pytest.approx(expected.probability, rel=1e-5)
     assert list(response.probabilities) == pytest.approx(expected.probabilities, rel=1e-4)

@@ -51,19 +51,19 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
     [
         (
             "[inference]\nmax_bacth = 3",
-            r"server.toml: unknown setting 'inference.max_bacth': did you mean 'max_batch'\? known: max_batch, threads, ",
+            r"server.toml: unknown setting 'inference.max_bacth': did you mean 'max_batch'\? known: max_batch, thr",
         ),
         ("prot = 3", r"server.toml: unknown setting 'prot': did you mean 'port'\? known: host, port, "),
         (
             "queue_size = 3",
-            r"server.toml: unknown setting 'queue_size': did you mean limits.queue_size\? it stands in a",
+            r"server.toml: unknown setting 'queue_size': did you mean limits.queue_size\? it stands",
         ),
-        ("qeue_size = 3", r"server.toml: unknown setting 'qeue_size': did you mean limits.queue_size\? it stands in a"),
+        ("qeue_size = 3", r"server.toml: unknown setting 'qeue_size': did you mean limits.queue_size\? it stands"),
         ("[limits]\nmax_batch = 3", r"unknown setting 'limits.max_batch': did you mean inference.max_batch\?"),
         ("port = 70000", r"server.toml: port: input should be less than or equal to 65535, got 70000"),
         (
             "[inference]\nmax_batch = 'x'",
-            r"server.toml: inference.max_batch: input should be a valid integer.*, got 'x'",
+            r"inference.max_batch: input should be a valid integer.*, got 'x'",
         ),
         (
             "[tls]\ncertificate = 'a'\nkey = 'b'\nclient_ac = 'c'",
@@ -75,11 +75,11 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ),
         (
             "[[access.clients]]\nname = 'a'",
-            r"server.toml: access.clients.0: value error, a client is known by token_sha256 or by",
+            r"access.clients.0: value error, a client is known by token_sha256",
         ),
         (
             "[access]\nanonymous = ['root']",
-            r"server.toml: access.anonymous.0: input should be 'predict', 'scores', 'explanations' or",
+            r"access.anonymous.0: input should be 'predict', 'scores', 'explan",
         ),
         ("port = ", r"server.toml is not TOML: Invalid value \(at"),
     ],

@@ -13,8 +13,9 @@ import pytest
 import torch
 from service_support import CLASSES, Valve, config, marked, running, status_of, tiny_screen, tiny_served, until
 from test_policy import batch, column
+from toy import whole
 
-from askance.answers import Prediction, Screening
+from askance.answers import UNSCREENED, Answer, Prediction, Verdict
 from askance.errors import ScreenError
 from askance.service.client_messages import request_of
 from askance.service.errors import StatusError
@@ -29,7 +30,10 @@ IMAGES = np.stack([marked(0.1), marked(FAILS), marked(0.3)])
 
 def predictions() -> list[Prediction]:
     """The classifier's own answers, which a Valve's detectors can fail on."""
-    return [one for one in tiny_screen().classify(torch.from_numpy(IMAGES)) if not isinstance(one, ScreenError)]
+    answers = [one for one in tiny_screen().classify(torch.from_numpy(IMAGES)) if isinstance(one, Answer)]
+    for answer in answers:
+        assert (answer.verdict, answer.screening, answer.reason) == (Verdict.UNSCREENED, None, UNSCREENED)
+    return [answer.prediction for answer in answers if answer.prediction is not None]
 
 
 def fp32(*names: str) -> Any:
@@ -41,11 +45,9 @@ def fp32(*names: str) -> Any:
 def test_classify_is_the_classifiers_part_of_a_screening() -> None:
     screen = tiny_screen()
     screenings = screen(torch.from_numpy(IMAGES))
-    for alone, whole in zip(predictions(), screenings, strict=True):
-        assert isinstance(whole, Screening)
-        assert not isinstance(alone, Screening)
-        assert (alone.index, alone.label) == (whole.index, whole.label)
-        assert alone.probabilities == pytest.approx(whole.probabilities, abs=1e-6)
+    for alone, screening in zip(predictions(), map(whole, screenings), strict=True):
+        assert (alone.index, alone.label) == (screening.index, screening.label)
+        assert alone.probabilities == pytest.approx(screening.probabilities, abs=1e-6)
 
 
 def test_fail_closed_is_an_error_of_that_image_alone() -> None:
@@ -68,7 +70,8 @@ def test_fail_open_answers_the_prediction_alone() -> None:
         async with running(tiny_served(Valve()), config(fail_open=True)) as service:
             answer = await service.stub.Screen(request_of(marked(FAILS)))
             assert (answer.prediction.name, answer.verdict) == (expected[1].label, pb.UNSCREENED)
-            assert (answer.p_value, answer.score, len(answer.detectors)) == (0.0, 0.0, 0)
+            assert [answer.HasField(name) for name in ("p_value", "score")] == [False, False]
+            assert len(answer.detectors) == 0
             stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(service.channel)  # type: ignore[no-untyped-call]
             response = await stub.ModelInfer(fp32())
             assert column(response, "label") == [one.label for one in expected]
@@ -88,7 +91,7 @@ def test_fail_open_answers_the_prediction_alone() -> None:
 class Broken(Valve):
     """A classifier that fails, too."""
 
-    def classify(self, images: torch.Tensor) -> list[Prediction | ScreenError]:
+    def classify(self, images: torch.Tensor) -> list[Answer | ScreenError]:
         if Valve.POISON in [round(float(image[0, 0, 0]), 4) for image in images]:
             raise RuntimeError("no memory")
         return super().classify(images)

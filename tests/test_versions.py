@@ -27,8 +27,8 @@ from service_support import (
     tiny_screen,
     until,
 )
-from test_deployment import opener
 from test_policy import batch
+from test_repository import opener
 
 from askance.answers import Screening
 from askance.errors import BundleError
@@ -226,7 +226,7 @@ def test_a_candidate_sees_what_was_answered_and_its_word_is_counted(folder: Path
 
 
 def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep() -> None:
-    from askance.service.runtime.candidate import SEATS
+    from askance.service.runtime.candidate import WAITING_IMAGES
 
     valve, shadow = Valve(), Valve()
 
@@ -236,19 +236,20 @@ def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep(
             await until(lambda: shadow.seen == [0.1])
             valve.shut()
             calls = [
-                asyncio.ensure_future(service.screening.Screen(request_of(marked(0.5)))) for _ in range(SEATS + 30)
+                asyncio.ensure_future(service.screening.Screen(request_of(marked(0.5))))
+                for _ in range(WAITING_IMAGES + 30)
             ]
-            await until(lambda: service.server.repository.held() == SEATS + 29)
+            await until(lambda: service.server.repository.held() == WAITING_IMAGES + 29)
             assert shadow.seen == [0.1]
             shadow.shut()
             valve.opened.set()
             await until(shadow.entered.is_set)  # only now that all have been answered
-            assert valve.seen.count(0.5) == SEATS + 30
+            assert valve.seen.count(0.5) == WAITING_IMAGES + 30
             await asyncio.gather(*calls)
             shadow.opened.set()
             skipped = service.value("askance_candidate_images_total", outcome="skipped") or 0
             assert skipped >= 29
-            await until(lambda: len(shadow.seen) == 1 + SEATS + 30 - skipped)
+            await until(lambda: len(shadow.seen) == 1 + WAITING_IMAGES + 30 - skipped)
 
     asyncio.run(main())
 
