@@ -88,8 +88,10 @@ class ScreenedClassifier:
 
         self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
 
-    @overload  # type: ignore[overload-overlap]  # a str is a sequence of str, and one image all the same
-    def __call__(self, images: bytes | str | PathLike[str] | Image, explain: bool = False) -> Answer: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, too, and one image
+        self, images: bytes | str | PathLike[str] | Image, explain: bool = False
+    ) -> Answer: ...
     @overload
     def __call__(self, images: NDArray[Any] | Tensor, explain: bool = False) -> Any: ...  # by its dimensions
     @overload

@@ -97,7 +97,7 @@ def server(bundle: Path, settings: str) -> Iterator[tuple[subprocess.Popen[str],
     """A server process of its own; the block must end it, or it is killed."""
     with tempfile.TemporaryDirectory(prefix="askance-overload-") as folder:
         file = Path(folder) / "server.toml"
-        file.write_text(f"port = 0\nmetrics_port = 0\nlog_level = 'error'\n{settings}")
+        file.write_text(f"port = 0\nmetrics_port = 0\n{settings}\n[log]\nlevel = 'error'\n")
         with started(["-m", "askance", "serve", str(bundle), "--config", str(file)]) as running:
             yield running
 
@@ -168,7 +168,7 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
         AskanceError: the server does not start.
     """
     async with AsyncExitStack() as stack:
-        process, serving = stack.enter_context(server(bundle, f"queue_size = {queue_size}\nmax_batch = {MAX_BATCH}\n"))
+        process, serving = stack.enter_context(server(bundle, f"[limits]\nqueue_size = {queue_size}\n[inference]\nmax_batch = {MAX_BATCH}"))
         channels = [await stack.enter_async_context(connection(serving.target)) for _ in range(CONNECTIONS)]
         stubs = [screening_pb2_grpc.ScreeningStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
         crowd = Crowd(stubs, [request_of(image) for image in images])

@@ -149,7 +149,7 @@ def test_two_thousand_idle_connections_are_borne_and_closed_in_time(tmp_path: Pa
             pytest.skip(f"this machine allows {hard} open files, {needed} are needed")
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     try:
-        with victim(tmp_path, "max_connection_idle_seconds = 5.0\n") as server, ExitStack() as stack:
+        with victim(tmp_path, "[connections]\nmax_idle_seconds = 5.0\n") as server, ExitStack() as stack:
             assert server.serves()
             before = server.memory()
             host, _, port = server.serving.target.rpartition(":")
@@ -183,5 +183,5 @@ def test_sigterm_is_heard_among_slow_readers(tmp_path: Path) -> None:
             assert await asyncio.to_thread(server.process.wait) == 0
             call.cancel()
 
-    with victim(tmp_path, "drain_seconds = 1.0\n") as server:
+    with victim(tmp_path, "[shutdown]\ndrain_seconds = 1.0\n") as server:
         asyncio.run(main(server))

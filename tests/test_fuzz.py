@@ -34,7 +34,7 @@ TOKEN, DIGEST = new_token()
 SETTINGS = f"""
 port = 0
 metrics_port = 0
-[[clients]]
+[[access.clients]]
 name = "fuzzer"
 token_sha256 = "{DIGEST}"
 roles = {[role.value for role in Role]}

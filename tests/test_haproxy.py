@@ -154,7 +154,7 @@ def cluster_of(
 ) -> Iterator[Cluster]:
     """Both replicas and HAProxy, until the block ends."""
     (folder / "haproxy.cfg").write_text(configuration)
-    (folder / "server.toml").write_text(f"lame_duck_seconds = {NOTICE}\n{settings}")
+    (folder / "server.toml").write_text(f"[shutdown]\nlame_duck_seconds = {NOTICE}\n{settings}")
     with ExitStack() as stack:
         with ThreadPoolExecutor() as pool:  # both at once
             starting = [replica(bundles[name], folder / "server.toml") for name in NAMES]
@@ -347,8 +347,9 @@ def test_tls_on_both_sides_and_clients_by_their_tokens(folder: Path, bundles: Ma
         certificate.private_key_and_cert_chain_pem.write_to_path(folder / f"{name}.pem")
     token, digest = new_token()
     settings = f"""
+        [access]
         anonymous = []
-        [[clients]]
+        [[access.clients]]
         name = "gateway"
         token_sha256 = "{digest}"
         [tls]

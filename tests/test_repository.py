@@ -233,7 +233,7 @@ def test_only_an_admin_loads_a_model(folder: Path) -> None:
 @pytest.mark.parametrize("how", ["signal", "watch"])
 def test_a_process_swaps_on_a_signal_and_on_a_change(folder: Path, how: str) -> None:
     settings = folder / "server.toml"
-    settings.write_text(f"port = 0\nmetrics_port = 0\nwatch_seconds = {0.1 if how == 'watch' else 0.0}\n")
+    settings.write_text(f"port = 0\nmetrics_port = 0\n[rollout]\nwatch_seconds = {0.1 if how == 'watch' else 0.0}\n")
     with (
         process_serving(folder / "current", "--config", settings) as (process, serving),
         Client(serving.target) as client,

@@ -181,7 +181,9 @@ def test_others_lines_say_nothing_of_the_images() -> None:
 
 def test_traces_without_the_extra_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(ConfigError, match=r"traces: this takes an extra: pip install 'askance\[tracing\]'"):
+    with pytest.raises(
+        ConfigError, match=r"log\.traces: opentelemetry-sdk is not installed: install askance"
+    ):
         export_traces()
 
 
@@ -239,7 +241,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def test_a_process_logs_json_and_sends_its_spans_to_a_collector(tmp_path: Path) -> None:
     publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
     (tmp_path / "server.toml").write_text(
-        'port = 0\nmetrics_port = 0\nlog_format = "json"\nlog_level = "debug"\ntraces = true\n'
+        'port = 0\nmetrics_port = 0\n[log]\nformat = "json"\nlevel = "debug"\ntraces = true\n'
     )
     collector = Collector()
     receiver = grpc.server(ThreadPoolExecutor(2))

@@ -46,7 +46,8 @@ class ActivationNorm(Detector[ActivationNormOptions]):
         return self.mean.numel() > 0
 
     def _length(self, capture: Capture) -> Tensor:
-        return torch.linalg.vector_norm(capture.flat(self.options.layer), dim=1)
+        length: Tensor = capture.flat(self.options.layer).norm(dim=1)
+        return length
 
     @torch.no_grad()
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
