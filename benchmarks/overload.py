@@ -168,7 +168,8 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
         AskanceError: the server does not start.
     """
     async with AsyncExitStack() as stack:
-        process, serving = stack.enter_context(server(bundle, f"[limits]\nqueue_size = {queue_size}\n[inference]\nmax_batch = {MAX_BATCH}"))
+        settings = f"[limits]\nqueue_size = {queue_size}\n[inference]\nmax_batch = {MAX_BATCH}"
+        process, serving = stack.enter_context(server(bundle, settings))
         channels = [await stack.enter_async_context(connection(serving.target)) for _ in range(CONNECTIONS)]
         stubs = [screening_pb2_grpc.ScreeningStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
         crowd = Crowd(stubs, [request_of(image) for image in images])

@@ -247,7 +247,7 @@ def test_a_real_bundle_is_served(tmp_path: Path) -> None:
         async with running(served) as service:
             answer = await service.stub.Screen(request_of(noise(3)))
             assert answer.bundle_id == bundle_id
-            assert answer.p_value == expected.fused.p_value  # type: ignore[union-attr]
+            assert answer.p_value == expected.p_value  # type: ignore[union-attr]
             described = await service.stub.Describe(pb.DescribeRequest())
             assert described.created.seconds == int(served.created.timestamp())
 
