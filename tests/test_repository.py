@@ -28,8 +28,8 @@ from service_support import (
     tiny_screen,
     until,
 )
+from toy import whole
 
-from askance.answers import Screening
 from askance.detectors import Bundle
 from askance.errors import AskanceError, BundleError
 from askance.service.call import DISCLOSING, Role
@@ -72,7 +72,7 @@ def p_values(path: Path) -> tuple[str, list[float]]:
     served = opener(path)()
     results = served.screen(torch.stack([torch.from_numpy(noise(seed)).float() / 255 for seed in range(10)]))
     served.screen.close()
-    return served.bundle_id, [one.fused.p_value for one in results if isinstance(one, Screening)]
+    return served.bundle_id, [whole(one).fused.p_value for one in results]
 
 
 def test_fifty_swaps_under_load_lose_and_mix_nothing(folder: Path) -> None:

@@ -155,7 +155,7 @@ def test_what_is_blocked_is_logged_and_a_stranger_by_its_address(
         assert (blocked["level"], blocked["code"], blocked["verdicts"]) == (
             "INFO",
             "PERMISSION_DENIED",
-            ["ADVERSARIAL"],
+            ["BLOCKED"],
         )
         assert (stranger["code"], stranger["address"]) == ("UNAUTHENTICATED", "ipv4:127.0.0.1")
 
@@ -181,9 +181,7 @@ def test_others_lines_say_nothing_of_the_images() -> None:
 
 def test_traces_without_the_extra_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(
-        ConfigError, match=r"log\.traces: opentelemetry-sdk is not installed: install askance"
-    ):
+    with pytest.raises(ConfigError, match=r"log\.traces: opentelemetry-sdk is not installed: install askance"):
         export_traces()
 
 

@@ -111,7 +111,7 @@ def test_a_leaving_server_answers_until_balancers_have_noticed() -> None:
             stopping = asyncio.ensure_future(server.stop())
             await until(lambda: server.admission.state == "lame duck")
             assert await health(service.channel) == {NOT_SERVING}
-            assert await service.get("/healthz") == (503, "leaving\n")
+            assert await service.get("/healthz") == (503, "lame duck\n")
             assert (await service.stub.Screen(request_of(noise(1)))).prediction.name
             assert not stopping.done()
             server.hurry()

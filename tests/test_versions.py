@@ -29,8 +29,8 @@ from service_support import (
 )
 from test_policy import batch
 from test_repository import opener
+from toy import Whole, whole
 
-from askance.answers import Screening
 from askance.errors import BundleError
 from askance.service.call import Role
 from askance.service.client import Client
@@ -115,8 +115,7 @@ def test_each_version_answers_those_who_name_it_and_the_default_all_others(folde
             for load in (one, two):
                 loaded = load()
                 (result,) = loaded.screen(torch.from_numpy(noise(3)).float()[None] / 255)
-                assert isinstance(result, Screening)
-                alone[loaded.version] = result.fused.p_value
+                alone[loaded.version] = whole(result).fused.p_value
                 loaded.screen.close()
             assert len(set(alone.values())) == 2
             for asked, answers in (("", first), (first, first), (second, second)):
@@ -192,10 +191,10 @@ def test_replaced_bundles_are_kept_up_to_a_number() -> None:
 def test_a_candidate_sees_what_was_answered_and_its_word_is_counted(folder: Path) -> None:
     images = [noise(seed) for seed in range(40)]
     batch_of_all = torch.stack([torch.from_numpy(image).float() / 255 for image in images])
-    said: list[list[Screening]] = []
+    said: list[list[Whole]] = []
     for name in ("one", "three"):
         loaded = opener(folder / name)()
-        said.append([result for result in loaded.screen(batch_of_all) if isinstance(result, Screening)])
+        said.append([whole(result) for result in loaded.screen(batch_of_all)])
     expected = Counter((a.verdict.value, b.verdict.value) for a, b in zip(*said, strict=True))
     assert len(expected) > 1
 
