@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from askance.notebook import headline, table
+
 
 class Verdict(StrEnum):
     """What is said of an image.
@@ -148,9 +150,15 @@ class Answer:
         return content
 
     def _repr_html_(self) -> str:
-        from askance.notebook import answer_html
-
-        return answer_html(self)
+        said = "no prediction"
+        if self.prediction is not None:
+            said = f"{self.prediction.label} ({self.prediction.probability:.1%})"
+        line = headline(said, "" if self.verdict is None else self.verdict.value, self.reason or "")
+        if self.screening is None:
+            return f"<div>{line}</div>"
+        words = (*self.screening.detectors, self.screening.fused)
+        rows = [(word.name, f"{word.score:.4g}", f"{word.p_value:.4g}", ", ".join(word.flags)) for word in words]
+        return f"<div>{line}{table(('detector', 'score', 'p-value', 'flags'), rows)}</div>"
 
 
 def _word(word: DetectorVerdict) -> dict[str, Any]:
