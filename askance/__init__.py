@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from askance.answers import Prediction as Prediction
     from askance.answers import Screening as Screening
     from askance.answers import Verdict as Verdict
+    from askance.calibration.live import calibrate as calibrate
+    from askance.calibration.live import evaluate as evaluate
+    from askance.detectors.bundle import Bundle as Bundle
+    from askance.detectors.screen import Calibration as Calibration
+    from askance.detectors.screen import Levels as Levels
     from askance.errors import AskanceError as AskanceError
     from askance.errors import BundleError as BundleError
     from askance.errors import CalibrationError as CalibrationError
     from askance.errors import ConfigError as ConfigError
     from askance.errors import DataError as DataError
     from askance.errors import ScreenError as ScreenError
+    from askance.evaluation import Evaluation as Evaluation
     from askance.screened import ScreenedClassifier as ScreenedClassifier
     from askance.screened import open as open  # noqa: A004 (as tarfile.open, Image.open)
     from askance.service.client import AsyncClient as AsyncClient
@@ -44,19 +50,25 @@ _HOMES = {
     "Answer": "askance.answers",
     "AskanceError": "askance.errors",
     "AsyncClient": "askance.service.client",
+    "Bundle": "askance.detectors.bundle",
     "BundleError": "askance.errors",
+    "Calibration": "askance.detectors.screen",
     "CalibrationError": "askance.errors",
     "Client": "askance.service.client",
     "ConfigError": "askance.errors",
     "Credentials": "askance.service.client_messages",
     "DataError": "askance.errors",
     "DetectorVerdict": "askance.answers",
+    "Evaluation": "askance.evaluation",
+    "Levels": "askance.detectors.screen",
     "Prediction": "askance.answers",
     "ScreenError": "askance.errors",
     "ScreenedClassifier": "askance.screened",
     "Screening": "askance.answers",
     "ServiceError": "askance.service.client_messages",
     "Verdict": "askance.answers",
+    "calibrate": "askance.calibration.live",
+    "evaluate": "askance.calibration.live",
     "open": "askance.screened",
 }
 

@@ -68,7 +68,7 @@ def demo(json: JsonOption = None) -> None:
 
     figures = run_demo()
     print_demo(figures)
-    write_json(json, figures)
+    write_json(json, figures.as_json())
 
 
 @app.command(short_help="Train an example classifier.")
@@ -107,7 +107,7 @@ def calibrate(
         )
         raise
     evaluation = bundle.evaluation()
-    print_diagnostics(evaluation["diagnostics"])
+    print_diagnostics(evaluation.diagnostics)
     print_evaluation(evaluation)
     console.print(f"bundle {bundle.manifest.id[:12]} in {out}: askance serve {out}")
 
@@ -122,7 +122,7 @@ def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = 
 
     evaluation = evaluate_bundle(Bundle.open(bundle), load_config(config))
     print_evaluation(evaluation)
-    write_json(json, evaluation)
+    write_json(json, evaluation.as_json())
 
 
 @app.command(short_help="Serve a bundle until SIGTERM.")

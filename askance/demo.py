@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say, track
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.training import train
+from askance.evaluation import AttackFigures, Evaluation
 from askance.service.client import Client
 from askance.service.client_messages import ServiceError
 from askance.service.launch import launched
@@ -30,13 +33,27 @@ from askance.service.launch import launched
 SERVE = ("-m", "askance", "serve")
 
 
-def run_demo() -> dict[str, Any]:
-    """Train, calibrate, serve on free ports, and screen clean and attacked images over gRPC.
+@dataclass(frozen=True)
+class DemoFigures:
+    """What the demo found, every score read off the wire.
 
-    Returns:
-        JSON-ready: the figures of `calibration.evaluation.evaluate`, every score read off the wire, and
-        `latency_ms.p50|p99`, `verdicts.<images>.<verdict>`.
+    Attributes:
+        evaluation: the figures.
+        verdicts: {images: {verdict: how many}}.
+        latency_ms: of one request, {"p50", "p99"}.
     """
+
+    evaluation: Evaluation
+    verdicts: Mapping[str, Mapping[str, int]]
+    latency_ms: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready: the evaluation's figures, `verdicts.<images>.<verdict>` and `latency_ms.p50|p99`."""
+        return self.evaluation.as_json() | {"verdicts": dict(self.verdicts), "latency_ms": dict(self.latency_ms)}
+
+
+def run_demo() -> DemoFigures:
+    """Train, calibrate, serve on free ports, and screen clean and attacked images over gRPC."""
     torch.set_num_threads(1)  # the tensors are tiny: a second thread per operation only waits for the first
     with as_file(files("askance.configs")) as configs, tempfile.TemporaryDirectory(prefix="askance-") as folder:
         config = load_config(configs / "digits.toml")
@@ -63,21 +80,9 @@ def run_demo() -> dict[str, Any]:
             }
 
     evaluation = bundle.evaluation()
-    figures: dict[str, Any] = {
-        "bundle_id": bundle.manifest.id,
-        "classifier": evaluation["classifier"],
-        "target_flag_rate": dict(config.levels.items()),
-        "detector_clean_flag_rate": _flag_rates(clean),
-        "attacks": {},
-        "auroc": {},
-        "tpr_at_fpr_0.05": {},
-        "verdicts": {"clean": _verdicts(clean)},
-        "latency_ms": {
-            "p50": 1000 * float(np.percentile(seconds, 50)),
-            "p99": 1000 * float(np.percentile(seconds, 99)),
-        },
-    }
-    figures["clean_flag_rate"] = figures["detector_clean_flag_rate"][FUSED]
+    rates = _flag_rates(clean)
+    attacks, figures = {}, {figure: {} for figure in ("auroc", "tpr_at_fpr_0.05")}
+    verdicts = {"clean": _verdicts(clean)}
     clean_scores = _scores(clean)
     for name, answers in attacked.items():
         succeeded = [
@@ -85,12 +90,25 @@ def run_demo() -> dict[str, Any]:
             for answer, label in zip(answers, images.y[chosen].tolist(), strict=True)
             if _prediction(answer).index != label
         ]
-        figures["attacks"][name] = {"attempted": len(answers), "successful": len(succeeded)}
-        figures["verdicts"][f"{name} (successful)"] = _verdicts(succeeded)
-        for figure in ("auroc", "tpr_at_fpr_0.05"):
+        attacks[name] = AttackFigures(attempted=len(answers), successful=len(succeeded))
+        verdicts[f"{name} (successful)"] = _verdicts(succeeded)
+        for figure, by_attack in figures.items():
             found = {d: detection(clean_scores[d], scores) for d, scores in _scores(succeeded).items()}
-            figures[figure][name] = {d: row[figure] for d, row in found.items() if row is not None}
-    return figures
+            by_attack[name] = {d: row[figure] for d, row in found.items() if row is not None}
+    return DemoFigures(
+        Evaluation(
+            classifier=evaluation.classifier,
+            target_flag_rate=dict(config.levels.items()),
+            attacks=attacks,
+            auroc=figures["auroc"],
+            tpr_at_fpr_5=figures["tpr_at_fpr_0.05"],
+            clean_flag_rate=rates[FUSED],
+            detector_clean_flag_rate=rates,
+            bundle_id=bundle.manifest.id,
+        ),
+        verdicts,
+        {"p50": 1000 * float(np.percentile(seconds, 50)), "p99": 1000 * float(np.percentile(seconds, 99))},
+    )
 
 
 def _one_by_one(client: Client, pixels: Tensor) -> tuple[list[Answer], list[float]]:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +14,11 @@ from rich.table import Table
 from askance.answers import JUDGED, Answer, Verdict
 from askance.detectors.bundle import Bundle
 from askance.errors import ConfigError, DataError
+from askance.evaluation import Evaluation
 from askance.service.client_messages import ServiceError
+
+if TYPE_CHECKING:
+    from askance.demo import DemoFigures
 
 # Piped output is for other programs: never wrapped to a terminal's width.
 console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
@@ -41,55 +45,53 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
-def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
     """The detection tables of an evaluation, and the flag rates beside their targets."""
-    classifier = evaluation["classifier"]
-    console.print(f"\nclassifier: accuracy {classifier['accuracy']:.2%} on {classifier['images']} evaluation images")
-    for figure, title in (
-        ("auroc", "AUROC on successful attacks"),
-        ("tpr_at_fpr_0.05", "true-positive rate at 5% false positives"),
-        ("tpr_at_fpr_0.01", "true-positive rate at 1% false positives"),
+    classifier = evaluation.classifier
+    console.print(f"\nclassifier: accuracy {classifier.accuracy:.2%} on {classifier.images} evaluation images")
+    for figures, title in (
+        (evaluation.auroc, "AUROC on successful attacks"),
+        (evaluation.tpr_at_fpr_5, "true-positive rate at 5% false positives"),
+        (evaluation.tpr_at_fpr_1, "true-positive rate at 1% false positives"),
     ):
-        if figure in evaluation:
-            console.print(_by_attack(evaluation, figure, title))
+        if figures:
+            console.print(_by_attack(evaluation, figures, title))
     console.print(_flag_rates(evaluation))
 
 
-def _by_attack(evaluation: Mapping[str, Any], figure: str, title: str) -> Table:
+def _by_attack(evaluation: Evaluation, figures: Mapping[str, Mapping[str, float]], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("attack", no_wrap=True)
     table.add_column("successful", justify="right", no_wrap=True)
-    detectors = list(evaluation["detector_clean_flag_rate"])
-    others = [name for name in next(iter(evaluation[figure].values())) if name not in detectors]
-    for name in (*detectors, *others):
+    others = [name for name in next(iter(figures.values())) if name not in evaluation.scorers]
+    for name in (*evaluation.scorers, *others):
         table.add_column(_stacked(name), justify="right")
-    for attack, row in evaluation["attacks"].items():
-        figures = evaluation[figure].get(attack, {})
-        cells = (f"{figures[name]:.3f}" if name in figures else "-" for name in (*detectors, *others))
-        table.add_row(attack, f"{row['successful']} of {row['attempted']}", *cells)
+    for attack, row in evaluation.attacks.items():
+        of_attack = figures.get(attack, {})
+        cells = (f"{of_attack[name]:.3f}" if name in of_attack else "-" for name in (*evaluation.scorers, *others))
+        table.add_row(attack, f"{row.successful} of {row.attempted}", *cells)
     return table
 
 
 def _stacked(name: str) -> str:
-    """A reader's name, a word a line: there can be more readers than fit side by side."""
+    """A scorer's name, a word a line: there can be more scorers than fit side by side."""
     return name.replace("_", "\n")
 
 
-def _flag_rates(evaluation: Mapping[str, Any]) -> Table:
+def _flag_rates(evaluation: Evaluation) -> Table:
     table = Table(title="share of clean images, and of controls, flagged", title_justify="left")
     table.add_column("images", no_wrap=True)
     table.add_column("level", no_wrap=True)
     table.add_column("target", justify="right")
-    for detector in evaluation["detector_clean_flag_rate"]:
-        table.add_column(_stacked(detector), justify="right")
-    sets = {"clean": evaluation["detector_clean_flag_rate"]} | {
-        name: row["flag_rate"]
-        for kind in ("controls", "out_of_distribution")
-        for name, row in evaluation.get(kind, {}).items()
+    for scorer in evaluation.scorers:
+        table.add_column(_stacked(scorer), justify="right")
+    sets = {"clean": evaluation.detector_clean_flag_rate}
+    sets |= {
+        name: row.flag_rate for name, row in (*evaluation.controls.items(), *evaluation.out_of_distribution.items())
     }
     for images, rates in sets.items():
-        for level, target in evaluation["target_flag_rate"].items():
-            shares = (of_reader[level] for of_reader in rates.values())
+        for level, target in evaluation.target_flag_rate.items():
+            shares = (of_scorer[level] for of_scorer in rates.values())
             # a target is a promise for clean images only
             table.add_row(images, level, f"{target:.1%}" if images == "clean" else "", *(f"{s:.1%}" for s in shares))
     return table
@@ -112,18 +114,18 @@ def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:
             console.print(table)
 
 
-def print_demo(figures: Mapping[str, Any]) -> None:
+def print_demo(figures: DemoFigures) -> None:
     """The demo's table, and its latency."""
-    print_evaluation(figures)
+    print_evaluation(figures.evaluation)
     table = Table(title="verdicts over gRPC", title_justify="left")
     table.add_column("images")
     for verdict in JUDGED:
         table.add_column(verdict.value, justify="right")
-    for name, counts in figures["verdicts"].items():
+    for name, counts in figures.verdicts.items():
         total = sum(counts.values())
         table.add_row(name, *(f"{counts[verdict]} ({counts[verdict] / total:.0%})" for verdict in JUDGED))
     console.print(table)
-    latency = figures["latency_ms"]
+    latency = figures.latency_ms
     console.print(f"latency of one request: p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms")
 
 

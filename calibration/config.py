@@ -196,19 +196,24 @@ class EvaluationConfig(_Section):
         return self
 
 
-class Config(_Section):
-    """A whole calibration."""
+class Settings(_Section):
+    """What a calibration does, wherever classifier and data come from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    classifier: ClassifierConfig
-    training: TrainingConfig = TrainingConfig()
-    data: DataConfig
-    splits: SplitsConfig
     detectors: DetectorsConfig
     word_vectors: WordVectorsConfig | None = None
     levels: Levels = Levels()
     evaluation: EvaluationConfig
     batch_size: int = Field(default=500, ge=1)
+
+
+class Config(Settings):
+    """A whole calibration: what a TOML file holds."""
+
+    classifier: ClassifierConfig
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig
+    splits: SplitsConfig
 
 
 def load_config(path: Path) -> Config:

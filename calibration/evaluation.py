@@ -14,6 +14,7 @@ from askance.calibration.metrics import FIGURES, binomial_interval, detection, d
 from askance.detectors import Levels
 from askance.detectors.conformal import p_value
 from askance.detectors.screen import SINGLE_PASS
+from askance.evaluation import Evaluation
 
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"
@@ -82,19 +83,13 @@ class Evidence:
     forward_passes: int = 1
 
 
-def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> dict[str, Any]:
+def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> Evaluation:
     """The figures of an evaluation (science.md, section 6).
 
     Negatives are all clean images of the split, misclassified ones included, as in production. Positives are the
     *successful* attacks on images that the classifier got right; failed ones are reported apart.
 
-    Returns:
-        JSON-ready. `baselines` names the scorers from the literature. Per attack and scorer the figures of
-        `metrics.detection`, under `<figure>.<attack>.<scorer>`, their bootstrap intervals under
-        `intervals.<figure>.<attack>.<scorer>`; `worst_case` is an attack like the others: each image's least score over
-        all attacks that succeeded on it. Flag rates under `clean_flag_rate.<level>` (fused),
-        `detector_clean_flag_rate.<scorer>.<level>`, `class_clean_flag_rate.<class>.<level>` (fused). `mistakes_auroc`:
-        how well each scorer ranks the clean images that the classifier gets wrong above the others.
+    `worst_case` is an attack like the others: each image's least score over all attacks that succeeded on it.
     """
     clean = evidence.clean
     result: dict[str, Any] = {
@@ -147,7 +142,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             }
             for name, scores in sets.items()
         }
-    return result
+    return Evaluation.from_json(result)
 
 
 def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, attacked: Tensor) -> None:
@@ -198,9 +193,3 @@ def _by_class(evidence: Evidence, levels: Levels, class_names: Sequence[str]) ->
             rates = flag_rates({FUSED: table[FUSED]}, {FUSED: evidence.clean.of(FUSED, rows)}, levels)
             of_class[name] = rates[FUSED] | {"images": int(rows.sum())}
     return of_class
-
-
-def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that a bundle's manifest carries."""
-    keys = ("classifier", "forward_passes", "target_flag_rate", "clean_flag_rate", "auroc")
-    return {key: evaluation[key] for key in keys if key in evaluation}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
-from askance.detectors.screen import SINGLE_PASS, Fused
+from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError
 
@@ -47,7 +47,7 @@ class Harness:
         self.inputs = inputs
         self.detectors = detectors
         self.stages = stages
-        normalize = inputs.config.classifier.preprocessing.normalize
+        normalize = inputs.preprocessing.normalize
         self._with_views = tap_for(inputs.classifier, detectors.values(), normalize)
         self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
@@ -61,9 +61,9 @@ class Harness:
         """What our detectors read of a set of images, or of `pixels` in their place."""
         stage = self._stage(f"read-{name}", images, pixels, self._fitted)
         if stage not in self._read:
-            stream = ImageStream(self._with_views, images, self.inputs.config.batch_size, pixels)
+            stream = ImageStream(self._with_views, images, self.inputs.settings.batch_size, pixels)
             kept = self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors())
-            self._read[stage] = Scores.from_tensors(kept)
+            self._read[stage] = Scores.from_tensors(kept, self.detectors)
         return self._read[stage]
 
     def split(self, name: str) -> Scores:
@@ -73,16 +73,14 @@ class Harness:
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
         """What the baselines read of a set of images, or of `pixels` in their place."""
         stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers)
-        stream = ImageStream(self.tap, images, self.inputs.config.batch_size, pixels)
+        stream = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
         kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"baselines: {name}").tensors())
         return Observation.from_tensors(kept)
 
-    @cached_property
-    def single_pass(self) -> tuple[str, ...] | None:
-        """The components that need no views; None where none needs them."""
-        viewers = [name for name, detector in self.detectors.items() if detector.view_layers]
-        names = self.split("calibrate").components
-        return tuple(name for name in names if name.partition("/")[0] not in viewers) if viewers else None
+    @property
+    def viewers(self) -> tuple[str, ...]:
+        """The detectors that need altered views of the input."""
+        return tuple(name for name, detector in self.detectors.items() if detector.view_layers)
 
     @cached_property
     def forward_passes(self) -> int:
@@ -92,7 +90,7 @@ class Harness:
 
     def attack(self, right: Images, attacks: Sequence[Attack]) -> dict[str, tuple[Images, Tensor]]:
         """Run every attack on as many of `right` as it asks for; by name, its images and the attacked pixels."""
-        fewest = self.inputs.config.evaluation.attacked_images
+        fewest = self.inputs.settings.evaluation.attacked_images
         starts = [right[: one.images or fewest] for one in attacks]
         jobs = [
             AttackJob(one, images.pixels(), self._labels(one, images))
@@ -105,7 +103,7 @@ class Harness:
     def seen(self) -> dict[str, tuple[Images, Tensor]]:
         """The attacks that may be trained on, run on the calibration split: the images, and the attacked pixels."""
         right = self.inputs.splits["calibrate"][self.split("calibrate").correct]
-        return self.attack(right, self.inputs.config.evaluation.seen)
+        return self.attack(right, self.inputs.settings.evaluation.seen)
 
     def diagnoses(self) -> dict[str, Any]:
         """What the detectors that diagnose themselves say of how well they have learned, {detector: figures}."""
@@ -147,7 +145,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         harness: over fitted detectors.
         calibration: their conformal tables.
     """
-    config, splits = harness.inputs.config.evaluation, harness.inputs.splits
+    config, splits = harness.inputs.settings.evaluation, harness.inputs.splits
     right = splits["evaluate"][harness.split("evaluate").correct]
     if len(right) == 0:
         raise CalibrationError("the classifier gets no image of the evaluation split right: nothing can be attacked")
@@ -166,7 +164,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     controls = {
         one.name: scorers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
     }
-    shape = harness.inputs.config.classifier.preprocessing.shape
+    shape = harness.inputs.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
         images = load_source(other.source)
@@ -186,31 +184,34 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     )
 
 
-def fuse(harness: Harness, components: Collection[str] | None = None) -> Fused:
-    """The fused score of some components (or all): one trained opinion for each seen attack, whatever its budgets.
+def calibration_of(harness: Harness) -> Calibration:
+    """The conformal tables of fitted detectors, the fused score with one trained opinion for each seen attack."""
+    return Calibration.fit(
+        harness.split("calibrate").readings,
+        harness.split("fuse").readings,
+        harness.inputs.settings.levels,
+        viewers=harness.viewers,
+        train=partial(_trained, harness),
+    )
 
-    Args:
-        harness: over fitted detectors.
-        components: their names; None: all.
-    """
-    calibrate = harness.split("calibrate")
-    chosen = {name: v for name, v in calibrate.components.items() if components is None or name in components}
-    fusion = Fusion.fit(chosen, calibrate.two_sided & chosen.keys())
-    clean = fusion.surprisals(chosen)
+
+def _trained(harness: Harness, fusion: Fusion) -> Fusion:
+    """An opinion for each seen attack, whatever its budgets; the untrained fusion where none may be seen."""
+    clean = fusion.surprisals(harness.split("calibrate").readings.only(fusion.names))
     seen: dict[str, list[Tensor]] = {}
-    for options in harness.inputs.config.evaluation.seen:
+    for options in harness.inputs.settings.evaluation.seen:
         name, (images, pixels) = options.name, harness.seen[options.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
         if bool(scores.correct.all()):
             raise CalibrationError(f"the seen attack {name} never succeeds on the calibration split: raise its budget")
         attack = options.model_dump_json(exclude={"name", "epsilon", "images"})
-        seen.setdefault(attack, []).append(fusion.surprisals(scores.only(fusion.names))[:, ~scores.correct])
-    if seen:
-        weights, biases = zip(*(learn_weights(clean, budgets) for budgets in seen.values()), strict=True)
-        counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
-        # every budget counts alike: an opinion by its share of them
-        fusion = fusion.trained(torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
-    return Fused(fusion, table(fusion.score(harness.split("fuse").only(fusion.names))))
+        seen.setdefault(attack, []).append(fusion.surprisals(scores.readings.only(fusion.names))[:, ~scores.correct])
+    if not seen:
+        return fusion
+    weights, biases = zip(*(learn_weights(clean, budgets) for budgets in seen.values()), strict=True)
+    counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
+    # every budget counts alike: an opinion by its share of them
+    return fusion.trained(torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
 
 
 class _Scorers:
@@ -218,17 +219,17 @@ class _Scorers:
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
-        calibrate = harness.split("calibrate")
+        calibrate = harness.split("calibrate").readings
         self._fusions = {FUSED: calibration.fused.fusion}
         if calibration.single_pass is not None:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
-        if harness.inputs.config.evaluation.seen:
+        if harness.inputs.settings.evaluation.seen:
             self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
         self._baselines = self._fitted_baselines()
 
     def _fitted_baselines(self) -> tuple[Baseline, ...]:
         harness, splits = self._harness, self._harness.inputs.splits
-        baselines = tuple(BASELINES[name]() for name in harness.inputs.config.evaluation.baselines)
+        baselines = tuple(BASELINES[name]() for name in harness.inputs.settings.evaluation.baselines)
         if not baselines:
             return ()
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED_IMAGES])
@@ -239,9 +240,9 @@ class _Scorers:
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
-        columns = {name: scores.scores[name] for name in self._harness.detectors}  # a stage does not keep their order
+        columns = dict(scores.readings.scores)
         for fused, fusion in self._fusions.items():
-            columns[fused] = fusion.score(scores.only(fusion.names))
+            columns[fused] = fusion.score(scores.readings.only(fusion.names))
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}

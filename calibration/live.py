@@ -1,125 +1,232 @@
-"""Live data: torch datasets, data loaders and arrays as the labelled images that a calibration works on."""
+"""Calibration from live objects: a module and data sets as they are at hand, no config and no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from pydantic import ValidationError
+from torch import Tensor, nn
 
-from askance.calibration.images import Images, make_images
-from askance.errors import DataError
-from askance.images import is_picture, planes_of
+from askance.calibration.attacks import Attack
+from askance.calibration.config import Settings
+from askance.calibration.explain import explain
+from askance.calibration.images import Images
+from askance.calibration.inputs import CalibrationInputs, check, word_vectors_of
+from askance.calibration.live_data import LabelledImages, splits_of
+from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
+from askance.classifiers import build_classifier
+from askance.classifiers.loading import load_strictly
+from askance.detectors import Bundle, Levels, Options
+from askance.detectors.bundle import refuse_existing
+from askance.detectors.preprocessing import Preprocessing
+from askance.errors import ConfigError
+from askance.evaluation import Evaluation
 
-LabelledImages = Dataset[Any] | DataLoader[Any] | tuple[Any, Any]
-"""A dataset of (image, label), a loader of (images, labels) batches, or (images, labels) as arrays or tensors."""
-
-SHARES = {"fit": 0.5, "calibrate": 0.15, "fuse": 0.15, "evaluate": 0.2}
-"""How one set of images is shared out."""
-REQUIRED = tuple(SHARES)
-OPTIONAL = ("held_out",)
-
-
-def splits_of(
-    data: LabelledImages | Mapping[str, LabelledImages], class_names: Sequence[str] | None, seed: int
-) -> dict[str, Images]:
-    """The splits of a calibration.
-
-    Args:
-        data: by split (fit, calibrate, fuse, evaluate, and held_out if there is one), disjoint; or one set
-            that the classifier was not trained on, which is shuffled and shared out 50 : 15 : 15 : 20.
-        class_names: in the order of the labels; None takes the data set's own `classes`.
-        seed: of the shuffling.
-
-    Raises:
-        DataError: a split is missing or unknown, images are of several sizes, or labels are out of range.
-    """
-    if isinstance(data, Mapping):
-        missing = [name for name in REQUIRED if name not in data]
-        unknown = [name for name in data if name not in (*REQUIRED, *OPTIONAL)]
-        if missing or unknown:
-            wrong = f"no split {missing[0]!r}" if missing else f"an unknown split {unknown[0]!r}"
-            raise DataError(f"data has {wrong}: expected {', '.join(REQUIRED)}, and held_out if there is one")
-        found = {name: images_of(one, class_names, name) for name, one in data.items()}
-        classes = {images.classes for images in found.values()}
-        if len(classes) > 1:
-            raise DataError("the splits have different classes: give class_names, the same for all")
-        return found
-    images = images_of(data, class_names, "data")
-    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-    ends = np.floor(np.cumsum(list(SHARES.values())) * len(images) + 1e-9).astype(int).tolist()
-    starts = [0, *ends[:-1]]
-    return {name: images[slice(start, end)] for name, start, end in zip(SHARES, starts, ends, strict=True)}
+Data = LabelledImages | Mapping[str, LabelledImages]
+"""By split (fit, calibrate, fuse, evaluate, and held_out if there is one), disjoint; or one set to be shared out."""
+TRIED_IMAGES = 8  # on which a factory must build what it stands for
 
 
-def images_of(data: LabelledImages, class_names: Sequence[str] | None, name: str) -> Images:
-    """Labelled images, kept as 8 bits a channel.
+def calibrate(
+    classifier: nn.Module,
+    data: Data,
+    *,
+    out: str | PathLike[str],
+    detectors: Mapping[str, Options | Mapping[str, Any]],
+    attacks: Sequence[Attack | Mapping[str, Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None = None,
+    name: str | None = None,
+    factory: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    word_vectors: Mapping[str, Any] | None = None,
+    levels: Levels | Mapping[str, float] | None = None,
+    batch_size: int = 500,
+    seed: int = 0,
+    resume: bool = False,
+    **evaluation: Any,
+) -> Bundle:
+    """Fit detectors to a live classifier, calibrate, attack, evaluate, and publish a bundle.
 
     Args:
-        data: images are PIL's, uint8, or floats in [0, 1]: pixels as they are before any normalisation.
-        class_names: None takes the data set's own `classes`.
-        name: of the data, for errors.
+        classifier: maps normalised images [B, C, H, W] to logits [B, K]; left as it is.
+        data: images that the classifier takes, before normalisation: by split, or one set that it was not trained on.
+        out: where the bundle goes; must not exist.
+        detectors: their options by kind, as a config's sections hold them.
+        attacks: on the evaluation split, as a config's rows or as objects.
+        mean: of the normalisation in front of the classifier, for each channel, in pixels in [0, 1].
+        std: of the same.
+        class_names: in the order of the logits; None takes the data set's own.
+        name: of the bundle's classifier; None takes its class's.
+        factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does opening
+            the bundle without the module at hand. None tries the module's own class without arguments.
+        arguments: of the factory.
+        word_vectors: {"file": PATH, "words": {class name: word}}, for detectors and attacks that want them.
+        levels: the false-positive targets.
+        batch_size: images per forward pass.
+        seed: of the shuffling, where `data` is one set.
+        resume: continue an interrupted calibration.
+        evaluation: more of a config's [evaluation]: attacked_images, seen, baselines, controls, out_of_distribution.
+
+    Returns:
+        The published bundle.
 
     Raises:
-        DataError: it holds something else.
+        AskanceError: the classifier, the data or the options cannot be used, or `out` exists.
     """
-    images, labels = [], []
-    for image, label in _walked(data):
-        try:
-            images.append(_bytes_of(image))
-        except DataError as error:
-            raise DataError(f"{name}: image {len(images)}: {error}") from None
-        if images[-1].shape != images[0].shape:
-            raise DataError(
-                f"{name}: image {len(images) - 1} is {list(images[-1].shape)}, the first {list(images[0].shape)}: "
-                "all must have one size"
-            )
-        labels.append(int(label))
-    if not images:
-        raise DataError(f"{name} holds no images")
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    known = class_names if class_names is not None else getattr(dataset, "classes", None)
-    classes = tuple(str(i) for i in range(max(labels) + 1)) if known is None else tuple(str(one) for one in known)
-    x = np.stack(images).transpose(0, 2, 3, 1)
-    return make_images(x, np.array(labels), classes, name)
+    path = Path(out)
+    refuse_existing(path)
+    own = copy.deepcopy(classifier).eval()  # the caller's stays as it is
+    splits = splits_of(data, class_names, seed)
+    preprocessing = _preprocessing(splits["fit"], mean, std)
+    settings = _settings(
+        {
+            "name": type(classifier).__name__ if name is None else name,
+            "detectors": _plain(detectors),
+            "word_vectors": word_vectors,
+            "levels": {} if levels is None else levels,
+            "batch_size": batch_size,
+            "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
+        }
+    )
+    weights = {key: tensor.detach().clone() for key, tensor in own.state_dict().items()}
+    inputs = _inputs(settings, own, weights, splits, preprocessing)
+    found = _factory(inputs, factory, dict(arguments or {}), type(classifier))
+    inputs = CalibrationInputs(**(vars(inputs) | {"factory": found, "arguments": dict(arguments or {})}))
+    check(inputs)
+    return calibrate_inputs(inputs, path, resume=resume)
 
 
-def _walked(data: LabelledImages) -> Iterator[tuple[Any, Any]]:
-    """(image, label) by one."""
-    if isinstance(data, DataLoader):
-        for batch in data:
-            yield from zip(*_pair(batch), strict=True)
-    elif isinstance(data, tuple):
-        yield from zip(*_pair(data), strict=True)
+def evaluate(
+    bundle: str | PathLike[str] | Bundle,
+    data: Data,
+    *,
+    attacks: Sequence[Attack | Mapping[str, Any]],
+    classifier: nn.Module | None = None,
+    batch_size: int = 500,
+    seed: int = 0,
+    **evaluation: Any,
+) -> Evaluation:
+    """The figures of a published bundle again, on other data or attacks.
+
+    All that is ours comes from the bundle; the baselines are fitted anew on the data's splits.
+
+    Args:
+        bundle: its folder, or opened.
+        data: as for `calibrate`; the same set with the same seed is shared out as then.
+        attacks: on the evaluation split.
+        classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's weights.
+        batch_size: images per forward pass.
+        seed: of the shuffling, where `data` is one set.
+        evaluation: more of a config's [evaluation].
+
+    Raises:
+        AskanceError: the bundle, the data or the attacks cannot be used.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    entry = opened.manifest.classifier
+    weights = opened.tensors(entry.file)
+    if classifier is None:
+        module = build_classifier(entry.factory, entry.arguments, weights)
     else:
-        for i in range(len(data)):  # type: ignore[arg-type]  # a map-style dataset has a length
-            image, label = _pair(data[i])
-            yield image, label
+        module = copy.deepcopy(classifier).eval()
+        load_strictly(str(entry.factory), module, weights)
+    settings = _settings(
+        {
+            "name": entry.name,
+            "detectors": {detector.kind: detector.options for detector in opened.manifest.detectors},
+            "levels": opened.manifest.calibration.levels,
+            "batch_size": batch_size,
+            "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
+        }
+    )
+    splits = splits_of(data, entry.class_names, seed)
+    inputs = _inputs(settings, module, weights, splits, entry.preprocessing)
+    inputs = CalibrationInputs(
+        **(vars(inputs) | {"factory": entry.factory if classifier is None else None, "arguments": entry.arguments})
+    )
+    check(inputs)
+    return evaluate_inputs(opened, inputs)
 
 
-def _pair(found: Any) -> tuple[Iterable[Any], Iterable[Any]]:
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise DataError(f"data gives {type(found).__name__}: expected pairs (image, label)")
-    return found[0], found[1]
+def _inputs(
+    settings: Settings,
+    classifier: nn.Module,
+    weights: Mapping[str, Tensor],
+    splits: Mapping[str, Images],
+    preprocessing: Preprocessing,
+) -> CalibrationInputs:
+    names = splits["fit"].classes
+    return CalibrationInputs(
+        settings,
+        classifier,
+        None,
+        {},
+        preprocessing,
+        weights,
+        splits,
+        names,
+        word_vectors_of(settings, names),
+        {"data": {"sources": "live"}, "config": settings.model_dump(mode="json")},
+    )
 
 
-def _bytes_of(image: Any) -> NDArray[np.uint8]:
-    """One image as uint8 [C, H, W]."""
-    if is_picture(image):
-        if image.mode not in ("L", "RGB"):
-            raise DataError(f"expected a greyscale or RGB image, got {image.mode}")
-        image = np.asarray(image)
-    planes = planes_of(image)
-    if planes.dtype == np.uint8:
-        return planes
-    low, high = float(planes.min()), float(planes.max())
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"expected pixels in [0, 1], got values from {low:g} to {high:g}: leave the normalisation out of the data "
-            "set, and give its mean and std instead"
+def _settings(content: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Settings)) from None
+
+
+def _plain(detectors: Mapping[str, Options | Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        kind: options.model_dump() if isinstance(options, Options) else options for kind, options in detectors.items()
+    }
+
+
+def _row(attack: Attack | Mapping[str, Any]) -> Mapping[str, Any]:
+    return attack.model_dump() if isinstance(attack, Attack) else attack
+
+
+def _preprocessing(images: Images, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+    channels, height, width = images.x.shape[1:]
+    try:
+        return Preprocessing.model_validate(
+            {"channels": channels, "height": height, "width": width, "mean": tuple(mean), "std": tuple(std)}
         )
-    rounded: NDArray[np.uint8] = np.rint(planes * 255).astype(np.uint8)
-    return rounded
+    except ValidationError as error:
+        raise ConfigError(explain(error, Preprocessing)) from None
+
+
+def _factory(
+    inputs: CalibrationInputs, factory: str | None, arguments: Mapping[str, Any], own: type[nn.Module]
+) -> str | None:
+    """What builds the classifier elsewhere: the factory given, proved; else its own class, if that does."""
+    wanted = f"{own.__module__}:{own.__qualname__}" if factory is None else factory
+    importable = not own.__module__.startswith("__main__") and "<" not in own.__qualname__
+    if factory is None and (arguments or not importable):
+        return None
+    try:
+        built = build_classifier(wanted, arguments, inputs.weights)
+        same = _answers_alike(built, inputs)
+    except Exception:
+        if factory is None:
+            return None
+        raise
+    if not same and factory is not None:
+        raise ConfigError(
+            f"the factory {factory!r} builds another classifier: with the same weights it answers otherwise"
+        )
+    return wanted if same else None
+
+
+@torch.no_grad()
+def _answers_alike(built: nn.Module, inputs: CalibrationInputs) -> bool:
+    images = inputs.preprocessing.normalize(inputs.splits["fit"][:TRIED_IMAGES].pixels())
+    return torch.allclose(built(images), inputs.classifier(images), rtol=1e-3, atol=1e-4)

@@ -15,16 +15,16 @@ from torch import Tensor
 from askance.calibration.cache import cache_folder
 from askance.calibration.config import ClassifierConfig, Config
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
-from askance.calibration.evaluation import evaluate, summary
-from askance.calibration.harness import Harness, fuse, gather
+from askance.calibration.evaluation import evaluate
+from askance.calibration.harness import Harness, calibration_of, gather
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages
-from askance.classifiers import build_classifier
-from askance.detectors import Bundle, Calibration, Capture, Detector
+from askance.detectors import Bundle, Capture, Detector
 from askance.detectors.bundle import publish, refuse_existing
-from askance.detectors.conformal import table
+from askance.errors import ConfigError
+from askance.evaluation import Evaluation
 
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "gensim")
 
@@ -38,50 +38,49 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
         AskanceError: the config, the data or the classifier cannot be used, or `out` exists.
     """
     refuse_existing(out)
-    inputs = load_inputs(config)
+    return calibrate_inputs(load_inputs(config), out, resume=resume)
+
+
+def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = False) -> Bundle:
+    """The same for inputs that are loaded already."""
+    refuse_existing(out)
+    settings = inputs.settings
     detectors = new_detectors(inputs)
     stages = Stages(out.with_name(out.name + ".partial"), _identity(inputs), resume=resume)
     for name, detector in detectors.items():
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)
-    tables = Calibration(
-        levels=config.levels,
-        tables={name: table(values) for name, values in harness.split("calibrate").scores.items()},
-        fused=fuse(harness),
-        single_pass=None if harness.single_pass is None else fuse(harness, harness.single_pass),
-    )
-    evidence = gather(harness, tables)
+    calibration = calibration_of(harness)
+    evidence = gather(harness, calibration)
     say("figures and their intervals")
-    evaluation = evaluate(evidence, config.levels, inputs.class_names)
+    evaluation = evaluate(evidence, settings.levels, inputs.class_names)
     say("diagnostics")
-    evaluation["diagnostics"] = harness.diagnoses()
-    evaluation["splits"] = {name: len(images) for name, images in inputs.splits.items()}
+    sizes = {name: len(images) for name, images in inputs.splits.items()}
+    evaluation = evaluation.model_copy(update={"diagnostics": harness.diagnoses(), "splits": sizes})
+    digests = {name: images.digest() for name, images in inputs.splits.items()}
     publish(
         out,
         classifier={
-            "name": config.name,
-            "factory": config.classifier.factory,
-            "arguments": config.classifier.arguments,
+            "name": settings.name,
+            "factory": inputs.factory,
+            "arguments": inputs.arguments,
             "layers": harness.tap.layers,
-            "preprocessing": config.classifier.preprocessing,
+            "preprocessing": inputs.preprocessing,
             "class_names": inputs.class_names,
         },
         weights=inputs.weights,
         detectors=detectors,
-        calibration=tables,
-        evaluation=evaluation,
-        summary=summary(evaluation),
+        calibration=calibration,
+        evaluation=evaluation.as_json(),
+        summary=evaluation.summary(),
         provenance={
-            "data": {
-                "sources": config.data.model_dump(mode="json"),
-                "sha256": {name: images.digest() for name, images in inputs.splits.items()},
-            },
-            "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
+            **inputs.provenance,
+            "data": {**inputs.provenance.get("data", {}), "sha256": digests},
             "packages": {package: version(package) for package in PACKAGES},
             "host": {"platform": platform.platform(), "python": sys.version.split()[0]},
         },
-        extra_files=report(config.name, evaluation, evidence, config.levels),
+        extra_files=report(settings.name, evaluation, evidence, settings.levels),
     )
     stages.remove()
     return Bundle.open(out)
@@ -90,7 +89,12 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
 def _identity(inputs: CalibrationInputs) -> dict[str, Any]:
     """What all stages depend on, JSON-ready; what only some depend on is in their names."""
     identity = {
-        "classifier": inputs.config.classifier.model_dump(mode="json", exclude={"weights"}),
+        "classifier": {
+            "factory": inputs.factory,
+            "arguments": dict(inputs.arguments),
+            "preprocessing": inputs.preprocessing.model_dump(mode="json"),
+            "class_names": inputs.class_names,
+        },
         "weights": state_digest(inputs.weights),
         "data": {name: images.digest() for name, images in inputs.splits.items()},
         "askance": version("askance"),
@@ -107,18 +111,19 @@ def _fit(detector: Detector, inputs: CalibrationInputs) -> Mapping[str, Tensor]:
     return detector.fit(stream("fit"), stream("held_out") if "held_out" in inputs.splits else None).state_dict()
 
 
-def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
+def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
     """The figures of `evaluate` for a published bundle, on the data, attacks, controls and baselines of `config`.
 
     All that is ours comes from the bundle; the baselines are fitted anew, on the config's `fit`, `calibrate` and `fuse`
     splits. What is finished is kept in the cache until all is, so that a run that was killed goes on where it was.
 
     Raises:
-        ConfigError: the data's classes are not the bundle's.
+        ConfigError: the data's classes are not the bundle's, or the bundle names no factory.
         DataError: the images are not of the bundle's size.
     """
-    screen = bundle.screen(build_classifier)
     entry = bundle.manifest.classifier
+    if entry.factory is None:
+        raise ConfigError(f"{bundle.path} names no factory for its classifier: use askance.evaluate with classifier=")
     classifier = ClassifierConfig(
         factory=entry.factory,
         arguments=entry.arguments,
@@ -126,12 +131,17 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> dict[str, Any]:
         preprocessing=entry.preprocessing,
         class_names=entry.class_names,
     )
-    inputs = load_inputs(config.model_copy(update={"classifier": classifier}))
+    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier})))
+
+
+def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
+    """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
+    detectors, calibration = bundle.detectors(), bundle.calibration()
     identity = _identity(inputs) | {"bundle": bundle.manifest.id}
     folder = cache_folder() / "evaluations" / json_digest(identity)
     stages = Stages(folder, identity, resume=True)
-    harness = Harness(inputs, screen.detectors, stages)
-    evidence = gather(harness, screen.calibration)
-    evaluation = evaluate(evidence, screen.calibration.levels, inputs.class_names)
+    harness = Harness(inputs, detectors, stages)
+    evidence = gather(harness, calibration)
+    evaluation = evaluate(evidence, calibration.levels, inputs.class_names)
     stages.remove()
-    return evaluation | {"bundle_id": bundle.manifest.id}
+    return evaluation.model_copy(update={"bundle_id": bundle.manifest.id})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -14,13 +13,14 @@ from torch import Tensor
 from askance.calibration.evaluation import Evidence
 from askance.detectors import Levels
 from askance.detectors.conformal import threshold
+from askance.evaluation import Evaluation
 
 GRID = np.logspace(-3.5, 0, 71)  # false-positive rates at which curves are drawn
 BINS = 40
 PLACE = "/*REPORT-DATA*/null"
 
 
-def report(title: str, evaluation: Mapping[str, Any], evidence: Evidence, levels: Levels) -> dict[str, bytes]:
+def report(title: str, evaluation: Evaluation, evidence: Evidence, levels: Levels) -> dict[str, bytes]:
     """The report's files, {relative path: content}: one self-contained page.
 
     Args:
@@ -31,7 +31,7 @@ def report(title: str, evaluation: Mapping[str, Any], evidence: Evidence, levels
     """
     data = {
         "title": title,
-        "evaluation": {key: value for key, value in evaluation.items() if key != "diagnostics"},
+        "evaluation": {key: value for key, value in evaluation.as_json().items() if key != "diagnostics"},
         "curves": _curves(evidence),
         "histograms": _histograms(evidence),
         "thresholds": {

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from askance.calibration.attacks import ATTACKS, Attack, PixelClassifier, perturb
 from askance.calibration.cache import ImageCache
@@ -27,26 +27,32 @@ WORTH_PROCESSES_SECONDS = 20.0  # of work left, that pay for starting processes
 
 @dataclass(frozen=True)
 class Target:
-    """The classifier under attack, by what builds it: a process elsewhere can.
+    """The classifier under attack, by what builds it, so that a process elsewhere can.
 
     Attributes:
-        factory, arguments, weights: as in `classifiers.build_classifier`.
+        factory, arguments, weights: as in `classifiers.build_classifier`; without a factory only this process can
+            attack it.
         preprocessing: what stands between pixels and its input.
+        classifier: what stands in for a factory; None where there is one.
     """
 
-    factory: str
+    factory: str | None
     arguments: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     preprocessing: Preprocessing
+    classifier: nn.Module | None = None
 
     def build(self) -> PixelClassifier:
         """The classifier in pixel space."""
+        if self.factory is None:
+            assert self.classifier is not None
+            return PixelClassifier(self.classifier, self.preprocessing)
         return PixelClassifier(build_classifier(self.factory, self.arguments, self.weights), self.preprocessing)
 
     def identity(self) -> dict[str, Any]:
         """What attacked images depend on, JSON-ready."""
         return {
-            "factory": self.factory,
+            "factory": str(self.classifier) if self.factory is None else self.factory,
             "arguments": dict(self.arguments),
             "weights": state_digest(self.weights),
             "preprocessing": self.preprocessing.model_dump(mode="json", include={"mean", "std"}),
@@ -120,7 +126,7 @@ def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[
         yield place, perturb(predict, attack, images, labels, seed)
         del waiting[place]
         spent = time.perf_counter() - begun
-        if spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES_SECONDS:
+        if target.factory is not None and spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES_SECONDS:
             break
     if waiting:
         yield from _in_processes(target, waiting)

@@ -37,7 +37,7 @@ SHOWN = 3  # names of missing or unexpected weights that an error spells out
 
 
 def build_classifier(
-    factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+    factory: str | None, arguments: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
     """Build a classifier and load its weights.
 
@@ -54,6 +54,11 @@ def build_classifier(
     Raises:
         ConfigError: the factory cannot be found, fails or does not make an `nn.Module`, or the weights are not its.
     """
+    if factory is None:
+        raise ConfigError(
+            "the bundle names no factory for its classifier: open it with askance.open(..., classifier=MODULE), or "
+            "calibrate with factory='package.module:callable'"
+        )
     make = _find(factory)
     try:
         classifier = make(**arguments)

@@ -6,6 +6,7 @@ from askance.detectors.detector import Detector, Inputs, Options, Reading, tap_f
 from askance.detectors.fusion import Fusion
 from askance.detectors.introspection import Introspection, IntrospectionOptions
 from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
+from askance.detectors.readings import Readings
 from askance.detectors.registry import DETECTORS
 from askance.detectors.screen import Calibration, Levels, Screen
 from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
@@ -30,6 +31,7 @@ __all__ = [
     "LibraryNetworkOptions",
     "Options",
     "Reading",
+    "Readings",
     "Screen",
     "SelfOrganizingMap",
     "SelfOrganizingMapOptions",

@@ -35,11 +35,12 @@ from askance.detectors.manifest import (
 from askance.detectors.registry import DETECTORS, unfitted
 from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError
+from askance.evaluation import Evaluation
 from askance.notebook import table as html_table
 
 MANIFEST = "manifest.json"
-BuildClassifier = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
-"""(factory, arguments, weights) -> the classifier in eval mode."""
+BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
+"""(factory, arguments, weights) -> the classifier in eval mode; the factory is None where there is none."""
 
 
 def sha256(content: bytes) -> str:
@@ -242,10 +243,16 @@ class Bundle:
         """Bytes of one file."""
         return len(self._files[name])
 
-    def evaluation(self) -> dict[str, Any]:
-        """The content of evaluation.json."""
-        evaluation: dict[str, Any] = json.loads(self._files["evaluation.json"])
-        return evaluation
+    def evaluation(self) -> Evaluation:
+        """The content of evaluation.json.
+
+        Raises:
+            BundleError: it is not an evaluation.
+        """
+        try:
+            return Evaluation.from_json(json.loads(self._files["evaluation.json"]))
+        except ValidationError as error:
+            raise BundleError(f"{self.path}: evaluation.json is not valid: {_first(error)}") from None
 
     def detectors(self) -> dict[str, Detector]:
         """The fitted detectors, by kind.

@@ -26,10 +26,13 @@ class FileEntry(_Part):
 
 
 class ClassifierEntry(FileEntry):
-    """How to build the classifier: `factory` called with `arguments`, then the weights file loaded strictly."""
+    """How to build the classifier: `factory` called with `arguments`, then the weights file loaded strictly.
+
+    Without a factory it was a live module: whoever opens the bundle brings it along.
+    """
 
     name: str
-    factory: str
+    factory: str | None
     arguments: dict[str, Any] = {}
     layers: tuple[str, ...]
     preprocessing: Preprocessing

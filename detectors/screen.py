@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
-from askance.detectors.conformal import p_value
+from askance.detectors.conformal import p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.readings import Readings
 from askance.detectors.tap import Capture
 from askance.errors import ConfigError, ScreenError
 
@@ -84,6 +85,44 @@ class Calibration:
     tables: Mapping[str, Tensor]
     fused: Fused
     single_pass: Fused | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        calibrate: Readings,
+        fuse: Readings,
+        levels: Levels | None = None,
+        *,
+        viewers: Collection[str] = (),
+        train: Callable[[Fusion], Fusion] | None = None,
+    ) -> Calibration:
+        """Tabulate clean readings of two splits that nothing was fitted on, disjoint from each other.
+
+        Args:
+            calibrate: of the split that each detector's p-values, and the fused score's components, go by.
+            fuse: of the split that the fused score's p-value goes by.
+            levels: the false-positive targets; None takes the defaults.
+            viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
+                without them.
+            train: gives an untrained Fusion its trained opinions; None leaves it untrained.
+
+        Raises:
+            CalibrationError: there are no readings, or some are not finite.
+        """
+
+        def fused(names: Sequence[str]) -> Fused:
+            fusion = Fusion.fit(calibrate.only(names), calibrate.two_sided & set(names))
+            fusion = fusion if train is None else train(fusion)
+            return Fused(fusion, table(fusion.score(fuse.only(names))))
+
+        names = tuple(calibrate.components)
+        alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
+        return cls(
+            Levels() if levels is None else levels,
+            {name: table(scores) for name, scores in calibrate.scores.items()},
+            fused(names),
+            fused(alone) if viewers else None,
+        )
 
     def to(self, device: str | torch.device) -> Calibration:
         """The same on another device."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+from askance.detectors import Bundle
+from askance.evaluation import Evaluation
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 TITLES = {"mnist": "MNIST, LeNet", "cifar10": "CIFAR-10, ResNet44"}
@@ -34,68 +35,66 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def by_attack(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
+def by_attack(evaluation: Evaluation, scorers: Sequence[str]) -> str:
     """AUROC and its interval, a row per attack."""
     rows = []
-    for attack, row in evaluation["attacks"].items():
-        values, bounds = evaluation["auroc"].get(attack), evaluation["intervals"]["auroc"].get(attack)
+    for attack, row in evaluation.attacks.items():
+        values, bounds = evaluation.auroc.get(attack), evaluation.intervals["auroc"].get(attack)
         if values is None:
             cells = ["" for _ in scorers]
         else:
             cells = [
                 f"{number(values[r])} <sub>{number(bounds[r][0])} to {number(bounds[r][1])}</sub>" for r in scorers
             ]
-        name = f"{attack}{' (seen)' if row['seen'] else ''}"
-        rows.append((f"`{name}`", f"{row['successful']}/{row['attempted']}", *cells))
+        name = f"{attack}{' (seen)' if row.seen else ''}"
+        rows.append((f"`{name}`", f"{row.successful}/{row.attempted}", *cells))
     return table(("attack", "successful", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
-def alarms(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
+def alarms(evaluation: Evaluation, scorers: Sequence[str]) -> str:
     """Flag rates on clean images, controls and other data."""
-    sets = {"clean": evaluation["detector_clean_flag_rate"]} | {
-        name: one["flag_rate"]
-        for kind in ("controls", "out_of_distribution")
-        for name, one in evaluation.get(kind, {}).items()
+    sets = {"clean": evaluation.detector_clean_flag_rate} | {
+        name: one.flag_rate for name, one in (*evaluation.controls.items(), *evaluation.out_of_distribution.items())
     }
     rows = (
         (f"`{name}`, {level}", *(f"{rates[scorer][level]:.1%}" for scorer in scorers))
         for name, rates in sets.items()
-        for level in evaluation["target_flag_rate"]
+        for level in evaluation.target_flag_rate
     )
     return table(("images, level", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
-def elsewhere(evaluation: Mapping[str, Any], scorers: Sequence[str]) -> str:
+def elsewhere(evaluation: Evaluation, scorers: Sequence[str]) -> str:
     """AUROC on what is no attack: the classifier's own mistakes against its right answers, other data against clean."""
-    sets = {"mistakes": evaluation["mistakes_auroc"]} | {
-        name: one["auroc"] for name, one in evaluation["out_of_distribution"].items()
+    sets = {"mistakes": evaluation.mistakes_auroc} | {
+        name: one.auroc for name, one in evaluation.out_of_distribution.items()
     }
     rows = ((f"`{name}`", *(number(values[scorer]) for scorer in scorers)) for name, values in sets.items())
     return table(("images", *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
-def classes(evaluation: Mapping[str, Any]) -> str:
+def classes(evaluation: Evaluation) -> str:
     """Fused flag rates of clean images by predicted class."""
     rows = [
-        (name, str(row["images"]), *(f"{row[level]:.1%}" for level in evaluation["target_flag_rate"]))
-        for name, row in evaluation["class_clean_flag_rate"].items()
+        (name, str(row.images), f"{row.suspect:.1%}", f"{row.adversarial:.1%}")
+        for name, row in evaluation.class_clean_flag_rate.items()
     ]
-    return table(("predicted class", "images", *evaluation["target_flag_rate"]), rows)
+    return table(("predicted class", "images", *evaluation.target_flag_rate), rows)
 
 
-def section(evaluation: Mapping[str, Any]) -> str:
+def section(evaluation: Evaluation) -> str:
     """All of one data set."""
-    scorers = list(evaluation["detector_clean_flag_rate"])
+    scorers = list(evaluation.detector_clean_flag_rate)
     ours = [scorer for scorer in OURS if scorer in scorers]
-    baselines = evaluation["baselines"]
-    splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation["splits"].items())
+    baselines = evaluation.baselines
+    splits = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in evaluation.splits.items())
     intervals = ", ".join(
         f"{level} {target:.0%}: {low:.1%} to {high:.1%}"
         for (level, target), (low, high) in zip(
-            evaluation["target_flag_rate"].items(), evaluation["clean_flag_rate_interval"].values(), strict=True
+            evaluation.target_flag_rate.items(), evaluation.clean_flag_rate_interval.values(), strict=True
         )
     )
-    accuracy = evaluation["classifier"]["accuracy"]
+    accuracy = evaluation.classifier.accuracy
     return "\n\n".join(
         (
             f"Accuracy {accuracy:.2%} on the evaluation images. Images: {splits}.",
@@ -113,7 +112,7 @@ def section(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def page(name: str, evaluation: Mapping[str, Any]) -> str:
+def page(name: str, evaluation: Evaluation) -> str:
     """The page of one data set."""
     return f"""# Results: {TITLES[name]}
 
@@ -139,7 +138,7 @@ def replace_section(page: Path, name: str, content: str) -> None:
 
 def main(name: str, bundle: str) -> None:
     """Write the page of one data set."""
-    evaluation = json.loads((Path(bundle) / "evaluation.json").read_text())
+    evaluation = Bundle.open(Path(bundle)).evaluation()
     (RESULTS / f"{name}.md").write_text(page(name, evaluation), encoding="utf-8")
 
 

@@ -1,0 +1,125 @@
+"""Live data: torch datasets, data loaders and arrays as the labelled images that a calibration works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from askance.calibration.images import Images, make_images
+from askance.errors import DataError
+from askance.images import is_picture, planes_of
+
+LabelledImages = Dataset[Any] | DataLoader[Any] | tuple[Any, Any]
+"""A dataset of (image, label), a loader of (images, labels) batches, or (images, labels) as arrays or tensors."""
+
+SHARES = {"fit": 0.5, "calibrate": 0.15, "fuse": 0.15, "evaluate": 0.2}
+"""How one set of images is shared out."""
+REQUIRED = tuple(SHARES)
+OPTIONAL = ("held_out",)
+
+
+def splits_of(
+    data: LabelledImages | Mapping[str, LabelledImages], class_names: Sequence[str] | None, seed: int
+) -> dict[str, Images]:
+    """The splits of a calibration.
+
+    Args:
+        data: by split (fit, calibrate, fuse, evaluate, and held_out if there is one), disjoint; or one set
+            that the classifier was not trained on, which is shuffled and shared out 50 : 15 : 15 : 20.
+        class_names: in the order of the labels; None takes the data set's own `classes`.
+        seed: of the shuffling.
+
+    Raises:
+        DataError: a split is missing or unknown, images are of several sizes, or labels are out of range.
+    """
+    if isinstance(data, Mapping):
+        missing = [name for name in REQUIRED if name not in data]
+        unknown = [name for name in data if name not in (*REQUIRED, *OPTIONAL)]
+        if missing or unknown:
+            wrong = f"no split {missing[0]!r}" if missing else f"an unknown split {unknown[0]!r}"
+            raise DataError(f"data has {wrong}: expected {', '.join(REQUIRED)}, and held_out if there is one")
+        found = {name: images_of(one, class_names, name) for name, one in data.items()}
+        classes = {images.classes for images in found.values()}
+        if len(classes) > 1:
+            raise DataError("the splits have different classes: give class_names, the same for all")
+        return found
+    images = images_of(data, class_names, "data")
+    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+    ends = np.floor(np.cumsum(list(SHARES.values())) * len(images) + 1e-9).astype(int).tolist()
+    starts = [0, *ends[:-1]]
+    return {name: images[slice(start, end)] for name, start, end in zip(SHARES, starts, ends, strict=True)}
+
+
+def images_of(data: LabelledImages, class_names: Sequence[str] | None, name: str) -> Images:
+    """Labelled images, kept as 8 bits a channel.
+
+    Args:
+        data: images are PIL's, uint8, or floats in [0, 1]: pixels as they are before any normalisation.
+        class_names: None takes the data set's own `classes`.
+        name: of the data, for errors.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    images, labels = [], []
+    for image, label in _walked(data):
+        try:
+            images.append(_bytes_of(image))
+        except DataError as error:
+            raise DataError(f"{name}: image {len(images)}: {error}") from None
+        if images[-1].shape != images[0].shape:
+            raise DataError(
+                f"{name}: image {len(images) - 1} is {list(images[-1].shape)}, the first {list(images[0].shape)}: "
+                "all must have one size"
+            )
+        labels.append(int(label))
+    if not images:
+        raise DataError(f"{name} holds no images")
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    known = class_names if class_names is not None else getattr(dataset, "classes", None)
+    classes = tuple(str(i) for i in range(max(labels) + 1)) if known is None else tuple(str(one) for one in known)
+    x = np.stack(images).transpose(0, 2, 3, 1)
+    return make_images(x, np.array(labels), classes, name)
+
+
+def _walked(data: LabelledImages) -> Iterator[tuple[Any, Any]]:
+    """(image, label) by one."""
+    if isinstance(data, DataLoader):
+        for batch in data:
+            yield from zip(*_pair(batch), strict=True)
+    elif isinstance(data, tuple):
+        yield from zip(*_pair(data), strict=True)
+    else:
+        for i in range(len(data)):  # type: ignore[arg-type]  # a map-style dataset has a length
+            image, label = _pair(data[i])
+            yield image, label
+
+
+def _pair(found: Any) -> tuple[Iterable[Any], Iterable[Any]]:
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise DataError(f"data gives {type(found).__name__}: expected pairs (image, label)")
+    return found[0], found[1]
+
+
+def _bytes_of(image: Any) -> NDArray[np.uint8]:
+    """One image as uint8 [C, H, W]."""
+    if is_picture(image):
+        if image.mode not in ("L", "RGB"):
+            raise DataError(f"expected a greyscale or RGB image, got {image.mode}")
+        image = np.asarray(image)
+    planes = planes_of(image)
+    if planes.dtype == np.uint8:
+        return planes
+    low, high = float(planes.min()), float(planes.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"expected pixels in [0, 1], got values from {low:g} to {high:g}: leave the normalisation out of the data "
+            "set, and give its mean and std instead"
+        )
+    rounded: NDArray[np.uint8] = np.rint(planes * 255).astype(np.uint8)
+    return rounded
