@@ -81,7 +81,8 @@ def run_demo() -> DemoFigures:
 
     evaluation = bundle.evaluation()
     rates = _flag_rates(clean)
-    attacks, figures = {}, {figure: {} for figure in ("auroc", "tpr_at_fpr_0.05")}
+    attacks: dict[str, AttackFigures] = {}
+    figures: dict[str, dict[str, dict[str, float]]] = {"auroc": {}, "tpr_at_fpr_0.05": {}}
     verdicts = {"clean": _verdicts(clean)}
     clean_scores = _scores(clean)
     for name, answers in attacked.items():
@@ -96,15 +97,16 @@ def run_demo() -> DemoFigures:
             found = {d: detection(clean_scores[d], scores) for d, scores in _scores(succeeded).items()}
             by_attack[name] = {d: row[figure] for d, row in found.items() if row is not None}
     return DemoFigures(
-        Evaluation(
-            classifier=evaluation.classifier,
-            target_flag_rate=dict(config.levels.items()),
-            attacks=attacks,
-            auroc=figures["auroc"],
-            tpr_at_fpr_5=figures["tpr_at_fpr_0.05"],
-            clean_flag_rate=rates[FUSED],
-            detector_clean_flag_rate=rates,
-            bundle_id=bundle.manifest.id,
+        Evaluation.from_json(
+            {
+                "classifier": evaluation.classifier,
+                "target_flag_rate": dict(config.levels.items()),
+                "attacks": attacks,
+                "clean_flag_rate": rates[FUSED],
+                "detector_clean_flag_rate": rates,
+                "bundle_id": bundle.manifest.id,
+                **figures,
+            }
         ),
         verdicts,
         {"p50": 1000 * float(np.percentile(seconds, 50)), "p99": 1000 * float(np.percentile(seconds, 99))},

@@ -85,8 +85,8 @@ class Evaluation(_Part):
         target_flag_rate: what each level promises for clean images.
         clean_flag_rate_interval: the binomial interval of a share with that rate.
         attacks: by name; `worst_case` among them.
-        auroc, aupr, tpr_at_fpr_5, tpr_at_fpr_1, tpr_at_fpr_01: {attack: {scorer: figure}}, on successful attacks; in JSON the
-            rates are spelled out, `tpr_at_fpr_0.05`.
+        auroc, aupr, tpr_at_fpr_5, tpr_at_fpr_1, tpr_at_fpr_01: {attack: {scorer: figure}}, on successful attacks; in
+            JSON the rates are spelled out, `tpr_at_fpr_0.05`.
         intervals: {figure: {attack: {scorer: bootstrap interval}}}.
         failed_auroc: the same on attacks that failed.
         clean_flag_rate: of the fused score, by level.

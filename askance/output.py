@@ -85,10 +85,8 @@ def _flag_rates(evaluation: Evaluation) -> Table:
     table.add_column("target", justify="right")
     for scorer in evaluation.scorers:
         table.add_column(_stacked(scorer), justify="right")
-    sets = {"clean": evaluation.detector_clean_flag_rate}
-    sets |= {
-        name: row.flag_rate for name, row in (*evaluation.controls.items(), *evaluation.out_of_distribution.items())
-    }
+    others = {**evaluation.controls, **evaluation.out_of_distribution}
+    sets = {"clean": evaluation.detector_clean_flag_rate} | {name: row.flag_rate for name, row in others.items()}
     for images, rates in sets.items():
         for level, target in evaluation.target_flag_rate.items():
             shares = (of_scorer[level] for of_scorer in rates.values())

@@ -18,7 +18,7 @@ from askance.answers import Answer
 from askance.classifiers import build_classifier
 from askance.classifiers.images import decode, of_picture, of_planes
 from askance.classifiers.loading import load_strictly
-from askance.detectors.bundle import Bundle
+from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.screen import Screen
 from askance.errors import DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
@@ -78,13 +78,13 @@ class ScreenedClassifier:
     ) -> None:
         self.bundle = bundle
 
-        def use(factory: str, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+        def use(factory: str | None, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
             own = copy.deepcopy(classifier)  # the caller's stays as it is
             assert own is not None
-            load_strictly(factory, own, weights)
+            load_strictly(factory or type(own).__name__, own, weights)
             return own.eval()
 
-        build = build_classifier if classifier is None else use
+        build: BuildClassifier = build_classifier if classifier is None else use
 
         self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
 

@@ -24,14 +24,13 @@ from askance.detectors import (
     Constellation,
     ConstellationOptions,
     Detector,
-    Fusion,
     Inputs,
     Introspection,
     IntrospectionOptions,
-    Levels,
     LibraryNetwork,
     LibraryNetworkOptions,
     Options,
+    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
@@ -40,10 +39,7 @@ from askance.detectors import (
     Tap,
     tap_for,
 )
-from askance.detectors.conformal import table
-from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Fused, read_all
 from askance.errors import DataError
 
 CLASSES = 10
@@ -196,7 +192,7 @@ def fit(network: Network, fit_images: int, calibration_images: int) -> Fixture:
         detector.fit(calibrate if detector.view_layers else fitted_on).eval()
 
     def screen(chosen: Mapping[str, Detector]) -> Screen:
-        tables = _calibrated(chosen, calibrate, fuse)
+        tables = Calibration.fit(Readings.of(chosen, calibrate), Readings.of(chosen, fuse))
         return Screen(classifier, network.preprocessing, images.classes, chosen, tables)
 
     return Fixture(
@@ -209,22 +205,6 @@ def fit(network: Network, fit_images: int, calibration_images: int) -> Fixture:
         with_views=screen(everything),
         seconds=time.perf_counter() - start,
     )
-
-
-@torch.no_grad()
-def _calibrated(
-    detectors: Mapping[str, Detector], calibrate: Sequence[Capture], fuse: Sequence[Capture]
-) -> Calibration:
-    def read(captures: Sequence[Capture]) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
-        blocks = [read_all(detectors, capture) for capture in captures]
-        scores = {name: torch.cat([block[name].score for block in blocks]) for name in detectors}
-        parts = [all_components(block) for block in blocks]
-        return scores, {n: torch.cat([part[n] for part in parts]) for n in parts[0]}, all_two_sided(blocks[0])
-
-    scores, components, two_sided = read(calibrate)
-    fusion = Fusion.fit(components, two_sided)
-    tables = {name: table(values) for name, values in scores.items()}
-    return Calibration(Levels(), tables, Fused(fusion, table(fusion.score(read(fuse)[1]))))
 
 
 def _trained(network: Network, count: int) -> tuple[nn.Module, Images]:

@@ -64,8 +64,8 @@ def calibrate(
         std: of the same.
         class_names: in the order of the logits; None takes the data set's own.
         name: of the bundle's classifier; None takes its class's.
-        factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does opening
-            the bundle without the module at hand. None tries the module's own class without arguments.
+        factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does
+            opening the bundle without the module at hand. None tries the module's own class without arguments.
         arguments: of the factory.
         word_vectors: {"file": PATH, "words": {class name: word}}, for detectors and attacks that want them.
         levels: the false-positive targets.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Scores:
         return flat | {"logits": self.logits, "labels": self.labels}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], detectors: Mapping[str, Detector]) -> Scores:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], detectors: Iterable[str]) -> Scores:
         """Undo `tensors`; a file does not keep the order of the detectors, which are therefore given."""
         keys = [key.split("/", 3) for key in sorted(tensors) if key.startswith("component/")]
         readings = Readings(

@@ -130,7 +130,7 @@ class Constellation(Detector[ConstellationOptions]):
 
     def _components(self, capture: Capture) -> dict[str, Tensor]:
         if capture.views is None:
-            raise DataError("the constellation reads views of its inputs: this Capture has none")
+            raise DataError("the constellation reads altered views of its inputs: this Capture has no views")
         groups = self.options.groups()
         # in float64, where a confident classifier's log-probabilities, of 1e-8 say, are still numbers
         own = capture.logits.double().log_softmax(dim=1)

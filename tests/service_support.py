@@ -29,20 +29,17 @@ from askance.detectors import (
     Calibration,
     Capture,
     Detector,
-    Fusion,
-    Levels,
     LibraryNetwork,
     LibraryNetworkOptions,
+    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
     Tap,
 )
 from askance.detectors.bundle import publish
-from askance.detectors.conformal import table
-from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Fused, Observe, read_all
+from askance.detectors.screen import Observe
 from askance.errors import ScreenError
 from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
@@ -73,7 +70,7 @@ class TinyClassifier(nn.Module):
         return logits
 
 
-def build_tiny(factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def build_tiny(factory: str | None, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     """Stands for `classifiers.build_classifier`."""
     assert factory == "tiny"
     classifier = TinyClassifier(**arguments)
@@ -97,11 +94,8 @@ def parts(preprocessing: Preprocessing = GREY) -> tuple[nn.Module, dict[str, Det
         captures: list[Capture] = [tap(part) for part in images.split(200)]
         for detector in detectors.values():
             detector.fit(cast(Any, captures[:1]))
-        readings = read_all(detectors, captures[1])
-    tables = {name: table(reading.score.float()) for name, reading in readings.items()}
-    fusion = Fusion.fit(all_components(readings), all_two_sided(readings))
-    fused = Fused(fusion, table(fusion.score(all_components(readings))))
-    return classifier, detectors, Calibration(Levels(), tables, fused)
+    readings = Readings.of(detectors, captures[1])
+    return classifier, detectors, Calibration.fit(readings, readings)
 
 
 def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen:

@@ -30,6 +30,7 @@ from askance.errors import AskanceError, BundleError, CalibrationError, NotFitte
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"
+EVALUATION = {"classifier": {"accuracy": 0.98, "images": 9}, "auroc": {"pgd": {"fused": 0.875}}}
 
 
 def publish_trained(trained: Trained, path: Path, **changes: Any) -> Manifest:
@@ -45,7 +46,7 @@ def publish_trained(trained: Trained, path: Path, **changes: Any) -> Manifest:
         "weights": trained.classifier.state_dict(),
         "detectors": trained.detectors,
         "calibration": trained.calibration,
-        "evaluation": {"auroc": {"pgd": {"fused": 0.875}}},
+        "evaluation": EVALUATION,
         "summary": {"accuracy": 0.98},
         "provenance": {"seeds": {"fit": 0}},
         "extra_files": {"report/index.html": REPORT},
@@ -106,7 +107,9 @@ def test_round_trip_is_exact(trained: Trained, published: Path) -> None:
         assert torch.equal(found.table, made.table)
     for kind in KINDS:
         assert torch.equal(calibration.tables[kind], trained.calibration.tables[kind])
-    assert opened.evaluation() == {"auroc": {"pgd": {"fused": 0.875}}}
+    evaluation = opened.evaluation()
+    assert evaluation.auroc == {"pgd": {"fused": 0.875}}
+    assert evaluation.as_json() == EVALUATION
 
 
 def test_a_single_pass_leaves_the_copies_out(trained: Trained, published: Path) -> None:

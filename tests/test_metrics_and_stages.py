@@ -20,6 +20,7 @@ from askance.calibration.metrics import detection, detection_intervals, worst_ca
 from askance.calibration.scoring import Scores
 from askance.calibration.stages import Stages
 from askance.calibration.word_vectors import class_vectors
+from askance.detectors import Readings
 from askance.errors import CalibrationError, ConfigError, DataError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -40,11 +41,12 @@ def test_detection_by_hand() -> None:
 
 def test_scores_survive_a_stage_in_order() -> None:
     components = {"b/z": torch.tensor([1.0, 2.0]), "a/y:q": torch.tensor([3.0, 4.0])}
-    scores = Scores({"b": torch.ones(2)}, components, frozenset({"a/y:q"}), torch.eye(2), torch.tensor([0, 0]))
-    back = Scores.from_tensors(dict(sorted(scores.tensors().items(), reverse=True)))
-    assert list(back.components) == ["b/z", "a/y:q"]
-    assert back.two_sided == {"a/y:q"}
-    assert torch.equal(back.components["a/y:q"], components["a/y:q"])
+    readings = Readings({"b": torch.ones(2)}, components, frozenset({"a/y:q"}))
+    scores = Scores(readings, torch.eye(2), torch.tensor([0, 0]))
+    back = Scores.from_tensors(dict(sorted(scores.tensors().items(), reverse=True)), ["b"])
+    assert list(back.readings.components) == ["b/z", "a/y:q"]
+    assert back.readings.two_sided == {"a/y:q"}
+    assert torch.equal(back.readings.components["a/y:q"], components["a/y:q"])
     assert back.correct.tolist() == [True, False]
 
 

@@ -30,6 +30,7 @@ from askance.classifiers import build_classifier
 from askance.detectors import Levels, LibraryNetwork
 from askance.detectors.conformal import table
 from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
+from askance.evaluation import ClassFigures, Evaluation
 
 # AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).
 FLOORS = {
@@ -50,43 +51,44 @@ def test_the_classifier_learned(digits_run: DigitsRun) -> None:
 @pytest.mark.parametrize("attack_name", ["fgsm", "pgd"])
 @pytest.mark.parametrize("detector", FLOORS)
 def test_auroc_floors(digits_run: DigitsRun, attack_name: str, detector: str) -> None:
-    assert digits_run.bundle.evaluation()["auroc"][attack_name][detector] >= FLOORS[detector]
+    assert digits_run.bundle.evaluation().auroc[attack_name][detector] >= FLOORS[detector]
 
 
 def test_the_fused_score_detects_pgd_as_the_readme_says(digits_run: DigitsRun) -> None:
-    assert digits_run.bundle.evaluation()["auroc"]["pgd"]["fused"] >= 0.95
+    assert digits_run.bundle.evaluation().auroc["pgd"]["fused"] >= 0.95
 
 
 def test_clean_flags_keep_their_target(digits_run: DigitsRun) -> None:
     """Of m clean images, k-th-largest-of-n conformal calibration flags BetaBinomial(m, k, n + 1 - k)."""
     evaluation, m, n = digits_run.bundle.evaluation(), 300, 400
-    for level, target in evaluation["target_flag_rate"].items():
+    for level, target in evaluation.target_flag_rate.items():
         k = math.floor(target * (n + 1))
         low, high = betabinom.interval(0.999, m, k, n + 1 - k)
-        assert low / m <= evaluation["clean_flag_rate"][level] <= high / m
+        assert low / m <= evaluation.clean_flag_rate[level] <= high / m
 
 
 def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
     evaluation = digits_run.bundle.evaluation()
-    assert evaluation["splits"] == {
+    assert evaluation.splits == {
         "train": 697, "fit": 847, "held_out": 150, "calibrate": 250, "fuse": 400, "evaluate": 300,
     }  # fmt: skip
+    content = evaluation.as_json()
     for name in ("fgsm", "pgd"):
-        row = evaluation["attacks"][name]
-        assert 0 < row["successful"] <= row["attempted"] <= 300
-        assert row["epsilon"] == 0.2
+        row = evaluation.attacks[name]
+        assert 0 < row.successful <= row.attempted <= 300
+        assert (row.model_extra or {})["epsilon"] == 0.2
         for figure in FIGURES:
-            assert set(evaluation[figure][name]) == {*FLOORS, "max_softmax"}
+            assert set(content[figure][name]) == {*FLOORS, "max_softmax"}
     manifest = digits_run.bundle.manifest
-    assert manifest.evaluation["auroc"] == evaluation["auroc"]
+    assert manifest.evaluation["auroc"] == evaluation.auroc
     assert manifest.calibration.samples == 250
     assert manifest.calibration.fusion_samples == 400
-    assert set(manifest.provenance["data"]["sha256"]) == set(evaluation["splits"])
+    assert set(manifest.provenance["data"]["sha256"]) == set(evaluation.splits)
     assert manifest.provenance["packages"]["torch"] == version("torch")
 
 
 def test_diagnostics_say_what_was_learned(digits_run: DigitsRun) -> None:
-    diagnostics = digits_run.bundle.evaluation()["diagnostics"]
+    diagnostics = digits_run.bundle.evaluation().diagnostics
     layers = diagnostics["library_network"]["layers"]
     assert list(layers) == ["conv1", "conv2", "fc1", "fc2"]
     for row in layers.values():
@@ -120,10 +122,10 @@ def test_the_bundle_screens_as_it_was_calibrated(digits_run: DigitsRun) -> None:
 def test_evaluating_the_bundle_again_gives_its_figures(digits_run: DigitsRun) -> None:
     again = evaluate_bundle(digits_run.bundle, digits_run.config)
     first = digits_run.bundle.evaluation()
-    assert again["bundle_id"] == digits_run.bundle.manifest.id
-    assert again["classifier"] == first["classifier"]
-    for name, row in first["auroc"].items():
-        assert again["auroc"][name] == pytest.approx(row, abs=0.01)
+    assert again.bundle_id == digits_run.bundle.manifest.id
+    assert again.classifier == first.classifier
+    for name, row in first.auroc.items():
+        assert again.auroc[name] == pytest.approx(row, abs=0.01)
 
 
 def test_attacked_images_are_flagged_and_clean_ones_pass(digits_run: DigitsRun) -> None:
@@ -299,22 +301,23 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
         {"controls": {"calm": clean}},
     )
     result = evaluate(evidence, Levels(), ("a", "b"))
-    row = result["attacks"]["fgsm"]
-    assert (row["attempted"], row["successful"], row["seen"]) == (n, n // 2, True)
-    assert row["median_distance"] == {"linf": 1.0, "l2": 2.0}
-    assert result["auroc"]["fgsm"][FUSED] == 1.0
-    assert result["intervals"]["auroc"]["fgsm"][FUSED] == (1.0, 1.0)
-    assert result["failed_auroc"]["fgsm"][FUSED] == 0.0
-    assert result["attacks"]["pgd"]["successful"] == 0
-    assert "pgd" not in result["auroc"]
+    assert Evaluation.from_json(json.loads(json.dumps(result.as_json()))) == result
+    row = result.attacks["fgsm"]
+    assert (row.attempted, row.successful, row.seen) == (n, n // 2, True)
+    assert row.median_distance == {"linf": 1.0, "l2": 2.0}
+    assert result.auroc["fgsm"][FUSED] == 1.0
+    assert result.intervals["auroc"]["fgsm"][FUSED] == (1.0, 1.0)
+    assert result.failed_auroc["fgsm"][FUSED] == 0.0
+    assert result.attacks["pgd"].successful == 0
+    assert "pgd" not in result.auroc
     # the only attack that ever succeeded is the worst
-    assert result["auroc"]["worst_case"] == result["auroc"]["fgsm"]
+    assert result.auroc["worst_case"] == result.auroc["fgsm"]
     # each clean score met its own table: the j-th greatest of 200 has p = (1 + j) / 201
-    assert result["clean_flag_rate"] == {"suspect": 9 / 200, "adversarial": 1 / 200}
-    assert result["class_clean_flag_rate"] == {"a": {"suspect": 9 / 200, "adversarial": 1 / 200, "images": n}}
-    assert result["controls"]["calm"]["flag_rate"][FUSED] == result["clean_flag_rate"]
-    assert result["controls"]["calm"]["auroc"][FUSED] == 0.5
-    low, high = result["clean_flag_rate_interval"]["suspect"]
+    assert result.clean_flag_rate == {"suspect": 9 / 200, "adversarial": 1 / 200}
+    assert result.class_clean_flag_rate == {"a": ClassFigures(suspect=9 / 200, adversarial=1 / 200, images=n)}
+    assert result.controls["calm"].flag_rate[FUSED] == result.clean_flag_rate
+    assert result.controls["calm"].auroc[FUSED] == 0.5
+    low, high = result.clean_flag_rate_interval["suspect"]
     assert (low, high) == (binom.ppf(0.025, n, 0.05) / n, binom.ppf(0.975, n, 0.05) / n)
 
 
@@ -325,7 +328,9 @@ def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:
     assert isinstance(detectors["library_network"], LibraryNetwork)
     together = score(detectors, ImageStream(stream.tap, stream.images, 40), "together")
     alone = score(detectors, ImageStream(stream.tap, stream.images, 1), "alone")
-    for name in together.scores:
-        torch.testing.assert_close(alone.scores[name], together.scores[name], rtol=1e-4, atol=1e-5)
-    for name in together.components:
-        torch.testing.assert_close(alone.components[name], together.components[name], rtol=1e-4, atol=1e-4)
+    for name in together.readings.scores:
+        torch.testing.assert_close(alone.readings.scores[name], together.readings.scores[name], rtol=1e-4, atol=1e-5)
+    for name in together.readings.components:
+        torch.testing.assert_close(
+            alone.readings.components[name], together.readings.components[name], rtol=1e-4, atol=1e-4
+        )

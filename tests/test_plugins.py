@@ -202,16 +202,16 @@ def test_they_appear_wherever_ours_do(odd_run: OddRun) -> None:
 
     evaluation = bundle.evaluation()
     scorers = {"self_organizing_map", "odd_distance", "fused", "max_softmax", "greatest_logit"}
-    assert evaluation["baselines"] == ["max_softmax", "greatest_logit"]
-    assert evaluation["attacks"]["dark"]["kind"] == "darken"
-    assert evaluation["attacks"]["dark"]["successful"] > 0
-    assert set(evaluation["auroc"]["dark"]) == scorers
-    assert evaluation["diagnostics"]["odd_distance"]["mean"] > 0
+    assert evaluation.baselines == ("max_softmax", "greatest_logit")
+    assert evaluation.attacks["dark"].kind == "darken"
+    assert evaluation.attacks["dark"].successful > 0
+    assert set(evaluation.auroc["dark"]) == scorers
+    assert evaluation.diagnostics["odd_distance"]["mean"] > 0
     page = data_of((odd_run.bundle / "report" / "index.html").read_text())
     assert set(page["histograms"]) == scorers
     assert "dark" in page["curves"]
 
-    words = odd_run.said["answer"]["screening"]["detectors"]
+    words = odd_run.said["answer"]["detectors"]
     assert [word["name"] for word in words] == ["self_organizing_map", "odd_distance"]
     assert words[1]["explanation"].keys() == {"distance"}
     for name in ("darken", "greatest_logit", "again:digits"):

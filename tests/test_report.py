@@ -66,6 +66,6 @@ def test_the_page_is_self_contained(page: str) -> None:
 def test_a_bundle_has_its_report(digits_run: DigitsRun) -> None:
     page = (digits_run.bundle.path / "report" / "index.html").read_text()
     data = data_of(page)
-    assert data["evaluation"]["auroc"] == digits_run.bundle.evaluation()["auroc"]
+    assert data["evaluation"]["auroc"] == digits_run.bundle.evaluation().auroc
     assert set(data["curves"]) == {"grid", "fgsm", "pgd"}
     assert "diagnostics" not in data["evaluation"]

@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opener(path: Path) -> Callable[[], LoadedBundle]:
-    def build(_factory: str, arguments: Any, weights: Any) -> Any:
+    def build(_factory: str | None, arguments: Any, weights: Any) -> Any:
         return build_tiny("tiny", arguments, weights)
 
     return lambda: LoadedBundle.open(path, build)

@@ -20,12 +20,11 @@ from askance.detectors import (
     Constellation,
     ConstellationOptions,
     Detector,
-    Fusion,
     Introspection,
     IntrospectionOptions,
-    Levels,
     LibraryNetwork,
     LibraryNetworkOptions,
+    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
@@ -33,10 +32,7 @@ from askance.detectors import (
     SemanticSignatureOptions,
     Tap,
 )
-from askance.detectors.conformal import table
-from askance.detectors.fusion import all_components, all_two_sided
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Fused, read_all
 from askance.errors import ScreenError
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
@@ -202,20 +198,8 @@ def fit_everything(trained: Trained) -> Trained:
     """Fit the detectors on `train`, tabulate on `calibrate`, the fused score on `fuse`."""
     stream = trained.captures("train")
     trained.detectors = {kind: detector.fit(stream) for kind, detector in new_detectors().items()}
-    with torch.no_grad():
-        (calibrate,), (fuse,) = trained.captures("calibrate", 1000), trained.captures("fuse", 1000)
-        readings = read_all(trained.detectors, calibrate)
-        of_fuse = all_components(read_all(trained.detectors, fuse))
-
-        def fused(names: list[str]) -> Fused:
-            components = {name: all_components(readings)[name] for name in names}
-            fusion = Fusion.fit(components, all_two_sided(readings) & components.keys())
-            return Fused(fusion, table(fusion.score({name: of_fuse[name] for name in names})))
-
-        trained.calibration = Calibration(
-            levels=Levels(),
-            tables={kind: table(reading.score) for kind, reading in readings.items()},
-            fused=fused(list(of_fuse)),
-            single_pass=fused([name for name in of_fuse if not name.startswith("constellation/")]),
-        )
+    (calibrate,), (fuse,) = trained.captures("calibrate", 1000), trained.captures("fuse", 1000)
+    trained.calibration = Calibration.fit(
+        Readings.of(trained.detectors, calibrate), Readings.of(trained.detectors, fuse), viewers=["constellation"]
+    )
     return trained

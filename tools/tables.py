@@ -39,7 +39,7 @@ def by_attack(evaluation: Evaluation, scorers: Sequence[str]) -> str:
     """AUROC and its interval, a row per attack."""
     rows = []
     for attack, row in evaluation.attacks.items():
-        values, bounds = evaluation.auroc.get(attack), evaluation.intervals["auroc"].get(attack)
+        values, bounds = evaluation.auroc.get(attack), evaluation.intervals["auroc"].get(attack, {})
         if values is None:
             cells = ["" for _ in scorers]
         else:
