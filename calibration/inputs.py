@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,40 +80,30 @@ def load_inputs(config: Config) -> CalibrationInputs:
     classifier = build_classifier(wanted.factory, wanted.arguments, weights)
     splits = load_splits(config.data, config.splits)
     names = wanted.class_names or splits["fit"].classes
-    inputs = CalibrationInputs(
-        config,
-        classifier,
-        wanted.factory,
-        wanted.arguments,
-        wanted.preprocessing,
-        weights,
-        splits,
-        names,
-        word_vectors_of(config, names),
-        {
-            "data": {"sources": config.data.model_dump(mode="json")},
-            "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
-        },
+    return checked(
+        CalibrationInputs(
+            config,
+            classifier,
+            wanted.factory,
+            wanted.arguments,
+            wanted.preprocessing,
+            weights,
+            splits,
+            names,
+            None,
+            {
+                "data": {"sources": config.data.model_dump(mode="json")},
+                "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
+            },
+        )
     )
-    check(inputs)
-    return inputs
 
 
-def word_vectors_of(settings: Settings, class_names: Sequence[str]) -> Tensor | None:
-    """The classes' word vectors in their order, float32 [K, n]; None where the settings name none.
+def checked(inputs: CalibrationInputs) -> CalibrationInputs:
+    """The inputs with their classes' word vectors, once classifier, data and what is asked of them fit one another.
 
     Raises:
-        ConfigError, DataError: they cannot be read, or a class has none.
-    """
-    wanted = settings.word_vectors
-    return None if wanted is None else class_vectors(wanted.file, class_names, wanted.words)
-
-
-def check(inputs: CalibrationInputs) -> None:
-    """Check that a classifier, its data and what is asked of them fit one another, before any work.
-
-    Raises:
-        ConfigError, DataError, CalibrationError: they do not.
+        ConfigError, DataError, CalibrationError: they do not, or a word vector cannot be had.
     """
     images, expected = inputs.splits["fit"], inputs.preprocessing.shape
     if tuple(images.x.shape[1:]) != expected:
@@ -154,6 +144,10 @@ def check(inputs: CalibrationInputs) -> None:
             "the classifier gets not one calibration image right: check the weights, the normalisation and the order "
             "of the classes"
         )
+    wanted = inputs.settings.word_vectors
+    if wanted is None:
+        return inputs
+    return replace(inputs, word_vectors=class_vectors(wanted.file, inputs.class_names, wanted.words))
 
 
 def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:

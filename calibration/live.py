@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from askance.calibration.attacks import Attack
 from askance.calibration.config import Settings
 from askance.calibration.explain import explain
 from askance.calibration.images import Images
-from askance.calibration.inputs import CalibrationInputs, check, word_vectors_of
+from askance.calibration.inputs import CalibrationInputs, checked
 from askance.calibration.live_data import LabelledImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
 from askance.classifiers import build_classifier
@@ -98,8 +99,7 @@ def calibrate(
     weights = {key: tensor.detach().clone() for key, tensor in own.state_dict().items()}
     inputs = _inputs(settings, own, weights, splits, preprocessing)
     found = _factory(inputs, factory, dict(arguments or {}), type(classifier))
-    inputs = CalibrationInputs(**(vars(inputs) | {"factory": found, "arguments": dict(arguments or {})}))
-    check(inputs)
+    inputs = checked(replace(inputs, factory=found, arguments=dict(arguments or {})))
     return calibrate_inputs(inputs, path, resume=resume)
 
 
@@ -148,11 +148,8 @@ def evaluate(
     )
     splits = splits_of(data, entry.class_names, seed)
     inputs = _inputs(settings, module, weights, splits, entry.preprocessing)
-    inputs = CalibrationInputs(
-        **(vars(inputs) | {"factory": entry.factory if classifier is None else None, "arguments": entry.arguments})
-    )
-    check(inputs)
-    return evaluate_inputs(opened, inputs)
+    factory = entry.factory if classifier is None else None
+    return evaluate_inputs(opened, checked(replace(inputs, factory=factory, arguments=entry.arguments)))
 
 
 def _inputs(
@@ -162,7 +159,6 @@ def _inputs(
     splits: Mapping[str, Images],
     preprocessing: Preprocessing,
 ) -> CalibrationInputs:
-    names = splits["fit"].classes
     return CalibrationInputs(
         settings,
         classifier,
@@ -171,8 +167,8 @@ def _inputs(
         preprocessing,
         weights,
         splits,
-        names,
-        word_vectors_of(settings, names),
+        splits["fit"].classes,
+        None,
         {"data": {"sources": "live"}, "config": settings.model_dump(mode="json")},
     )
 

@@ -47,7 +47,7 @@ for _ in range(60):
     optimizer.zero_grad()
     nn.functional.cross_entropy(classifier((x - 0.5) / 0.5), y).backward()
     optimizer.step()
-train_set, a, b, c = (TensorDataset(x[i::4], y[i::4]) for i in range(4))
+train_set, a, b, c = (TensorDataset(x[i : i + 400], y[i : i + 400]) for i in range(0, 1600, 400))
 """
 
 
