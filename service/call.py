@@ -72,6 +72,7 @@ class Call:
         headers: those that a trace goes by (`traceparent`, `tracestate`).
         identity: who calls, once that is known.
         size: bytes of its message.
+        transport: "grpc" or "http".
         notes: what is logged of it; of what its message holds nothing but its id.
     """
 
@@ -82,6 +83,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     identity: Identity = Identity(ANONYMOUS, frozenset())
     size: int = 0
+    transport: str = "grpc"
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

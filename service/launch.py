@@ -15,7 +15,7 @@ from askance.errors import AskanceError
 _LINE = re.compile(
     r"askance: serving bundle (?P<bundle>\w+) on (?P<host>\S+):(?P<port>\d+), "
     r"metrics on http://\S+:(?P<metrics_port>\d+)/metrics"
-    r"(, REST on https?://\S+:(?P<rest_port>\d+)/v2)?"
+    r"(, REST on \S+:(?P<rest_port>\d+)/v2)?"
 )
 
 
@@ -39,7 +39,7 @@ class Serving:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        rest = "" if self.rest_port is None else f", REST on http://{host}:{self.rest_port}/v2"
+        rest = "" if self.rest_port is None else f", REST on {host}:{self.rest_port}/v2"
         return (
             f"askance: serving bundle {self.bundle_id[:12]} on {host}:{self.port}, "
             f"metrics on http://{host}:{self.metrics_port}/metrics{rest}"

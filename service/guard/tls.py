@@ -46,7 +46,7 @@ class Certificates:
     def __init__(self, config: TlsConfig) -> None:
         self._config = config
         self._stamp = self._stamps()
-        self._now = self._read()
+        self._now, self._context = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`."""
@@ -56,6 +56,17 @@ class Certificates:
             require_client_authentication=self._config.client_ca is not None,
         )
         return made
+
+    def context(self) -> ssl.SSLContext:
+        """For what serves TLS by Python's own ssl; each handshake under it is made with what is there then."""
+        context = self._context
+
+        def fetch(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            self._fetch()
+            connection.context = self._context
+
+        context.sni_callback = fetch  # called for clients that send no name, too
+        return context
 
     def _paths(self) -> list[Path]:
         return [p for p in (self._config.certificate, self._config.key, self._config.client_ca) if p is not None]
@@ -77,29 +88,35 @@ class Certificates:
             return None
         self._stamp = stamp
         try:
-            self._now = self._read()
+            self._now, self._context = self._read()
         except ConfigError as error:
             logger.error("the certificates are not renewed: %s", error)
             return None
         logger.info("the certificates are renewed")
         return self._now
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> tuple[grpc.ServerCertificateConfiguration, ssl.SSLContext]:
         contents = []
         for path in self._paths():
             try:
                 contents.append(path.read_bytes())
             except OSError as error:
                 raise ConfigError(f"tls: {path} cannot be read: {error.strerror}") from None
-        check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            check.load_cert_chain(self._config.certificate, self._config.key)
+            context.load_cert_chain(self._config.certificate, self._config.key)
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(
                 f"tls: {self._config.certificate} and {self._config.key} are not a certificate and its key: {error}"
             ) from None
+        if self._config.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_verify_locations(self._config.client_ca)
+            except (ssl.SSLError, OSError) as error:
+                raise ConfigError(f"tls: {self._config.client_ca} holds no certificates: {error}") from None
         certificate, key, *rest = contents
         made: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
             [(key, certificate)], rest[0] if rest else None
         )
-        return made
+        return made, context

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from askance.service.guard.admission import Kind
 from askance.service.protocols.base import Parts, Protocol
 from askance.service.protocols.inference import InferenceProtocol
+from askance.service.protocols.rest import RestProtocol
 from askance.service.protocols.screening import ScreeningProtocol
 
-PROTOCOLS: Mapping[str, type[Protocol]] = {one.name: one for one in (ScreeningProtocol, InferenceProtocol)}
+PROTOCOLS: Mapping[str, type[Protocol]] = {
+    one.name: one for one in (ScreeningProtocol, InferenceProtocol, RestProtocol)
+}
 """All protocols by name; a server starts and stops whatever stands here."""
 
 METHODS: Mapping[str, Kind] = {name: kind for one in PROTOCOLS.values() for name, kind in one.methods.items()}

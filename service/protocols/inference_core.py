@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ _DETAILS = {
     "scores": (Role.PREDICT, Role.SCORES),
     "explanations": (Role.PREDICT, Role.SCORES, Role.EXPLANATIONS),
 }
+TIMEOUT = "timeout"
+"""The request's parameter that says after how many microseconds nobody waits for the answer; 0 is never."""
 CLASSIFICATION = "classification"
 """The parameter of a requested output that asks for its greatest values as text (Triton's classification extension)."""
 # what befalls one image of a batch alone
@@ -134,6 +137,7 @@ class InferenceCore:
             StatusError: what is wrong with all of it.
         """
         repository, screener = self._parts.repository, self._parts.screener
+        call.deadline = _deadline(request, call.deadline)
         version = repository.find(request.model_name, request.model_version)
         if version is not repository.default:  # another guard is another oracle
             call.identity.require(Role.SCORES)
@@ -147,6 +151,17 @@ class InferenceCore:
         if fatal or len(errors) == len(outcomes):
             raise (fatal or errors)[0]
         return InferenceAnswer(bundle, [output.tensor(outcomes) for output in outputs])
+
+
+def _deadline(request: InferenceRequest, deadline: float | None) -> float | None:
+    """The nearer one of the call's own deadline and what the parameter `timeout` says."""
+    microseconds = request.parameters.get(TIMEOUT, 0)
+    if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
+        raise invalid(f"parameters[{TIMEOUT}]", "a whole number of microseconds", repr(microseconds)[:42])
+    if microseconds == 0:
+        return deadline
+    own = time.monotonic() + microseconds / 1e6
+    return own if deadline is None else min(own, deadline)
 
 
 def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, shows_verdicts: bool) -> list[Output]:

@@ -161,7 +161,8 @@ def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) ->
         wrong = given[(given < 0) | (given > np.iinfo(np.uint8).max) | (given != np.floor(given))]
         if len(wrong):
             raise invalid(where, "values from 0 to 255", f"{wrong.max():g}")
-    return given.astype(dtype).reshape(count, *shape)
+    with np.errstate(over="ignore"):  # a number too great for FP32 is infinite, and refused as such
+        return given.astype(dtype).reshape(count, *shape)
 
 
 def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:

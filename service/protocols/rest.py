@@ -1,0 +1,201 @@
+"""REST: the Open Inference Protocol v2 over HTTP, on a port of its own, with Triton's extensions as over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from askance.errors import AskanceError
+from askance.service.call import Call
+from askance.service.config import ServerConfig
+from askance.service.guard.admission import Kind
+from askance.service.guard.endpoint import Behaviour, Endpoints, json_response
+from askance.service.guard.tls import Certificates
+from askance.service.observability.http import cannot_listen
+from askance.service.protocols.base import Parts, Protocol
+from askance.service.protocols.inference_core import InferenceCore
+from askance.service.protocols.rest_connection import RestConnection
+from askance.service.protocols.rest_messages import HEADER_LENGTH, infer_request, infer_response, parameters_of
+
+STOP_SECONDS = 1  # for answers to leave, once every call is over
+IDLE_SECONDS = 3600  # that a connection without requests is kept, where the settings say for ever
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+class RestProtocol(Protocol):
+    """The protocol's paths under /v2."""
+
+    name: ClassVar[str] = "rest"
+    methods: ClassVar[Mapping[str, Kind]] = {
+        "RestModelInfer": Kind.SCREENS,
+        "RestServerLive": Kind.PROBES,
+        "RestServerReady": Kind.PROBES,
+        "RestModelReady": Kind.PROBES,
+        "RestServerMetadata": Kind.ASKS,
+        "RestModelMetadata": Kind.ASKS,
+        "RestModelConfig": Kind.ASKS,
+        "RestModelStatistics": Kind.ASKS,
+        "RestRepositoryIndex": Kind.ASKS,
+        "RestRepositoryModelLoad": Kind.ADMINISTERS,
+        "RestRepositoryModelUnload": Kind.ADMINISTERS,
+    }
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._core = InferenceCore(parts)
+        self._endpoints = Endpoints(parts.admission, parts.metrics, parts.config.limits.max_message_bytes)
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int | None:
+        """Listen on `rest_port`, where there is one.
+
+        Raises:
+            AskanceError: it is in use.
+            ConfigError: the certificates cannot be read.
+        """
+        config = self.parts.config
+        if config.rest_port is None:
+            return None
+        bound = _bound(config.host, config.rest_port)
+        self._server = _Server(_uvicorn_config(self._application(), config))
+        self._serving = asyncio.create_task(self._server.serve([bound]), name="askance-rest")
+        return int(bound.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop listening, answers under way sent."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+
+    def _application(self) -> Starlette:
+        return Starlette(
+            routes=list(self._routes()),
+            exception_handlers={HTTPException: self._endpoints.unknown},
+        )
+
+    def _routes(self) -> Iterator[Route]:
+        """Every path of the protocol; those of a model with and without its version."""
+        model, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+        repository = "/v2/repository"
+        table: tuple[tuple[str, str, Behaviour, tuple[str, ...]], ...] = (
+            ("GET", "RestServerLive", self._live, ("/v2/health/live",)),
+            ("GET", "RestServerReady", self._ready, ("/v2/health/ready",)),
+            ("GET", "RestServerMetadata", self._server_metadata, ("/v2", "/v2/")),
+            ("GET", "RestModelStatistics", self._statistics, ("/v2/models/stats",)),
+            ("GET", "RestModelStatistics", self._statistics, (f"{model}/stats", f"{versioned}/stats")),
+            ("GET", "RestModelMetadata", self._model_metadata, (model, versioned)),
+            ("GET", "RestModelReady", self._model_ready, (f"{model}/ready", f"{versioned}/ready")),
+            ("GET", "RestModelConfig", self._model_config, (f"{model}/config", f"{versioned}/config")),
+            ("POST", "RestModelInfer", self._infer, (f"{model}/infer", f"{versioned}/infer")),
+            ("POST", "RestRepositoryIndex", self._index, (f"{repository}/index",)),
+            ("POST", "RestRepositoryModelLoad", self._load, (f"{repository}/models/{{model}}/load",)),
+            ("POST", "RestRepositoryModelUnload", self._unload, (f"{repository}/models/{{model}}/unload",)),
+        )  # fmt: skip
+        for verb, method, behaviour, paths in table:
+            endpoint = self._endpoints.guarded(method, behaviour)
+            yield from (Route(path, endpoint, methods=[verb]) for path in paths)
+
+    async def _live(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response({"live": True})
+
+    async def _ready(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return _readiness({}, self._core.is_ready())
+
+    async def _model_ready(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return _readiness({"name": _model(request)[0]}, self._core.is_model_ready(*_model(request)))
+
+    async def _server_metadata(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response(self._core.server_metadata())
+
+    async def _model_metadata(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response(self._core.model_metadata(*_model(request)))
+
+    async def _model_config(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response(self._core.model_config(*_model(request)))
+
+    async def _statistics(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response({"model_stats": self._core.model_statistics(*_model(request))})
+
+    async def _index(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        return json_response(self._core.repository_index())
+
+    async def _load(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        await self._core.load(_model(request)[0], parameters_of(body))
+        return json_response({})
+
+    async def _unload(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
+        self._core.unload(_model(request)[0], parameters_of(body))
+        return json_response({})
+
+    async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
+        call.received(len(body), "")
+        asked = infer_request(body, request.headers.get(HEADER_LENGTH), *_model(request))
+        call.received(len(body), asked.id)
+        answer = await self._core.infer(asked, call)
+        with self.parts.metrics.timed("respond"):
+            content, length = infer_response(asked, answer)
+        if length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
+
+
+class _Server(uvicorn.Server):
+    """Signals are for the process that the server is a part of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+def _uvicorn_config(application: Starlette, config: ServerConfig) -> uvicorn.Config:
+    certificates = None if config.tls is None else Certificates(config.tls)
+    return uvicorn.Config(
+        application,
+        http=RestConnection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # a line for each malformed request would let anyone fill the log
+        access_log=False,
+        proxy_headers=False,  # else whoever connects from this machine may say to be anybody
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=round(config.connections.max_idle_seconds) or IDLE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        backlog=BACKLOG,
+        ssl_context_factory=None if certificates is None else lambda *_: certificates.context(),
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise AskanceError(cannot_listen("rest_port", host, port, error)) from None
+    return bound
+
+
+def _model(request: Request) -> tuple[str, str]:
+    """The model's name and version, as the path has them; empty where it has none."""
+    return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _readiness(what: dict[str, Any], ready: bool) -> Response:
+    """200, or 400: the protocol wants a 4xx for false."""
+    return json_response(what | {"ready": ready}, 200 if ready else 400)
