@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import struct
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference_support import IMAGES, SERVER, answers, assert_rows, expected, write_images
 from PIL import Image
 from service_support import (
     CLASSES,
@@ -27,18 +27,15 @@ from service_support import (
     config,
     encoded,
     marked,
-    noise,
     publish_tiny,
     running,
     status_of,
     tiny_screen,
     tiny_served,
     until,
-    untypical,
 )
-from toy import Whole, whole
+from toy import Whole
 
-from askance.answers import Answer
 from askance.service.errors import Code, StatusError
 from askance.service.guard.admission import State
 from askance.service.launch import launched
@@ -49,47 +46,7 @@ from askance.service.protocols.inference import _request
 from askance.service.protocols.inference_tensors import _elements, images_of, outputs_of
 from askance.service.server import Server
 
-IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
 CHECKS = Path(__file__).with_name("triton_checks.py")
-SERVER = """
-import sys
-sys.path.insert(0, {tests!r})
-from askance.__main__ import main
-sys.argv = ["askance", "serve", sys.argv[1], "--port", "0", "--metrics-port", "0", "--disclose"]
-main()
-"""
-
-
-def answers() -> list[Answer]:
-    return [one for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255, True) if isinstance(one, Answer)]
-
-
-def expected() -> list[Whole]:
-    results = [whole(one) for one in answers()]
-    assert len(results) == len(IMAGES)
-    assert len({one.verdict for one in results}) > 1  # else the comparison shows little
-    return results
-
-
-def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
-    """Every output equals the Screen's own word; None: the image failed."""
-    for i, one in enumerate(rows):
-        if one is None:
-            assert found["label"][i] == [""]
-            assert found["index"][i] == [-1]
-            assert found["verdict"][i] == ["ERROR"]
-            assert all(math.isnan(x) for name in ("probabilities", "p_value", "scores") for x in found[name][i])
-            assert found["error"][i][0].startswith("image: expected finite values in [0, 1], got nan at [0, 0, 0]")
-            continue
-        assert found["label"][i] == [one.label]
-        assert found["index"][i] == [one.index]
-        assert found["verdict"][i] == [one.verdict.value]
-        assert found["error"][i] == [""]
-        assert found["probabilities"][i] == pytest.approx(one.probabilities, rel=1e-4)
-        assert found["p_value"][i] == [one.fused.p_value]
-        assert found["score"][i] == pytest.approx([one.fused.score], rel=1e-4)
-        assert found["p_values"][i] == [word.p_value for word in one.detectors]
-        assert found["scores"][i] == pytest.approx([word.score for word in one.detectors], rel=1e-4, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +54,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What tritonclient got, in a process of its own, from a server in another."""
     folder = tmp_path_factory.mktemp("triton")
     bundle_id = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
-    files = [encoded(Image.fromarray(image[0])) for image in IMAGES]
-    np.savez(
-        folder / "images.npz",
-        images=IMAGES,
-        files=np.frombuffer(b"".join(files), np.uint8),
-        lengths=np.array([len(file) for file in files]),
-    )
-    program = SERVER.format(tests=str(Path(__file__).parent))
-    with launched(["-c", program, str(folder / "bundle")]) as serving:
+    write_images(folder / "images.npz")
+    with launched(["-c", SERVER, str(folder / "bundle")]) as serving:
         done = subprocess.run(
             [sys.executable, str(CHECKS), serving.target, "tiny", str(folder / "images.npz")],
             capture_output=True,

@@ -148,7 +148,7 @@ async def _while_connected(request: Request, answer: Awaitable[Response]) -> Res
     try:
         await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
-            raise StatusError(Code.CANCELLED, "the client went away", "cancelled")
+            raise StatusError(Code.CANCELLED, "the client went away")  # the batcher knows whether it was in time
         return answering.result()
     finally:
         for task in (answering, watching):

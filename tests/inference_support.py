@@ -1,0 +1,70 @@
+"""What the tests of the Open Inference Protocol share, over gRPC and HTTP: images, and the Screen's word on them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from service_support import encoded, noise, tiny_screen, untypical
+from toy import Whole, whole
+
+from askance.answers import Answer
+
+IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
+SERVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from askance.__main__ import main
+ports = ["--port", "0", "--metrics-port", "0", "--rest-port", "0"]
+sys.argv = ["askance", "serve", *sys.argv[1:], *ports, "--disclose"]
+main()
+"""
+"""A program that serves a bundle of the tests' own classifier on free ports."""
+
+
+def write_images(path: Path) -> None:
+    """IMAGES for a checking program in a process of its own, as pixels and as files."""
+    files = [encoded(Image.fromarray(image[0])) for image in IMAGES]
+    np.savez(
+        path,
+        images=IMAGES,
+        files=np.frombuffer(b"".join(files), np.uint8),
+        lengths=np.array([len(file) for file in files]),
+    )
+
+
+def answers() -> list[Answer]:
+    return [one for one in tiny_screen()(torch.from_numpy(IMAGES).float() / 255, True) if isinstance(one, Answer)]
+
+
+def expected() -> list[Whole]:
+    results = [whole(one) for one in answers()]
+    assert len(results) == len(IMAGES)
+    assert len({one.verdict for one in results}) > 1  # else the comparison shows little
+    return results
+
+
+def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
+    """Every output equals the Screen's own word; None: the image failed."""
+    for i, one in enumerate(rows):
+        if one is None:
+            assert found["label"][i] == [""]
+            assert found["index"][i] == [-1]
+            assert found["verdict"][i] == ["ERROR"]
+            assert all(math.isnan(x) for name in ("probabilities", "p_value", "scores") for x in found[name][i])
+            assert found["error"][i][0].startswith("image: expected finite values in [0, 1], got nan at [0, 0, 0]")
+            continue
+        assert found["label"][i] == [one.label]
+        assert found["index"][i] == [one.index]
+        assert found["verdict"][i] == [one.verdict.value]
+        assert found["error"][i] == [""]
+        assert found["probabilities"][i] == pytest.approx(one.probabilities, rel=1e-4)
+        assert found["p_value"][i] == [one.fused.p_value]
+        assert found["score"][i] == pytest.approx([one.fused.score], rel=1e-4)
+        assert found["p_values"][i] == [word.p_value for word in one.detectors]
+        assert found["scores"][i] == pytest.approx([word.score for word in one.detectors], rel=1e-4, abs=1e-5)
