@@ -63,8 +63,8 @@ def run_demo() -> DemoFigures:
         train(config)
         say("fitting and calibrating the detectors")
         bundle = calibrate(config, Path(folder) / "bundle")
-        subject = load_inputs(config)
-        images = subject.splits["evaluate"]
+        inputs = load_inputs(config)
+        images = inputs.splits["evaluate"]
         say("serving, and screening over gRPC")
         with (
             launched([*SERVE, str(bundle.path), "--port", "0", "--metrics-port", "0", "--disclose"]) as serving,
@@ -76,7 +76,7 @@ def run_demo() -> DemoFigures:
             jobs = [AttackJob(one, images[chosen].pixels(), images[chosen].y) for one in config.evaluation.attacks]
             attacked = {
                 job.attack.name: _streamed(client, pixels)
-                for job, pixels in zip(jobs, run(subject.target, jobs, attack_cache()), strict=True)
+                for job, pixels in zip(jobs, run(inputs.target, jobs, attack_cache()), strict=True)
             }
 
     evaluation = bundle.evaluation()

@@ -293,8 +293,8 @@ def test_tls_serves_whoever_believes_it(pems: Pems) -> None:
     async def main() -> None:
         async with over_tls(pems, mutual=False) as service:
             assert await ask(service, Credentials(ca=pems.ca)) in ("ant", "bee", "cat", "dog")
-            stranger = pems.write("other.pem", trustme.CA().cert_pem.bytes())
-            assert await ask(service, Credentials(ca=stranger)) not in ("ant", "bee", "cat", "dog")
+            foreign = pems.write("other.pem", trustme.CA().cert_pem.bytes())
+            assert await ask(service, Credentials(ca=foreign)) not in ("ant", "bee", "cat", "dog")
             assert await ask(service, Credentials()) not in ("ant", "bee", "cat", "dog")
 
     asyncio.run(main())

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from askance.service.errors import REASONS
+from askance.service.guard.admission import Kind
 from askance.service.observability.metrics import RELOADS, Metrics
+from askance.service.protocols import METHODS
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -32,6 +34,15 @@ def test_every_label_value_of_the_rules_is_one_that_is_counted() -> None:
     named = {reason for found in re.findall(r'reason=~?"([^"]+)"', text) for reason in found.split("|")}
     assert named == {"queue_full", "in_flight_bytes", "stalled"} <= set(REASONS)
     assert set(re.findall(r'result="(\w+)"', text)) <= set(RELOADS)
+
+
+def test_times_are_taken_of_every_method_that_screens() -> None:
+    """By the rules and the dashboard: no protocol is slow unseen."""
+    screening = [name for name, kind in METHODS.items() if kind is Kind.SCREENS]
+    board = RULES.parents[1] / "grafana" / "dashboards" / "askance.json"
+    for path, count in ((RULES, 1), (board, 2)):
+        named = re.findall(r'request_seconds_bucket\{method=~\\?"([\w|]+)', path.read_text())
+        assert [one.split("|") for one in named] == [screening] * count
 
 
 def test_every_alert_has_its_page() -> None:

@@ -1,8 +1,10 @@
-"""A hundred thousand malformed messages to every method of both services: no crash, no hang, no INTERNAL, no growth."""
+"""A hundred thousand malformed messages, to every method of every protocol: no crash, hang, INTERNAL or growth."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import random
 import struct
 import subprocess
@@ -12,12 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
+import numpy as np
 import pytest
+import yarl
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rest_support import INFER, LENGTH, as_json, binary_images
 from service_support import encoded, http_get, noise, process_serving, publish_tiny
 
 from askance.service.call import Role
@@ -29,17 +35,20 @@ from askance.service.pb.inference import inference_pb2 as oip
 
 EXAMPLES, EACH = 1000, 100  # hypothesis picks the seeds of a thousand batches
 STREAMED = 10  # messages of a stream; one stream a batch
+OVER_HTTP, RAW = 30, 2  # requests of a batch, and connections that do not speak HTTP well
 GROWTH = 24 * 1024 * 1024  # bytes: what the server may take more at the end than after a fifth
 TOKEN, DIGEST = new_token()
 SETTINGS = f"""
 port = 0
 metrics_port = 0
+rest_port = 0
 [[access.clients]]
 name = "fuzzer"
 token_sha256 = "{DIGEST}"
 roles = {[role.value for role in Role]}
 """
 OWN = "Internal error from Core"  # the client library's, where a stream is ended while it writes
+STATUSES = {200, 400, 404, 405, 501}
 ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
 SERVICES = {
     "askance.v1.Screening": pb.DESCRIPTOR.services_by_name["Screening"],
@@ -147,6 +156,81 @@ def message(r: random.Random) -> bytes:
             return infer_request(r).SerializeToString()
 
 
+PATHS = [
+    INFER,
+    "/v2/models/tiny/versions/12/infer",
+    "/v2",
+    "/v2/models/tiny",
+    "/v2/models/tiny/ready",
+    "/v2/models/tiny/stats",
+    "/v2/models/stats",
+    "/v2/repository/index",
+    "/v2/repository/models/tiny/unload",
+    "/v2/repository/models/%00/load",
+    "/v2/models/%2e%2e%2f/infer",
+    "/v2/models/" + "x" * 5000,
+    "//",
+]
+JSONS = [json.dumps(as_json(noise(2)[None])).encode(), json.dumps(as_json(noise(3)[None] / np.float32(255))).encode()]
+HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(JSONS[0])}\r\n\r\n"
+
+
+def odd_json(r: random.Random, depth: int = 0) -> Any:
+    """JSON whose fields make no sense, mostly."""
+    match r.randrange(10 if depth < 3 else 6):
+        case 0:
+            return r.choice(INTEGERS)
+        case 1:
+            return r.choice((0.5, -0.0, 1e308, None, True))
+        case 2 | 3:
+            return odd_text(r)
+        case 4:
+            return [r.choice((0, 255, 0.5, "", None, [])) for _ in range(r.choice((0, 1, 64, 65)))]
+        case 5:
+            return odd_shape(r)
+        case 6 | 7:
+            return [odd_json(r, depth + 1) for _ in range(r.choice((0, 1, 2, 70)))]
+        case _:
+            keys = ("inputs", "outputs", "name", "datatype", "shape", "data", "parameters", "id", "binary_data_size")
+            return {key: odd_json(r, depth + 1) for key in keys if r.random() < 0.5}
+
+
+def odd_tensors(r: random.Random) -> Any:
+    """A request for images with one thing wrong, or nothing."""
+    request = json.loads(r.choice(JSONS))
+    tensor = request["inputs"][0]
+    r.choice((request, tensor))[r.choice(("name", "datatype", "shape", "data", "parameters", "outputs", "id"))] = (
+        odd_json(r)
+    )
+    if r.random() < 0.3:
+        tensor["parameters"] = {"content_type": "base64", "binary_data_size": r.choice((*INTEGERS, "1", None))}
+    return request
+
+
+def http_request(r: random.Random) -> tuple[str, bytes, dict[str, str]]:
+    """Path, body and headers: random, a valid request damaged, or one whose fields make no sense."""
+    path = r.choice((INFER, INFER, INFER, r.choice(PATHS)))
+    headers: dict[str, str] = {}
+    match r.randrange(6):
+        case 0:
+            body = r.randbytes(r.randrange(400))
+        case 1:
+            body = flipped(r, r.choice(JSONS))
+        case 2:
+            body, headers = binary_images(noise(1)[None])
+            body = flipped(r, body)
+        case 3:
+            body = odd_bytes(r) + r.choice(JSONS)
+            headers = {LENGTH: r.choice(("", "0", "-1", "x", str(len(body)), "9" * 40, "10"))}
+        case 4:
+            body = json.dumps(odd_tensors(r)).encode()
+        case _:
+            body = json.dumps(odd_json(r)).encode()
+    if r.random() < 0.05:
+        headers["Content-Encoding"] = r.choice(("gzip", "br", "identity", ""))
+    return path, body, headers
+
+
 @dataclass
 class Target:
     """The live server, and what it said."""
@@ -154,6 +238,7 @@ class Target:
     process: subprocess.Popen[str]
     serving: Serving
     channel: grpc.aio.Channel
+    http: aiohttp.ClientSession
     runner: asyncio.Runner
     codes: Counter[str] = field(default_factory=Counter)
     sizes: list[int] = field(default_factory=list)
@@ -179,6 +264,32 @@ class Target:
             self.note(error)
         self.codes["streamed"] += len(contents)
 
+    async def ask(self, r: random.Random) -> None:
+        path, body, headers = http_request(r)
+        verb = r.choices(("POST", "GET", "PUT"), (20, 2, 1))[0]
+        url = f"http://127.0.0.1:{self.serving.rest_port}{path}"
+        headers |= {"Authorization": f"Bearer {TOKEN}"}
+        async with self.http.request(verb, yarl.URL(url, encoded=True), data=body, headers=headers) as answer:
+            content = await answer.read()
+        self.codes[f"HTTP {answer.status}"] += 1
+        assert answer.status in STATUSES, (answer.status, content)
+        if answer.status != 200 and not path.endswith("/ready"):
+            (line,) = json.loads(content).values()
+            assert "\n" not in line
+            assert len(line) < 1000
+
+    async def speak_badly(self, r: random.Random) -> None:
+        """Something near HTTP; what comes back, if anything, is HTTP."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.serving.rest_port)
+        with contextlib.suppress(ConnectionError):
+            writer.write(flipped(r, HEAD.encode() + JSONS[0]))
+            writer.write_eof()
+            said = await asyncio.wait_for(reader.read(), 60)
+            assert said == b"" or said.startswith(b"HTTP/1.1 ")
+            assert not said.startswith(b"HTTP/1.1 500")
+        writer.close()
+        self.codes["bad HTTP"] += 1
+
     def note(self, error: grpc.aio.AioRpcError) -> None:
         if error.details() == OWN:
             return
@@ -192,9 +303,14 @@ class Target:
         return make(path, request_serializer=lambda content: content, response_deserializer=lambda content: content)
 
     async def batch(self, r: random.Random) -> None:
-        paths = r.choices(METHODS, WEIGHTS, k=EACH - STREAMED)
+        paths = r.choices(METHODS, WEIGHTS, k=EACH - STREAMED - OVER_HTTP - RAW)
         stream = [message(r) for _ in range(STREAMED)]
-        await asyncio.gather(*(self.call(path, message(r)) for path in paths), self.stream(r.choice(STREAMS), stream))
+        await asyncio.gather(
+            *(self.call(path, message(r)) for path in paths),
+            self.stream(r.choice(STREAMS), stream),
+            *(self.ask(r) for _ in range(OVER_HTTP)),
+            *(self.speak_badly(r) for _ in range(RAW)),
+        )
 
     def resident(self) -> int:
         """Bytes of memory that the server holds."""
@@ -214,12 +330,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with asyncio.Runner() as runner, process_serving(folder / "bundle", "--config", folder / "server.toml") as running:
         process, serving = running
 
-        async def connect() -> grpc.aio.Channel:
-            return grpc.aio.insecure_channel(serving.target, options=[("grpc.enable_http_proxy", 0)])
+        async def connect() -> tuple[grpc.aio.Channel, aiohttp.ClientSession]:
+            channel = grpc.aio.insecure_channel(serving.target, options=[("grpc.enable_http_proxy", 0)])
+            return channel, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60))
 
-        channel = runner.run(connect())
-        yield Target(process, serving, channel, runner)
+        channel, http = runner.run(connect())
+        yield Target(process, serving, channel, http, runner)
         runner.run(channel.close(None))
+        runner.run(http.close())
 
 
 @pytest.mark.timeout(1200)
@@ -236,6 +354,7 @@ def test_malformed_messages_are_refused_in_one_line_and_leave_nothing_behind(tar
     assert target.codes.total() >= EXAMPLES * EACH
     # most are malformed, and those that happen to be right are answered
     assert target.codes["INVALID_ARGUMENT"] > 5 * target.codes["OK"] > 0
+    assert target.codes["HTTP 400"] > 5 * target.codes["HTTP 200"] > 0
     assert target.sizes[-1] - target.sizes[len(target.sizes) // 5] < GROWTH
     target.runner.run(target.call("/askance.v1.Screening/Screen", VALID[0]))
     _, metrics = http_get(f"http://127.0.0.1:{target.serving.metrics_port}/metrics")

@@ -208,7 +208,7 @@ def files(elements: list[bytes], shape: list[int], raw: bytes | None = None) -> 
 
 
 def read(made: pb.ModelInferRequest) -> list[torch.Tensor]:
-    return [picture.read(GREY, 10_000) for picture in images_of(_request(made), GREY, 32)]
+    return [image.read(GREY, 10_000) for image in images_of(_request(made), GREY, 32)]
 
 
 def test_typed_and_raw_contents_are_the_same_images() -> None:

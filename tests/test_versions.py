@@ -227,37 +227,37 @@ def test_a_candidate_sees_what_was_answered_and_its_word_is_counted(folder: Path
 def test_a_candidate_waits_until_nobody_else_does_and_skips_what_it_cannot_keep() -> None:
     from askance.service.runtime.candidate import WAITING_IMAGES
 
-    valve, shadow = Valve(), Valve()
+    valve, candidate = Valve(), Valve()
 
     async def main() -> None:
-        async with serving(lambda: served("a", valve), lambda: served("b", shadow)) as service:
+        async with serving(lambda: served("a", valve), lambda: served("b", candidate)) as service:
             await service.screening.Screen(request_of(marked(0.1)))
-            await until(lambda: shadow.seen == [0.1])
+            await until(lambda: candidate.seen == [0.1])
             valve.shut()
             calls = [
                 asyncio.ensure_future(service.screening.Screen(request_of(marked(0.5))))
                 for _ in range(WAITING_IMAGES + 30)
             ]
             await until(lambda: service.server.repository.held() == WAITING_IMAGES + 29)
-            assert shadow.seen == [0.1]
-            shadow.shut()
+            assert candidate.seen == [0.1]
+            candidate.shut()
             valve.opened.set()
-            await until(shadow.entered.is_set)  # only now that all have been answered
+            await until(candidate.entered.is_set)  # only now that all have been answered
             assert valve.seen.count(0.5) == WAITING_IMAGES + 30
             await asyncio.gather(*calls)
-            shadow.opened.set()
+            candidate.opened.set()
             skipped = service.value("askance_candidate_images_total", outcome="skipped") or 0
             assert skipped >= 29
-            await until(lambda: len(shadow.seen) == 1 + WAITING_IMAGES + 30 - skipped)
+            await until(lambda: len(candidate.seen) == 1 + WAITING_IMAGES + 30 - skipped)
 
     asyncio.run(main())
 
 
 def test_a_candidate_that_fails_harms_nobody() -> None:
-    shadow = Valve()
+    candidate = Valve()
 
     async def main() -> None:
-        async with serving(lambda: served("a"), lambda: served("b", shadow)) as service:
+        async with serving(lambda: served("a"), lambda: served("b", candidate)) as service:
             poison = float(np.float32(Valve.POISON))
             await service.screening.Screen(request_of(marked(poison)))
             await until(lambda: service.value("askance_candidate_images_total", outcome="failed") == 1)
