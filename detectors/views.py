@@ -1,4 +1,4 @@
-"""Views: altered copies of an input, to see how firmly the classifier stands by its answer."""
+"""Views: an input altered a little, to see how firmly the classifier stands by its answer."""
 
 from __future__ import annotations
 

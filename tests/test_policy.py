@@ -1,4 +1,4 @@
-"""What is done with a verdict: it goes along, it blocks, or it stays in the shadow."""
+"""What is done with a verdict: it goes along, it blocks, or it stays in the metrics."""
 
 from __future__ import annotations
 

@@ -144,20 +144,20 @@ def test_at_info_only_what_is_flagged_or_failed_here_is_logged(caplog: pytest.Lo
         asyncio.run(main())
 
 
-def test_what_is_blocked_is_logged_and_a_stranger_by_its_address(
+def test_what_is_blocked_is_logged_and_an_anonymous_client_by_its_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         async with running(settings=config(policy=Policy.BLOCK)) as service:
             await status_of(service.stub.Screen(request_of(untypical())))
             await status_of(service.stub.Screen(request_of(noise(1)), metadata=(("authorization", "Bearer wrong"),)))
-        blocked, stranger = lines(caplog)
+        blocked, anonymous = lines(caplog)
         assert (blocked["level"], blocked["code"], blocked["verdicts"]) == (
             "INFO",
             "PERMISSION_DENIED",
             ["BLOCKED"],
         )
-        assert (stranger["code"], stranger["address"]) == ("UNAUTHENTICATED", "ipv4:127.0.0.1")
+        assert (anonymous["code"], anonymous["address"]) == ("UNAUTHENTICATED", "ipv4:127.0.0.1")
 
     with logged(caplog, logging.DEBUG):
         asyncio.run(main())

@@ -38,7 +38,7 @@ class LoadedBundle:
         Args:
             path: the bundle's directory.
             build: makes the classifier; None stands for `classifiers.build_classifier`.
-            single_pass: leave out the detectors that need altered copies of each image.
+            single_pass: leave out the detectors that need views of each image.
 
         Raises:
             BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
