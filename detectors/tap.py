@@ -24,7 +24,7 @@ class Capture:
         logits: the classifier's outputs o(x), [B, K].
         activations: each tapped layer's output a_l(x), {layer: [B, ...]}.
         labels: the true classes [B] where they are known (offline only), else None.
-        views: what the classifier made of V views (the input altered a little) of each input, view by view, if the Tap takes any: a
+        views: what the classifier made of V views of each input (the input altered a little), if the Tap takes any: a
             Capture of B * V inputs, the V views of an input in a row.
     """
 
@@ -82,8 +82,8 @@ class Tap:
         module: the classifier, in eval mode.
         layers: names of submodules as `module.named_modules()` spells them.
         preprocess: applied to the images before the module (normalisation), so that callers stay in pixel space.
-        views: gives V views (the image altered a little) of each image, [B, C, H, W] -> [B, V, C, H, W]; they join the batch: one
-            call of the classifier serves all.
+        views: gives V views of each image (the image altered a little), [B, C, H, W] -> [B, V, C, H, W]; they join the
+            batch: one call of the classifier does for all.
         view_layers: the layers whose activations are kept for the views, too.
 
     Raises:

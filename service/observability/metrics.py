@@ -126,11 +126,11 @@ class Metrics:
             "askance_queue_depth", "Requests accepted and not yet with the classifier.", registry=registry
         )
         self._bundle_info = Gauge(
-            "askance_bundle_info", "The bundle that answers by default; always 1.", ["id", "classifier"], registry=registry
+            "askance_bundle_info", "The bundle that answers; always 1.", ["id", "classifier"], registry=registry
         )
         self._calibrated = Gauge(
             "askance_bundle_calibrated_timestamp_seconds",
-            "When the bundle that answers by default was calibrated, in Unix time.",
+            "When the bundle that answers was calibrated, in Unix time.",
             registry=registry,
         )
         self._reloads = Counter(
