@@ -16,12 +16,12 @@ Arrows = dict[str, set[str]]
 
 
 def drawn(picture: str) -> Arrows:
-    """`name -> name name   remark`: the names end where two spaces stand."""
+    """`name -> name name`, a line for each part that imports another."""
     arrows = {}
     for line in filter(None, picture.splitlines()):
         name, _, rest = line.partition("->")
         assert name.strip() not in arrows, f"two lines for {name.strip()}"
-        arrows[name.strip()] = set(re.split(r"\s{2,}", rest.strip())[0].split())
+        arrows[name.strip()] = set(rest.split())
     return arrows
 
 
@@ -32,9 +32,9 @@ def floor_of(module: str) -> str | None:
 
 
 def room_of(module: str) -> str | None:
-    """It is of the room service.runtime; what is not of the service is of none."""
+    """askance.service.runtime.batcher is of the room runtime; what is not of the service is of none."""
     parts = module.split(".")
-    return ".".join(parts[1:3]) if parts[1:2] == ["service"] and len(parts) > 2 else None
+    return parts[2] if parts[1:2] == ["service"] and len(parts) > 2 else None
 
 
 def imported(part_of: Callable[[str], str | None]) -> Arrows:
