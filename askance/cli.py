@@ -137,7 +137,7 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
     candidate: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE2", help="Screens unseen what BUNDLE has answered, for the metrics."),
+        typer.Option(metavar="BUNDLE2", help="Screens, unseen, what BUNDLE has answered; for the metrics."),
     ] = None,
     single_pass: Annotated[
         bool | None, typer.Option("--single-pass", help="Leave out detectors that need extra forward passes.")

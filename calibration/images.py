@@ -69,7 +69,7 @@ class ImageStream:
         tap: over the classifier.
         images: in data order.
         batch_size: images per forward pass.
-        pixels: float32 [N, C, H, W] in [0, 1] in place of the images' own (attacked copies); labels stay.
+        pixels: float32 [N, C, H, W] in [0, 1] in place of the images' own (attacked ones); labels stay.
     """
 
     tap: Tap

@@ -97,7 +97,7 @@ def section(evaluation: Evaluation) -> str:
     accuracy = evaluation.classifier.accuracy
     return "\n\n".join(
         (
-            f"Accuracy {accuracy:.2%} on the evaluation images. Images: {splits}.",
+            f"Accuracy {accuracy:.2%} on the evaluation images.\nImages: {splits}.",
             "AUROC on successful attacks, ours:",
             by_attack(evaluation, ours),
             "The baselines, on the same images:",

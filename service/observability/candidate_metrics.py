@@ -23,7 +23,7 @@ class CandidateMetrics:
         self._info = Gauge("askance_candidate_info", "The candidate bundle; always 1.", ["id"], registry=registry)
         self._images = Counter(
             "askance_candidate_images",
-            "Answered images and what the candidate did with them: skipped, while the server had better to do.",
+            "Answered images, by what became of them at the candidate: compared, failed, or skipped for want of time.",
             ["outcome"],
             registry=registry,
         )

@@ -63,7 +63,7 @@ class Metrics:
         """When an image was last screened, in Unix time; 0 before the first."""
         self._requests = Counter(
             "askance_requests",
-            "Requests answered, by method and gRPC status; each item of a ScreenStream is one.",
+            "Requests answered, by method and status (in gRPC's words); each item of a stream is one.",
             ["method", "code"],
             registry=registry,
         )
@@ -79,7 +79,7 @@ class Metrics:
         )
         self._blocked = Counter(
             "askance_blocked",
-            "Predictions withheld from images judged adversarial (policy block).",
+            "Predictions withheld, because the image was judged adversarial (policy block).",
             registry=registry,
         )
         self._unscreened = Counter(
@@ -111,7 +111,7 @@ class Metrics:
         )
         self._stage_seconds = Histogram(
             "askance_stage_seconds",
-            "Time in each stage: decode, queue and respond per image, classify and each detector per batch.",
+            "Time in each stage: decode and queue per image, respond per request, the others per batch.",
             ["stage"],
             buckets=SECONDS_BUCKETS,
             registry=registry,
@@ -126,16 +126,16 @@ class Metrics:
             "askance_queue_depth", "Requests accepted and not yet with the classifier.", registry=registry
         )
         self._bundle_info = Gauge(
-            "askance_bundle_info", "The bundle being served; always 1.", ["id", "classifier"], registry=registry
+            "askance_bundle_info", "The bundle that answers; always 1.", ["id", "classifier"], registry=registry
         )
         self._calibrated = Gauge(
             "askance_bundle_calibrated_timestamp_seconds",
-            "When the bundle being served was calibrated, in Unix time.",
+            "When the bundle that answers was calibrated, in Unix time.",
             registry=registry,
         )
         self._reloads = Counter(
             "askance_bundle_reloads",
-            "Attempts to replace the bundle being served, or the candidate, by result.",
+            "Attempts to replace the bundle that answers, or the candidate, by result.",
             ["result"],
             registry=registry,
         )

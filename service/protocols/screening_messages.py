@@ -1,4 +1,4 @@
-"""Messages: what the wire says of a Screening and of what is bundle."""
+"""Messages: what the wire says of an Answer, and of the bundle that answers."""
 
 from __future__ import annotations
 
