@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Constellation: how far an input's views (the same image, altered a little) stray from it in activations and answer.
-=======
-"""Constellation: how far an input's views, itself altered a little, stray from it in activations and answer.
->>>>>>> docs-rooms
 
 Source: Pardo et al. (2019), section 3.4, draws the constellation of one input under noise; the views with fewer bits
 or a median filter are Xu et al.'s feature squeezing (2018), read here in the activations, too.
