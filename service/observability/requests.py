@@ -77,7 +77,9 @@ class RequestLog:
 def _mark(span: Span, call: Call, code: Code) -> None:
     if not span.is_recording():
         return
-    span.set_attributes({"rpc.system": call.transport, "rpc.method": call.method, "rpc.grpc.status_code": int(code)})
+    span.set_attributes({"rpc.method": call.method, "network.protocol.name": call.transport, "askance.code": code.name})
+    if call.transport == "grpc":
+        span.set_attributes({"rpc.system": "grpc", "rpc.grpc.status_code": int(code)})
     span.set_attributes({f"askance.{name}": value for name, value in call.notes.items()})
     if code is Code.INTERNAL:
         span.set_status(Status(StatusCode.ERROR))
