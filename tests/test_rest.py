@@ -349,7 +349,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
         "inputs[0].data: expected base64, as the parameter content_type says",
     ),
     "long name": (tensor(name="x" * 10_000), "inputs[0].name: expected image or encoded, got 'xxxx"),
-    "long parameter": (tensor(parameters={"y" * 10_000: None}), "inputs.0.parameters.yyy"),
+    "long parameter": (tensor(parameters={"y" * 10_000: []}), "inputs.0.parameters.yyy"),
     "timeout of text": (
         as_json(IMAGES[:1], parameters={"timeout": "soon"}),
         "parameters[timeout]: expected a whole number of microseconds, got 'soon'",
@@ -368,6 +368,14 @@ def test_malformed_requests_get_one_line(what: str) -> None:
     assert reply.status == 400
     assert reply.error.startswith(line)
     assert len(reply.error) < 1000
+
+
+def test_null_is_what_is_not_there() -> None:
+    request = as_json(IMAGES, id=None, outputs=None, parameters={"timeout": None})
+    request["inputs"][0] |= {"parameters": None, "unknown": 1}
+    reply = infer(request)
+    assert reply.outputs["label"] == [one.label for one in expected()]
+    assert "id" not in reply.json
 
 
 def test_shared_memory_is_not_served() -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from askance.service.errors import Code, StatusError, invalid
 from askance.service.protocols.inference_core import InferenceAnswer
@@ -26,11 +26,18 @@ _BINARY_SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_
 _CONTENT_TYPE, _BASE64 = "content_type", "base64"
 _MOST_TENSORS = 64  # of a request; one is wanted, and more are as wrong as two
 
-_Values = dict[str, str | int | float | bool]
+
+def _without_nulls(sent: Any) -> Any:
+    """Clients that write out every field say null for what is not there."""
+    return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+
+
+_Values = Annotated[dict[str, str | int | float | bool], BeforeValidator(_without_nulls)]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True)  # what is not known is passed over, as the protocol has it
+    _nulls = model_validator(mode="before")(_without_nulls)
 
 
 M = TypeVar("M", bound=_Message)
