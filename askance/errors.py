@@ -15,7 +15,7 @@ AskanceError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class AskanceError(Exception):
@@ -65,10 +65,14 @@ def extra_needed(package: str, extra: str) -> str:
 SHOWN = 12  # names that a message spells out
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in one line: the first of them, where there are many."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `known` as a readable list, led by the nearest match to `name` when there is one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{hint}known: {shown}"
+    return f"{hint}known: {listed(names)}"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from service_support import publish_tiny
+from wheel_support import Users, new_users
 
-ROOT = Path(__file__).resolve().parent.parent
 OWN = {
     "service/__init__.py": "raise RuntimeError('the users own service was imported')\n",
     "detectors/__init__.py": "raise RuntimeError('the users own detectors were imported')\n",
@@ -36,43 +32,13 @@ class TinyClassifier(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "-w", str(folder), str(ROOT)], check=True, capture_output=True)
-    (found,) = folder.glob("askance-*.whl")
-    return found
-
-
-@dataclass(frozen=True)
-class Users:
-    """A user's folder with packages of their own, and an environment in which the wheel is installed."""
-
-    folder: Path
-    interpreter: Path
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the environment's Python in the folder, whose own packages come first."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder)}
-        command = [str(self.interpreter), *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=240
-        )
-
-
-@pytest.fixture(scope="module")
 def users(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Users:
-    """The wheel in an environment of its own; what it depends on is taken from this one."""
-    folder, home = tmp_path_factory.mktemp("users"), tmp_path_factory.mktemp("environment")
-    venv.create(home)
-    (packages,) = home.glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--target", str(packages), str(wheel)], check=True, capture_output=True)
+    """A user with packages called as parts of ours are."""
+    folder = tmp_path_factory.mktemp("users")
     for name, content in OWN.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
-    return Users(folder, home / "bin" / "python")
+    return new_users(wheel, folder, tmp_path_factory.mktemp("environment"))
 
 
 def test_it_claims_one_name_and_brings_everything(wheel: Path) -> None:
