@@ -73,6 +73,19 @@ def test_inspect_names_its_package(users: Users, bundle: Path) -> None:
     assert "│ activation_norm " in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("activation_norm", "activation_nrm"), ("random_signs", "random_sings"), ('"margin"', '"margn"')],
+)
+def test_its_names_are_known_where_one_is_misspelt(users: Users, right: str, wrong: str) -> None:
+    config = users.folder / "examples" / "own_detector" / "misspelt.toml"
+    config.write_text(config.with_name("digits.toml").read_text().replace(right, wrong))
+    done = users.run("-m", "askance", "calibrate", str(config), "--out", "never")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    name = right.strip('"')
+    assert f"did you mean {name!r}? known: " in done.stderr
+
+
 ASK = """
 import askance
 from askance.service.launch import launched
