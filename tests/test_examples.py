@@ -125,7 +125,7 @@ def test_tour(digits_run: DigitsRun, tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(room)}})
-    client.execute(env=os.environ | ONE_THREAD)
+    client.execute(env=os.environ | ONE_THREAD | {"IPYTHONDIR": str(tmp_path / "ipython")})
 
     def shown(cell: str) -> Any:
         """What a cell shows, by MIME type."""

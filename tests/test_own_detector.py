@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own_wheel")
     source = folder / "own_detector"
-    shutil.copytree(EXAMPLES / "own_detector", source)  # a build leaves files in it
+    shutil.copytree(EXAMPLES / "own_detector", source)  # a build leaves files in the source
     return build_wheel(source, folder)
 
 

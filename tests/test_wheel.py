@@ -11,6 +11,7 @@ import pytest
 from service_support import publish_tiny
 from wheel_support import Users, new_users
 
+ROOT = Path(__file__).resolve().parent.parent
 OWN = {
     "service/__init__.py": "raise RuntimeError('the users own service was imported')\n",
     "detectors/__init__.py": "raise RuntimeError('the users own detectors were imported')\n",
@@ -112,9 +113,26 @@ USERS_FILE = '''
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import askance
 from askance import Answer, Verdict
+
+
+def publish(classifier: nn.Module, data: Dataset[tuple[Tensor, int]], arrays: tuple[Tensor, Tensor]) -> float:
+    """From a live classifier to a bundle's figures."""
+    bundle: askance.Bundle = askance.calibrate(
+        classifier,
+        {"fit": data, "calibrate": arrays, "fuse": arrays, "evaluate": data},
+        out=Path("bundle"),
+        mean=(0.5,),
+        std=(0.5,),
+        detectors={"self_organizing_map": {"map_layers": ["fc"]}},
+        attacks=[{"name": "pgd", "kind": "pgd", "epsilon": "8/255"}],
+    )
+    evaluation: askance.Evaluation = bundle.evaluation()
+    return evaluation.auroc["pgd"]["fused"] - evaluation.clean_flag_rate["suspect"]
 
 
 def judge(folder: Path) -> list[str]:
@@ -131,7 +149,7 @@ def judge(folder: Path) -> list[str]:
 
 
 def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
-    """mypy strict finds our types, and finds a mistake."""
+    """mypy strict finds our types in the face and in what a package of one's own derives from, and finds a mistake."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(USERS_FILE)
     bad.write_text(
@@ -141,6 +159,7 @@ def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
     command += ["--python-executable", str(users.interpreter), str(good), str(bad)]
+    command += map(str, (ROOT / "examples" / "own_detector").glob("*.py"))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert len(errors) == 1, done.stdout
