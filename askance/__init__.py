@@ -83,7 +83,9 @@ def __getattr__(name: str) -> Any:  # PEP 562
     elif name in _HOMES:
         found = getattr(import_module(_HOMES[name]), name)
     else:
-        raise AttributeError(f"module 'askance' has no attribute {name!r}")
+        from askance.errors import did_you_mean
+
+        raise AttributeError(f"module 'askance' has no attribute {name!r}: {did_you_mean(name, __all__)}")
     globals()[name] = found  # the next look-up finds it without us
     return found
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
-from askance.errors import AskanceError, extra_needed
+from askance.errors import AskanceError, did_you_mean, extra_needed
 
 EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "gensim", "matplotlib")
 
@@ -27,7 +27,7 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
     try:
         outcome = get_command(app).main(args=arguments, prog_name="askance", standalone_mode=False)
     except TyperException as error:
-        return _fail(f"{error.format_message()} (askance --help shows what there is)")
+        return _fail(f"{_told(error)} (askance --help shows what there is)")
     except (Abort, KeyboardInterrupt):
         print("askance: interrupted", file=sys.stderr)  # noqa: T201
         return 130
@@ -45,6 +45,15 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
             raise
         return _fail(str(error))
     return outcome if isinstance(outcome, int) else 0
+
+
+def _told(error: TyperException) -> str:
+    """What is wrong with the command line; of a misspelt option in the words of every misspelt name."""
+    context, name = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    if context is None or not hasattr(error, "possibilities"):  # typer's own class for options is private
+        return error.format_message()
+    known = [one for parameter in context.command.get_params(context) for one in parameter.opts if one.startswith("--")]
+    return f"No such option {name!r}: {did_you_mean(name, known)}"
 
 
 def _fail(message: str) -> int:

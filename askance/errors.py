@@ -15,7 +15,9 @@ AskanceError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class AskanceError(Exception):
@@ -65,10 +67,22 @@ def extra_needed(package: str, extra: str) -> str:
 SHOWN = 12  # names that a message spells out
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in one line: the first of them, where there are many."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `known` as a readable list, led by the nearest match to `name` when there is one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{hint}known: {shown}"
+    return f"{hint}known: {listed(names)}"
+
+
+def unknown_choice(error: Mapping[str, Any]) -> str | None:
+    """What to say where one of pydantic's errors is a word that is none of a few; None where it is another error."""
+    if error["type"] not in ("literal_error", "enum") or not isinstance(error["input"], str):
+        return None
+    known = re.findall("'([^']*)'", error["ctx"]["expected"])
+    return f"unknown {error['input']!r}: {did_you_mean(error['input'], known)}"

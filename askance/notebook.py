@@ -9,10 +9,14 @@ _COLOURS = {"CLEAN": "#2a7f3f", "SUSPECT": "#b8860b", "ADVERSARIAL": "#b22222", 
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table; cells are escaped here."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    """An HTML table, without a head where that is empty; cells are escaped here."""
+    top = f"<thead>{_row('th', head)}</thead>" if head else ""
+    return f"<table>{top}<tbody>{''.join(_row('td', row) for row in rows)}</tbody></table>"
+
+
+def _row(cell: str, content: Sequence[str]) -> str:
+    # Jupyter would set all to the right, words too
+    return "<tr>" + "".join(f"<{cell} style='text-align:left'>{escape(one)}</{cell}>" for one in content) + "</tr>"
 
 
 def headline(said: str, verdict: str, reason: str = "") -> str:

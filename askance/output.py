@@ -196,13 +196,16 @@ def print_bundle(bundle: Bundle) -> None:
     lines = {
         "bundle": f"{manifest.id} (intact: {len(manifest.files)} files verified)",
         "created": manifest.created,
-        "classifier": f"{entry.name} ({entry.factory}), weights {entry.sha256[:12]}",
+        "classifier": f"{entry.name} ({entry.factory or 'no factory'}), weights {entry.sha256[:12]}",
         "input": f"{channels} x {height} x {width}, other sizes: {entry.preprocessing.resize}",
         "classes": ", ".join(entry.class_names),
         "layers": ", ".join(entry.layers),
         "calibration": f"{calibration.samples} clean images, fused score {calibration.fusion_samples}",
         "levels": ", ".join(f"{name} {alpha:.1%}" for name, alpha in calibration.levels.items()),
     }
+    packages = sorted({f"{one.package.name} {one.package.version}" for one in manifest.detectors if one.package})
+    if packages:
+        lines["packages"] = ", ".join(packages)
     for name, line in lines.items():
         console.print(f"{name:12}{line}", soft_wrap=True, markup=False)
     table = Table(title="detectors", title_justify="left")

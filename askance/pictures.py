@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 
 def auroc_picture(auroc: Mapping[str, Mapping[str, float]], emphasised: str) -> str:
-    """AUROC by attack, a mark for each scorer, as an HTML image; empty without matplotlib.
+    """AUROC by attack, a mark for each scorer, as an HTML image; empty without matplotlib, or without attacks.
 
     Args:
         auroc: {attack: {scorer: AUROC}}.
         emphasised: the scorer whose marks stand out.
     """
+    if not auroc:
+        return ""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -27,8 +29,7 @@ def auroc_picture(auroc: Mapping[str, Mapping[str, float]], emphasised: str) -> 
         stands_out = scorer == emphasised
         axes.scatter(values, rows, s=50 if stands_out else 16, marker="D" if stands_out else "o", label=scorer)
     axes.set(yticks=range(len(auroc)), yticklabels=list(auroc), xlabel="AUROC", ylim=(len(auroc) - 0.5, -0.5))
-    if scorers:
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return f"<img alt='AUROC by attack' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"

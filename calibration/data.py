@@ -10,7 +10,7 @@ import torch
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.images import Images
 from askance.calibration.sources import pools_of
-from askance.errors import DataError
+from askance.errors import DataError, did_you_mean
 
 
 def load_pools(config: DataConfig) -> dict[str, Images]:
@@ -34,7 +34,7 @@ def load_pools(config: DataConfig) -> dict[str, Images]:
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}
 
 
-_SLICE = re.compile(r"^(train|test)(?:\[(\d*):(\d*)\])?$")
+_SLICE = re.compile(r"^(\w+)(?:\[(\d*):(\d*)\])?$")
 
 
 def resolve(text: str, pools: dict[str, Images]) -> tuple[str, range]:
@@ -48,7 +48,7 @@ def resolve(text: str, pools: dict[str, Images]) -> tuple[str, range]:
         raise DataError(f"split {text!r} is not of the form train[:1000], test[500:] or train")
     name, first, last = match.groups()
     if name not in pools:
-        raise DataError(f"split {text!r}: this data source has no pool {name!r}, only {', '.join(pools)}")
+        raise DataError(f"split {text!r}: this data source has no pool {name!r}: {did_you_mean(name, pools)}")
     count = len(pools[name])
     positions = range(int(first or 0), int(last) if last else count)
     if positions.stop > count or len(positions) == 0:

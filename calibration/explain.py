@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from askance.errors import did_you_mean
+from askance.errors import did_you_mean, unknown_choice
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -25,6 +25,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}.kind: unknown {first['ctx']['tag']!r}: {did_you_mean(first['ctx']['tag'], known)}"
     if first["type"] == "union_tag_not_found":
         return f"the key {key + '.kind'!r} is missing"
+    if (unknown := unknown_choice(first)) is not None:
+        return f"{key}: {unknown}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if isinstance(first["input"], dict) else f", got {first['input']!r}")
 

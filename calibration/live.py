@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from askance.calibration.attacks import Attack
-from askance.calibration.config import Settings
+from askance.calibration.config import EvaluationConfig, Settings
 from askance.calibration.explain import explain
 from askance.calibration.images import Images
 from askance.calibration.inputs import CalibrationInputs, checked
@@ -25,7 +26,7 @@ from askance.classifiers.loading import load_strictly
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import ConfigError
+from askance.errors import ConfigError, did_you_mean
 from askance.evaluation import Evaluation
 
 Data = LabelledImages | Mapping[str, LabelledImages]
@@ -81,6 +82,7 @@ def calibrate(
     Raises:
         AskanceError: the classifier, the data or the options cannot be used, or `out` exists.
     """
+    _refuse_unknown(evaluation, calibrate)
     path = Path(out)
     refuse_existing(path)
     own = copy.deepcopy(classifier).eval()  # the caller's stays as it is
@@ -129,6 +131,7 @@ def evaluate(
     Raises:
         AskanceError: the bundle, the data or the attacks cannot be used.
     """
+    _refuse_unknown(evaluation, evaluate)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     entry = opened.manifest.classifier
     weights = opened.tensors(entry.file)
@@ -150,6 +153,15 @@ def evaluate(
     inputs = _inputs(settings, module, weights, splits, entry.preprocessing)
     factory = entry.factory if classifier is None else None
     return evaluate_inputs(opened, checked(replace(inputs, factory=factory, arguments=entry.arguments)))
+
+
+def _refuse_unknown(evaluation: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Raise ConfigError for a keyword that is neither the function's nor the evaluation's."""
+    of_evaluation = [name for name in EvaluationConfig.model_fields if name != "attacks"]
+    known = [*(name for name in signature(function).parameters if name != "evaluation"), *of_evaluation]
+    for name in evaluation:
+        if name not in of_evaluation:
+            raise ConfigError(f"unknown argument {name!r}: {did_you_mean(name, known)}")
 
 
 def _inputs(

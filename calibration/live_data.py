@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from askance.calibration.images import Images, make_images
-from askance.errors import DataError
+from askance.errors import DataError, did_you_mean
 from askance.images import is_picture, planes_of
 
 LabelledImages = Dataset[Any] | DataLoader[Any] | tuple[Any, Any]
@@ -38,11 +38,11 @@ def splits_of(
         DataError: a split is missing or unknown, images are of several sizes, or labels are out of range.
     """
     if isinstance(data, Mapping):
-        missing = [name for name in REQUIRED if name not in data]
-        unknown = [name for name in data if name not in (*REQUIRED, *OPTIONAL)]
-        if missing or unknown:
-            wrong = f"no split {missing[0]!r}" if missing else f"an unknown split {unknown[0]!r}"
-            raise DataError(f"data has {wrong}: expected {', '.join(REQUIRED)}, and held_out if there is one")
+        known = (*REQUIRED, *OPTIONAL)
+        if unknown := [name for name in data if name not in known]:
+            raise DataError(f"data has an unknown split {unknown[0]!r}: {did_you_mean(str(unknown[0]), known)}")
+        if missing := [name for name in REQUIRED if name not in data]:
+            raise DataError(f"data has no split {missing[0]!r}: it needs {', '.join(REQUIRED)}; held_out is optional")
         found = {name: images_of(one, class_names, name) for name, one in data.items()}
         classes = {images.classes for images in found.values()}
         if len(classes) > 1:

@@ -34,7 +34,7 @@ from askance.detectors.manifest import (
 )
 from askance.detectors.registry import DETECTORS, unfitted
 from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
-from askance.errors import AskanceError, BundleError
+from askance.errors import AskanceError, BundleError, listed
 from askance.evaluation import Evaluation
 from askance.notebook import table as html_table
 
@@ -229,15 +229,15 @@ class Bundle:
         lines = [
             ("bundle", self.manifest.id[:12]),
             ("created", self.manifest.created),
-            ("classifier", f"{entry.name} ({entry.factory})"),
+            ("classifier", f"{entry.name} ({entry.factory or 'no factory'})"),
             ("input", " x ".join(map(str, entry.preprocessing.shape))),
-            ("classes", ", ".join(entry.class_names)),
+            ("classes", listed(entry.class_names)),
             ("calibrated on", f"{calibration.samples} clean images, fused score on {calibration.fusion_samples}"),
         ]
         levels = dict(calibration.levels.items())
         rows = [(name, *(f"{above[level]:.4g}" for level in levels)) for name, above in calibration.thresholds.items()]
         head = ("flags above", *(f"{level} ({target:.1%})" for level, target in levels.items()))
-        return f"<div>{html_table(('', ''), lines)}{html_table(head, rows)}</div>"
+        return f"<div>{html_table((), lines)}{html_table(head, rows)}</div>"
 
     def size(self, name: str) -> int:
         """Bytes of one file."""

@@ -1,6 +1,6 @@
 """A classifier of your own, from training to a served bundle, by a config: python examples/own_classifier.py FOLDER.
 
-What a server loads must be importable: here `own_classifier:build`, found where this file is (set PYTHONPATH so).
+What a server loads must be importable: here `own_classifier:build`, found where this file is, so PYTHONPATH names that.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def build(width: int) -> nn.Module:
 
 
 def main(folder: Path) -> None:
-    """Write data, trained weights and the config; then the commands."""
+    """Write data, trained weights and the config; print the commands that go on from there."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
@@ -91,7 +91,10 @@ def main(folder: Path) -> None:
         optimizer.step()
     save_file(classifier.state_dict(), folder / "own.safetensors")
     (folder / "own.toml").write_text(CONFIG, encoding="utf-8")
-    print(f"askance calibrate {folder}/own.toml --out {folder}/bundle && askance serve {folder}/bundle")
+    print(f"export PYTHONPATH={Path(__file__).resolve().parent}")
+    print(f"askance calibrate {folder}/own.toml --out {folder}/bundle")
+    print(f"askance inspect {folder}/bundle")
+    print(f"askance serve {folder}/bundle")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from askance.errors import ConfigError, did_you_mean
+from askance.errors import ConfigError, did_you_mean, unknown_choice
 from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
 from askance.service.guard.tls import TlsConfig
@@ -249,6 +249,8 @@ def _explained(error: ValidationError, path: Path | None, given: Mapping[str, An
     source = f"{path}: " if path is not None and name not in given else ""
     if first["type"] == "extra_forbidden":
         return f"{source}unknown setting {name!r}: {_hint(first['loc'])}"
+    if (unknown := unknown_choice(first)) is not None:
+        return f"{source}{name}: {unknown}"
     # where the token itself may stand, nothing of it is shown
     secret = isinstance(first["input"], dict) or "token_sha256" in first["loc"]
     got = "" if secret else f", got {first['input']!r}"

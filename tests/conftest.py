@@ -11,6 +11,7 @@ import pytest
 import torch
 from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
+from wheel_support import build_wheel
 
 from askance.service.observability.log import OWN, Ids
 
@@ -53,3 +54,8 @@ def trained() -> Trained:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     return run_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))

@@ -37,7 +37,9 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "message"),
     [
         (["srve"], "No such command 'srve'. Did you mean 'serve'"),
-        (["serve", "B", "--prot", "1"], "No such option: --prot"),
+        (["serve", "B", "--prot", "1"], "No such option '--prot': did you mean '--port'? known: --config, --host, "),
+        (["--verison"], "No such option '--verison': did you mean '--version'? known: --version, --help"),
+        (["token", "--xyzzy"], "No such option '--xyzzy': known: --help"),
         (["serve", "B", "--port", "many"], "Invalid value for '--port'"),
         (["calibrate", "configs/digits.toml"], "Missing option '--out'"),
         (["calibrate", "nowhere.toml", "--out", "B"], "cannot read the config nowhere.toml"),
@@ -51,7 +53,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["screen", "none.png", "--target", "localhost"], "expected HOST:PORT, got 'localhost'"),
         (["screen", "none.png", "--target", "http://localhost:1"], "expected HOST:PORT, got 'http://localhost:1'"),
         (["screen", __file__, "--target", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
-        (["calibrate", "nowhere.toml", "--out", "B", "--resum"], "No such option: --resum"),
+        (["calibrate", "nowhere.toml", "--out", "B", "--resum"], "No such option '--resum': did you mean '--resume'"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )

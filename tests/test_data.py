@@ -88,7 +88,8 @@ def test_splits_are_slices_of_the_shuffled_pool() -> None:
         ({"held_out": "train[99:150]"}, "train .* and held_out .* overlap"),
         ({"evaluate": "train[450:5000]"}, "is empty or beyond the 1797 images of the pool 'train'"),
         ({"evaluate": "train[500:500]"}, "is empty or beyond"),
-        ({"evaluate": "test"}, "this data source has no pool 'test', only train"),
+        ({"evaluate": "test"}, "this data source has no pool 'test': known: train"),
+        ({"evaluate": "trian[5:]"}, r"this data source has no pool 'trian': did you mean 'train'\?"),
         ({"evaluate": "train[a:b]"}, r"is not of the form train\[:1000\]"),
     ],
 )
@@ -100,7 +101,12 @@ def test_splits_that_cannot_be(changes: dict[str, str], message: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("digits", "unknown data source 'digits': sklearn:digits, torchvision:NAME, npz:PATH or folder:PATH"),
+        (
+            "digits",
+            "unknown data source 'digits': known: sklearn, torchvision, npz, folder; spelt sklearn:digits, "
+            "torchvision:NAME, npz:PATH or folder:PATH",
+        ),
+        ("skleran:digits", "unknown data source 'skleran:digits': did you mean 'sklearn'?"),
         ("sklearn:iris", "scikit-learn's only one here is sklearn:digits"),
         ("torchvision:MINST", "unknown torchvision data set 'MINST': did you mean 'MNIST'?"),
         ("torchvision:MNIST", "needs ASKANCE_DATA"),

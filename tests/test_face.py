@@ -35,8 +35,9 @@ def test_all_is_what_is_exported() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'askance' has no attribute 'Scren'"):
-        _ = askance.Scren
+    with pytest.raises(AttributeError, match=r"module 'askance' has no attribute 'opne': did you mean 'open'\?"):
+        _ = askance.opne
+    assert not hasattr(askance, "Scren")
 
 
 def test_a_star_import_gives_all() -> None:

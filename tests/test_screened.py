@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from askance import Answer, BundleError, ConfigError, DataError, Verdict
 from askance.answers import BLOCKED, Prediction, Screening
 from askance.classifiers.images import ImageError
 from askance.errors import ScreenError
+from askance.evaluation import AttackFigures, ClassifierFigures
 from askance.images import planes_of
 
 
@@ -140,8 +142,34 @@ def test_what_a_notebook_shows(screen: askance.ScreenedClassifier) -> None:
     blocked = Answer(None, Verdict.BLOCKED, reason=BLOCKED)._repr_html_()
     assert "no prediction" in blocked
     assert BLOCKED in blocked
-    assert "<script>" not in Answer(Prediction(0, "<script>", (1.0,)), Verdict.CLEAN)._repr_html_()
     assert screen.bundle.manifest.id[:12] in screen._repr_html_()
+    assert screen._repr_html_() == screen.bundle._repr_html_()
+
+
+TAG = "<b>&</b>"
+SHOWN = "&lt;b&gt;&amp;&lt;/b&gt;"
+
+
+def test_a_notebook_shows_names_and_runs_none(screen: askance.ScreenedClassifier) -> None:
+    """Class names, reasons and names of attacks are text, whatever is in them."""
+    answer = Answer(Prediction(0, TAG, (1.0,)), Verdict.CLEAN, reason=TAG)._repr_html_()
+    assert answer == f"<div><b>{SHOWN} (100.0%)</b> <b style='color:#2a7f3f'>CLEAN</b> <i>{SHOWN}</i></div>"
+    entry = screen.bundle.manifest.classifier.model_copy(update={"class_names": (TAG, "bee"), "name": TAG})
+    manifest = screen.bundle.manifest.model_copy(update={"classifier": entry})
+    bundle = replace(screen.bundle, manifest=manifest)._repr_html_()
+    assert f">{SHOWN}, bee</td>" in bundle
+    assert f">{SHOWN} (service_support:TinyClassifier)</td>" in bundle
+    classifier = ClassifierFigures(accuracy=1.0, images=3)
+    attacks = {TAG: AttackFigures(attempted=5, successful=3)}
+    evaluation = askance.Evaluation(classifier=classifier, attacks=attacks, auroc={TAG: {"fused": 0.9}})._repr_html_()
+    assert f">{SHOWN}</td>" in evaluation
+    assert all(TAG not in html for html in (answer, bundle, evaluation))
+
+
+def test_a_notebook_shows_an_evaluation_without_attacks_that_succeeded() -> None:
+    html = askance.Evaluation(classifier=ClassifierFigures(accuracy=1.0, images=3))._repr_html_()
+    assert "<img" not in html
+    assert "AUROC" in html
 
 
 def test_an_answer_is_json_without_what_is_not_there(screen: askance.ScreenedClassifier) -> None:

@@ -78,9 +78,10 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
             r"access.clients.0: value error, a client is known by token_sha256",
         ),
         (
-            "[access]\nanonymous = ['root']",
-            r"access.anonymous.0: input should be 'predict', 'scores', 'explan",
+            "[access]\nanonymous = ['scors']",
+            r"access.anonymous.0: unknown 'scors': did you mean 'scores'\? known: predict, scores, explan",
         ),
+        ("[verdicts]\npolicy = 'blok'", r"verdicts.policy: unknown 'blok': did you mean 'block'\?"),
         ("port = ", r"server.toml is not TOML: Invalid value \(at"),
     ],
 )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from service_support import publish_tiny
+from wheel_support import Users, new_users
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {
@@ -36,43 +33,13 @@ class TinyClassifier(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "-w", str(folder), str(ROOT)], check=True, capture_output=True)
-    (found,) = folder.glob("askance-*.whl")
-    return found
-
-
-@dataclass(frozen=True)
-class Users:
-    """A user's folder with packages of their own, and an environment in which the wheel is installed."""
-
-    folder: Path
-    interpreter: Path
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the environment's Python in the folder, whose own packages come first."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder)}
-        command = [str(self.interpreter), *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=240
-        )
-
-
-@pytest.fixture(scope="module")
 def users(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Users:
-    """The wheel in an environment of its own; what it depends on is taken from this one."""
-    folder, home = tmp_path_factory.mktemp("users"), tmp_path_factory.mktemp("environment")
-    venv.create(home)
-    (packages,) = home.glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--target", str(packages), str(wheel)], check=True, capture_output=True)
+    """A user with packages called as parts of ours are."""
+    folder = tmp_path_factory.mktemp("users")
     for name, content in OWN.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
-    return Users(folder, home / "bin" / "python")
+    return new_users(wheel, folder, tmp_path_factory.mktemp("environment"))
 
 
 def test_it_claims_one_name_and_brings_everything(wheel: Path) -> None:
@@ -146,9 +113,26 @@ USERS_FILE = '''
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import askance
 from askance import Answer, Verdict
+
+
+def publish(classifier: nn.Module, data: Dataset[tuple[Tensor, int]], arrays: tuple[Tensor, Tensor]) -> float:
+    """From a live classifier to a bundle's figures."""
+    bundle: askance.Bundle = askance.calibrate(
+        classifier,
+        {"fit": data, "calibrate": arrays, "fuse": arrays, "evaluate": data},
+        out=Path("bundle"),
+        mean=(0.5,),
+        std=(0.5,),
+        detectors={"self_organizing_map": {"map_layers": ["fc"]}},
+        attacks=[{"name": "pgd", "kind": "pgd", "epsilon": "8/255"}],
+    )
+    evaluation: askance.Evaluation = bundle.evaluation()
+    return evaluation.auroc["pgd"]["fused"] - evaluation.clean_flag_rate["suspect"]
 
 
 def judge(folder: Path) -> list[str]:
@@ -165,7 +149,7 @@ def judge(folder: Path) -> list[str]:
 
 
 def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
-    """mypy strict finds our types, and finds a mistake."""
+    """mypy strict finds our types in the face and in what a package of one's own derives from, and finds a mistake."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(USERS_FILE)
     bad.write_text(
@@ -175,6 +159,7 @@ def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
     command += ["--python-executable", str(users.interpreter), str(good), str(bad)]
+    command += map(str, (ROOT / "examples" / "own_detector").glob("*.py"))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert len(errors) == 1, done.stdout

@@ -10,7 +10,7 @@ from askance.calibration.sources.npz import Npz
 from askance.calibration.sources.sklearn import Sklearn
 from askance.calibration.sources.source import Pools, Source, located
 from askance.calibration.sources.torchvision import Torchvision
-from askance.errors import DataError
+from askance.errors import DataError, did_you_mean
 from askance.plugins import Family
 
 SOURCES: Family[Source] = Family(
@@ -41,7 +41,9 @@ def pools_of(source: str) -> Pools:
     kind, _, what = source.partition(":")
     if kind not in SOURCES or not what:
         *first, last = (known.spelling for known in SOURCES.values())
-        raise DataError(f"unknown data source {source!r}: {', '.join(first)} or {last}")
+        raise DataError(
+            f"unknown data source {source!r}: {did_you_mean(kind, SOURCES)}; spelt {', '.join(first)} or {last}"
+        )
     return SOURCES[kind].load(what)
 
 
