@@ -36,7 +36,8 @@ def _hint(name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> st
     hint = did_you_mean(name, [known for m in models for known in m.model_fields])
     elsewhere = sorted({path for path in _paths(root) if path.rpartition(".")[2] == name})
     if elsewhere and not hint.startswith("did you mean"):
-        return f"did you mean {' or '.join(map(repr, elsewhere))}? {hint}"
+        named = [repr(path) if "." in path else f"{path!r} at the top level" for path in elsewhere]
+        return f"did you mean {' or '.join(named)}? {hint}"
     return hint
 
 

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from askance.errors import ConfigError, did_you_mean, unknown_choice
+from askance.errors import ConfigError, did_you_mean, listed, unknown_choice
 from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
+ELSEWHERE_CUTOFF = 0.8  # how alike a misspelt setting must be to one of another table
 MEBIBYTE = 1024 * 1024
 
 
@@ -244,11 +245,14 @@ def _look_beside(folder: Path, content: dict[str, Any]) -> None:
 
 def _explained(error: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:
     """The first thing wrong, in one line."""
-    first = error.errors()[0]
+    # a misspelt setting that is required is two errors, missing and unknown: the second is the one that helps
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"])
     source = f"{path}: " if path is not None and name not in given else ""
     if first["type"] == "extra_forbidden":
         return f"{source}unknown setting {name!r}: {_hint(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{source}the setting {name!r} is missing"
     if (unknown := unknown_choice(first)) is not None:
         return f"{source}{name}: {unknown}"
     # where the token itself may stand, nothing of it is shown
@@ -260,16 +264,15 @@ def _explained(error: ValidationError, path: Path | None, given: Mapping[str, An
 def _hint(where: tuple[int | str, ...]) -> str:
     """What may have been meant: a setting of the same table, or one that stands in another."""
     *table, leaf = [part for part in where if isinstance(part, str)]
-    known = dict(_settings(ServerConfig))
+    known = [name for name, _ in _settings(ServerConfig)]
     here = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == ".".join(table)]
-    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
-    if not elsewhere and not difflib.get_close_matches(str(leaf), here, n=1):
-        leaves = {name.rpartition(".")[2]: name for name in known}
-        near = difflib.get_close_matches(str(leaf), leaves, n=1, cutoff=0.7)
-        elsewhere = [leaves[near[0]]] if near else []
-    if elsewhere:
-        return f"did you mean {elsewhere[0]}? it stands in a table of its own"
-    return did_you_mean(str(leaf), here)
+    if not difflib.get_close_matches(leaf, here, n=1, cutoff=ELSEWHERE_CUTOFF):
+        # by its own name, or by its table's and its own: inference_threads
+        elsewhere = {spelt: name for name in known for spelt in (name.rpartition(".")[2], name.replace(".", "_"))}
+        near = difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=ELSEWHERE_CUTOFF)
+        if near and (found := elsewhere[near[0]]).partition(".")[0] != ".".join(table):
+            return f"did you mean {found!r}? known here: {listed(here)}"
+    return did_you_mean(leaf, here)
 
 
 def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

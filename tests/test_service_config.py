@@ -56,10 +56,16 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ("prot = 3", r"server.toml: unknown setting 'prot': did you mean 'port'\? known: host, port, "),
         (
             "queue_size = 3",
-            r"server.toml: unknown setting 'queue_size': did you mean limits.queue_size\? it stands",
+            r"server.toml: unknown setting 'queue_size': did you mean 'limits.queue_size'\? known here: host",
         ),
-        ("qeue_size = 3", r"server.toml: unknown setting 'qeue_size': did you mean limits.queue_size\? it stands"),
-        ("[limits]\nmax_batch = 3", r"unknown setting 'limits.max_batch': did you mean inference.max_batch\?"),
+        (
+            "qeue_size = 3",
+            r"server.toml: unknown setting 'qeue_size': did you mean 'limits.queue_size'\? known here: host",
+        ),
+        ("inference_threads = 3", r"unknown setting 'inference_threads': did you mean 'inference.threads'\?"),
+        ("[tls]\ncertifcate = 'x'", r"unknown setting 'tls.certifcate': did you mean 'certificate'\?"),
+        ("[tls]\ncertificate = 'x'", r"server.toml: the setting 'tls.key' is missing"),
+        ("[limits]\nmax_batch = 3", r"unknown setting 'limits.max_batch': did you mean 'inference.max_batch'\?"),
         ("port = 70000", r"server.toml: port: input should be less than or equal to 65535, got 70000"),
         (
             "[inference]\nmax_batch = 'x'",
