@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from service_support import encoded, noise, tiny_screen, untypical
+from service_support import encoded, noise, publish_tiny, tiny_screen, untypical
 from toy import Whole, whole
 
 from askance.answers import Answer
+from askance.service.launch import launched
 
 IMAGES = np.stack([noise(1), noise(2), untypical(), noise(4)])
 SERVER = f"""
@@ -68,3 +72,27 @@ def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
         assert found["score"][i] == pytest.approx([one.fused.score], rel=1e-4)
         assert found["p_values"][i] == [word.p_value for word in one.detectors]
         assert found["scores"][i] == pytest.approx([word.score for word in one.detectors], rel=1e-4, abs=1e-5)
+
+
+def triton_found(checks: Path, folder: Path, port: str) -> dict[str, Any]:
+    """What tritonclient got, in a process of its own, from a server in another, by its port of that name.
+
+    Args:
+        checks: the program: HOST:PORT MODEL FILE.npz.
+        folder: for the bundle, whose id is in the result, and the images.
+        port: "port" or "rest_port".
+    """
+    bundle_id = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
+    write_images(folder / "images.npz")
+    with launched(["-c", SERVER, str(folder / "bundle")]) as serving:
+        target = f"{serving.host}:{getattr(serving, port)}"
+        done = subprocess.run(
+            [sys.executable, str(checks), target, "tiny", str(folder / "images.npz")],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found | {"bundle": bundle_id}

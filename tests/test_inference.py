@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_support import IMAGES, SERVER, answers, assert_rows, expected, write_images
+from inference_support import IMAGES, answers, assert_rows, expected, triton_found
 from PIL import Image
 from service_support import (
     CLASSES,
@@ -27,7 +25,6 @@ from service_support import (
     config,
     encoded,
     marked,
-    publish_tiny,
     running,
     status_of,
     tiny_screen,
@@ -38,7 +35,6 @@ from toy import Whole
 
 from askance.service.errors import Code, StatusError
 from askance.service.guard.admission import State
-from askance.service.launch import launched
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
 from askance.service.protocols import METHODS, PROTOCOLS, SERVICES
@@ -52,20 +48,7 @@ CHECKS = Path(__file__).with_name("triton_checks.py")
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What tritonclient got, in a process of its own, from a server in another."""
-    folder = tmp_path_factory.mktemp("triton")
-    bundle_id = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
-    write_images(folder / "images.npz")
-    with launched(["-c", SERVER, str(folder / "bundle")]) as serving:
-        done = subprocess.run(
-            [sys.executable, str(CHECKS), serving.target, "tiny", str(folder / "images.npz")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"bundle": bundle_id}
+    return triton_found(CHECKS, tmp_path_factory.mktemp("triton"), "port")
 
 
 def test_tritonclient_finds_the_server_and_the_model(triton: dict[str, Any]) -> None:

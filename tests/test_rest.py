@@ -10,7 +10,6 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from inference_support import IMAGES, SERVER, assert_rows, expected, write_images
+from inference_support import IMAGES, SERVER, assert_rows, expected, triton_found
 from PIL import Image
 from rest_support import INFER, LENGTH, Reply, as_binary, as_json, ask, binary_images
 from service_support import (
@@ -54,20 +53,7 @@ KINDS = ("uint8", "fp32", "encoded", "json", "json_fp32", "async")
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What tritonclient got, in a process of its own, from a server in another."""
-    folder = tmp_path_factory.mktemp("triton-rest")
-    bundle_id = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
-    write_images(folder / "images.npz")
-    with launched(["-c", SERVER, str(folder / "bundle")]) as serving:
-        done = subprocess.run(
-            [sys.executable, str(CHECKS), f"127.0.0.1:{serving.rest_port}", "tiny", str(folder / "images.npz")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"bundle": bundle_id}
+    return triton_found(CHECKS, tmp_path_factory.mktemp("triton-rest"), "rest_port")
 
 
 def test_tritonclient_finds_the_server_and_the_model(triton: dict[str, Any]) -> None:

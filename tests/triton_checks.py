@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from triton_support import OUTPUTS, load, refusals, refused, rows, spoilt, state
 from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import InferenceServerException
-
-OUTPUTS = ("label", "index", "probabilities", "verdict", "p_value", "score", "p_values", "scores", "error")
 
 
 def inputs_of(name: str, values: Any, datatype: str, *, raw: bool = True) -> list[Any]:
@@ -27,44 +25,21 @@ def inputs_of(name: str, values: Any, datatype: str, *, raw: bool = True) -> lis
 
 
 def plain(result: Any, names: tuple[str, ...] = OUTPUTS) -> dict[str, Any]:
-    """Arrays as lists, bytes as text."""
-    found = {name: result.as_numpy(name) for name in names}
-    content = {
-        name: None
-        if array is None
-        else [[x.decode() if isinstance(x, bytes) else x for x in row] for row in array.tolist()]
-        for name, array in found.items()
-    }
+    """All outputs, and what goes with them."""
     response = result.get_response()
+    content = {name: rows(result.as_numpy(name)) for name in names}
     return content | {"id": response.id, "bundle_id": response.parameters["bundle_id"].string_param}
-
-
-def refused(call: Any) -> list[str]:
-    try:
-        call()
-    except InferenceServerException as error:
-        return [str(error.status()), str(error.message())]
-    raise AssertionError("the call succeeded")
 
 
 def sync_checks(client: Any, model: str, images: Any, files: Any) -> dict[str, Any]:
     floats = (images / 255).astype(np.float32)
-    spoiled = floats.copy()
-    spoiled[1, 0, 0, 0] = np.nan
     some = [triton.InferRequestedOutput(name) for name in ("verdict", "explanation", "p_value")]
 
     def infer(name: str, values: Any, datatype: str, **more: Any) -> Any:
         return client.infer(more.pop("model", model), inputs_of(name, values, datatype), **more)
 
     subset = infer("image", images, "UINT8", outputs=some)
-    return {
-        "live": client.is_server_live(),
-        "ready": client.is_server_ready(),
-        "model_ready": [
-            client.is_model_ready(model),
-            client.is_model_ready("another"),
-            client.is_model_ready(model, "12"),
-        ],
+    return state(client, model) | {
         "server": client.get_server_metadata(as_json=True),
         "metadata": client.get_model_metadata(model, as_json=True),
         "config": client.get_model_config(model, as_json=True),
@@ -74,20 +49,10 @@ def sync_checks(client: Any, model: str, images: Any, files: Any) -> dict[str, A
         "encoded": plain(infer("encoded", files, "BYTES")),
         "subset": plain(subset, ("verdict", "explanation", "p_value")),
         "subset_names": [output.name for output in subset.get_response().outputs],
-        "spoiled": plain(infer("image", spoiled, "FP32")),
+        "spoiled": plain(infer("image", spoilt(images), "FP32")),
         "statistics": client.get_inference_statistics(model, as_json=True),
-        "refused": {
-            "shape": refused(lambda: infer("image", images[:, :, :4], "UINT8")),
-            "datatype": refused(lambda: infer("image", floats.astype(np.float64), "FP64")),
-            "name": refused(lambda: infer("pixels", images, "UINT8")),
-            "model": refused(lambda: infer("image", images, "UINT8", model="another")),
-            "version": refused(lambda: infer("image", images, "UINT8", model_version="12")),
-            "output": refused(lambda: infer("image", images, "UINT8", outputs=[triton.InferRequestedOutput("logits")])),
-            "batch": refused(lambda: infer("image", np.repeat(images, 100, axis=0), "UINT8")),
-            "only_nan": refused(lambda: infer("image", spoiled[1:2], "FP32")),
-            "shared_memory": refused(client.get_system_shared_memory_status),
-            "deadline": refused(lambda: infer("image", images, "UINT8", client_timeout=1e-6)),
-        },
+        "refused": refusals(client, infer, triton.InferRequestedOutput, images)
+        | {"deadline": refused(lambda: infer("image", images, "UINT8", client_timeout=1e-6))},
     }
 
 
@@ -137,11 +102,7 @@ def protocol() -> dict[str, Any]:
 
 
 def main(target: str, model: str, path: str) -> None:
-    content = np.load(path)
-    images, lengths = content["images"], content["lengths"]
-    ends = np.cumsum(lengths)
-    pieces = [content["files"][end - n : end].tobytes() for n, end in zip(lengths, ends, strict=True)]
-    files = np.array(pieces, dtype=object)[:, None]
+    images, files = load(path)
     with triton.InferenceServerClient(target) as client:
         found = sync_checks(client, model, images, files) | {"stream": stream_checks(client, model, images)}
     found["protocol"] = protocol()

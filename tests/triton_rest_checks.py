@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from tritonclient.utils import InferenceServerException
-
-OUTPUTS = ("label", "index", "probabilities", "verdict", "p_value", "score", "p_values", "scores", "error")
+from triton_support import OUTPUTS, load, refusals, refused, rows, spoilt, state
 
 
 def inputs_of(name: str, values: Any, datatype: str, *, binary: bool = True) -> list[Any]:
@@ -24,31 +22,15 @@ def inputs_of(name: str, values: Any, datatype: str, *, binary: bool = True) -> 
     return [tensor]
 
 
-def words(result: Any, name: str) -> list[list[Any]]:
-    """An array's rows, bytes as text."""
-    rows = [] if (array := result.as_numpy(name)) is None else array.tolist()
-    return [[x.decode() if isinstance(x, bytes) else x for x in row] for row in rows]
-
-
 def plain(result: Any, names: tuple[str, ...] = OUTPUTS) -> dict[str, Any]:
     """All outputs, and what goes with them."""
-    content: dict[str, Any] = {name: words(result, name) for name in names}
+    content: dict[str, Any] = {name: rows(result.as_numpy(name)) for name in names}
     response = result.get_response()
     return content | {"id": response.get("id", ""), "bundle_id": response["parameters"]["bundle_id"]}
 
 
-def refused(call: Any) -> list[str]:
-    try:
-        call()
-    except InferenceServerException as error:
-        return [str(error.status()), str(error.message())]
-    raise AssertionError("the call succeeded")
-
-
 def sync_checks(client: Any, model: str, images: Any, files: Any) -> dict[str, Any]:
     floats = (images / 255).astype(np.float32)
-    spoiled = floats.copy()
-    spoiled[1, 0, 0, 0] = np.nan
     as_json = [triton.InferRequestedOutput(name, binary_data=False) for name in OUTPUTS]
     some = [triton.InferRequestedOutput(name) for name in ("verdict", "explanation", "p_value")]
     top = [triton.InferRequestedOutput("probabilities", class_count=2)]
@@ -59,14 +41,7 @@ def sync_checks(client: Any, model: str, images: Any, files: Any) -> dict[str, A
         return client.infer(more.pop("model", model), inputs_of(name, values, datatype, binary=binary), **more)
 
     subset = infer("image", images, "UINT8", outputs=some)
-    return {
-        "live": client.is_server_live(),
-        "ready": client.is_server_ready(),
-        "model_ready": [
-            client.is_model_ready(model),
-            client.is_model_ready("another"),
-            client.is_model_ready(model, "12"),
-        ],
+    return state(client, model) | {
         "server": client.get_server_metadata(),
         "metadata": client.get_model_metadata(model),
         "config": client.get_model_config(model),
@@ -78,24 +53,16 @@ def sync_checks(client: Any, model: str, images: Any, files: Any) -> dict[str, A
         "json_fp32": plain(infer("image", floats, "FP32", binary=False, outputs=as_json)),
         "subset": plain(subset, ("verdict", "explanation", "p_value")),
         "subset_names": [output["name"] for output in subset.get_response()["outputs"]],
-        "spoiled": plain(infer("image", spoiled, "FP32")),
+        "spoiled": plain(infer("image", spoilt(images), "FP32")),
         "classes": [
-            words(infer("image", images, "UINT8", outputs=asked), "probabilities") for asked in (top_json, top)
+            rows(infer("image", images, "UINT8", outputs=asked).as_numpy("probabilities")) for asked in (top_json, top)
         ],
         "async": plain(client.async_infer(model, inputs_of("image", images, "UINT8")).get_result()),
         "statistics": client.get_inference_statistics(model),
         "all_statistics": client.get_inference_statistics(),
-        "refused": {
-            "shape": refused(lambda: infer("image", images[:, :, :4], "UINT8")),
-            "datatype": refused(lambda: infer("image", floats.astype(np.float64), "FP64")),
-            "name": refused(lambda: infer("pixels", images, "UINT8")),
-            "model": refused(lambda: infer("image", images, "UINT8", model="another")),
-            "version": refused(lambda: infer("image", images, "UINT8", model_version="12")),
-            "output": refused(lambda: infer("image", images, "UINT8", outputs=[triton.InferRequestedOutput("logits")])),
-            "batch": refused(lambda: infer("image", np.repeat(images, 100, axis=0), "UINT8")),
-            "only_nan": refused(lambda: infer("image", spoiled[1:2], "FP32")),
+        "refused": refusals(client, infer, triton.InferRequestedOutput, images)
+        | {
             "compressed": refused(lambda: infer("image", images, "UINT8", request_compression_algorithm="gzip")),
-            "shared_memory": refused(client.get_system_shared_memory_status),
             "admin": refused(lambda: client.load_model(model)),
             "deadline": refused(lambda: infer("image", images, "UINT8", timeout=1)),
         },
@@ -117,11 +84,7 @@ async def asyncio_checks(target: str, model: str, images: Any) -> dict[str, Any]
 
 
 def main(target: str, model: str, path: str) -> None:
-    content = np.load(path)
-    images, lengths = content["images"], content["lengths"]
-    ends = np.cumsum(lengths)
-    pieces = [content["files"][end - n : end].tobytes() for n, end in zip(lengths, ends, strict=True)]
-    files = np.array(pieces, dtype=object)[:, None]
+    images, files = load(path)
     with triton.InferenceServerClient(target, concurrency=2) as client:
         found = sync_checks(client, model, images, files)
     found["asyncio"] = asyncio.run(asyncio_checks(target, model, images))
