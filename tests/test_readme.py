@@ -39,7 +39,7 @@ classifier.add_module("relu", nn.ReLU())
 classifier.add_module("fc", nn.Linear(12, 2))
 # two classes that are told by their brighter half, and a classifier that knows
 x = torch.rand(1600, 1, 4, 4) * 0.5
-y = torch.arange(1600) % 2
+y = torch.arange(1600) // 4 % 2  # of both in every fourth
 x[y == 0, :, :2] += 0.5
 x[y == 1, :, 2:] += 0.5
 optimizer = torch.optim.Adam(classifier.parameters(), lr=0.02)
