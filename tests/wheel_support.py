@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 def build_wheel(source: Path, folder: Path) -> Path:
     """The wheel of a source tree, in `folder`."""
+    shutil.rmtree(source / "build", ignore_errors=True)  # setuptools packs what an earlier build has left there
     command = [*PIP, "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
