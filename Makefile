@@ -11,8 +11,10 @@ export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data)
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
 
+# On two cores, file by file; PARALLEL= runs one after the other, as debuggers want it.
+PARALLEL ?= -n 2 --dist loadfile
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
