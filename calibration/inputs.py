@@ -61,7 +61,9 @@ class CalibrationInputs:
     @property
     def target(self) -> Target:
         """The classifier as attacks want it."""
-        return Target(self.factory, self.arguments, self.weights, self.preprocessing, self.classifier)
+        # a process of its own builds the classifier anew: ours may be under a Tap, whose hooks do not travel
+        live = self.classifier if self.factory is None else None
+        return Target(self.factory, self.arguments, self.weights, self.preprocessing, live)
 
 
 def load_inputs(config: Config) -> CalibrationInputs:

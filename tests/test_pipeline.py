@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -117,6 +118,15 @@ def test_the_bundle_screens_as_it_was_calibrated(digits_run: DigitsRun) -> None:
         assert len(scores) == 50
         for value in scores:
             assert (values - value).abs().min() < 1e-4 * (1 + abs(value))
+
+
+def test_the_classifier_travels_to_other_processes_while_it_is_tapped(digits_run: DigitsRun) -> None:
+    """Where there is much to attack, processes of their own do it, and the detectors' hooks are on meanwhile."""
+    inputs = load_inputs(digits_run.config)
+    pixels = inputs.splits["evaluate"][:5].pixels()
+    with inputs.stream("fit", *digits_run.bundle.screen(build_classifier).detectors.values()).tap:
+        travelled = pickle.loads(pickle.dumps(inputs.target)).build()
+        torch.testing.assert_close(travelled(pixels), inputs.target.build()(pixels), rtol=0, atol=0)
 
 
 def test_evaluating_the_bundle_again_gives_its_figures(digits_run: DigitsRun) -> None:
