@@ -58,6 +58,14 @@ JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=_in_a_folder),
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-factory",
+        metavar="MODULE:CALLABLE",
+        help="May be imported to build the bundle's classifier.",
+    ),
+]
 
 
 @app.command(short_help="The whole job on handwritten digits, in a minute.")
@@ -142,6 +150,7 @@ def serve(
     single_pass: Annotated[
         bool | None, typer.Option("--single-pass", help="Leave out detectors that need extra forward passes.")
     ] = None,
+    allow_factory: AllowOption = None,
     disclose: Annotated[
         bool, typer.Option("--disclose", help="Show scores and explanations to everyone, for trials.")
     ] = False,
@@ -160,6 +169,7 @@ def serve(
             "port": port,
             "rest_port": rest_port,
             "metrics_port": metrics_port,
+            "bundles.allowed_factories": allow_factory or None,
             "rollout.candidate": candidate,
             "inference.single_pass": single_pass,
             "access.anonymous": DISCLOSING if disclose else None,
@@ -213,17 +223,18 @@ def token() -> None:
 @app.command(short_help="What is in a bundle, and whether it is intact.")
 def inspect(
     bundle: BundleArgument,
+    allow_factory: AllowOption = None,
     json: JsonOption = None,
 ) -> None:
-    """What is in BUNDLE, and whether it is intact and can be served."""
-    from askance.classifiers import build_classifier
+    """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier is built for that."""
+    from askance.classifiers import trusting
     from askance.detectors.bundle import Bundle
     from askance.output import print_bundle, write_json
 
     opened = Bundle.open(bundle)
-    opened.screen(build_classifier).close()
     print_bundle(opened)
     write_json(json, opened.manifest.model_dump(mode="json"))
+    opened.screen(trusting(allow_factory or ())).close()
 
 
 @app.command(short_help="Copy the configs, .proto files and deploy/ that come along.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from askance.answers import Answer
-from askance.classifiers import build_classifier
+from askance.classifiers import trusting
 from askance.classifiers.images import decode, of_picture, of_planes
 from askance.classifiers.loading import load_strictly
 from askance.detectors.bundle import BuildClassifier, Bundle
@@ -31,6 +31,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     bundle: str | PathLike[str],
     *,
     classifier: nn.Module | None = None,
+    allowed_factories: Collection[str] = (),
     device: str | torch.device = "cpu",
     single_pass: bool = False,
 ) -> ScreenedClassifier:
@@ -39,19 +40,27 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     Args:
         bundle: its folder.
         classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's own weights.
+        allowed_factories: what builds the bundle's classifier and may be imported for that ("package.module:callable",
+            or "package.module"), beside the shipped ones and torchvision's.
         device: where the classifier and the detectors run.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
 
     Raises:
         BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
-        ConfigError: there is no such device, or the weights are not the module's.
+        ConfigError: there is no such device, the weights are not the module's, or the factory is not allowed.
 
     Example:
         >>> screen = askance.open("digits-bundle")  # doctest: +SKIP
         >>> screen("digit.png").verdict  # doctest: +SKIP
         <Verdict.CLEAN: 'CLEAN'>
     """
-    return ScreenedClassifier(Bundle.open(Path(bundle)), classifier=classifier, device=device, single_pass=single_pass)
+    return ScreenedClassifier(
+        Bundle.open(Path(bundle)),
+        classifier=classifier,
+        allowed_factories=allowed_factories,
+        device=device,
+        single_pass=single_pass,
+    )
 
 
 class ScreenedClassifier:
@@ -60,12 +69,13 @@ class ScreenedClassifier:
     Args:
         bundle: opened.
         classifier: as for `askance.open`.
+        allowed_factories: as for `askance.open`.
         device: as for `askance.open`.
         single_pass: as for `askance.open`.
 
     Raises:
         BundleError: a part of the bundle does not fit.
-        ConfigError: there is no such device, or the weights are not the module's.
+        ConfigError: there is no such device, the weights are not the module's, or the factory is not allowed.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class ScreenedClassifier:
         bundle: Bundle,
         *,
         classifier: nn.Module | None = None,
+        allowed_factories: Collection[str] = (),
         device: str | torch.device = "cpu",
         single_pass: bool = False,
     ) -> None:
@@ -84,7 +95,7 @@ class ScreenedClassifier:
             load_strictly(factory or type(own).__name__, own, weights)
             return own.eval()
 
-        build: BuildClassifier = build_classifier if classifier is None else use
+        build: BuildClassifier = trusting(allowed_factories) if classifier is None else use
 
         self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from os import PathLike
@@ -21,7 +21,7 @@ from askance.calibration.images import Images
 from askance.calibration.inputs import CalibrationInputs, checked
 from askance.calibration.live_data import LabelledImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
-from askance.classifiers import build_classifier
+from askance.classifiers import build_classifier, trusting
 from askance.classifiers.loading import load_strictly
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
@@ -111,6 +111,7 @@ def evaluate(
     *,
     attacks: Sequence[Attack | Mapping[str, Any]],
     classifier: nn.Module | None = None,
+    allowed_factories: Collection[str] = (),
     batch_size: int = 500,
     seed: int = 0,
     **evaluation: Any,
@@ -124,6 +125,7 @@ def evaluate(
         data: as for `calibrate`; the same set with the same seed is shared out as then.
         attacks: on the evaluation split.
         classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's weights.
+        allowed_factories: what builds the bundle's classifier and may be imported for that, as for `askance.open`.
         batch_size: images per forward pass.
         seed: of the shuffling, where `data` is one set.
         evaluation: more of a config's [evaluation].
@@ -136,7 +138,7 @@ def evaluate(
     entry = opened.manifest.classifier
     weights = opened.tensors(entry.file)
     if classifier is None:
-        module = build_classifier(entry.factory, entry.arguments, weights)
+        module = trusting(allowed_factories)(entry.factory, entry.arguments, weights)
     else:
         module = copy.deepcopy(classifier).eval()
         load_strictly(str(entry.factory), module, weights)

@@ -5,6 +5,7 @@ from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
 from askance.classifiers.loading import build_classifier, load_weights
 from askance.classifiers.resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
+from askance.classifiers.trust import trusting
 
 __all__ = [
     "AllConv",
@@ -17,4 +18,5 @@ __all__ = [
     "resnet32",
     "resnet44",
     "resnet56",
+    "trusting",
 ]

@@ -1,6 +1,7 @@
 """A classifier of your own, from training to a served bundle, by a config: python examples/own_classifier.py FOLDER.
 
-What a server loads must be importable: here `own_classifier:build`, found where this file is, so PYTHONPATH names that.
+What a server loads must be importable, here `own_classifier:build`, found where this file is, so PYTHONPATH names that;
+and because a bundle is data, whoever serves it says that this may be imported.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def main(folder: Path) -> None:
     (folder / "own.toml").write_text(CONFIG, encoding="utf-8")
     print(f"export PYTHONPATH={Path(__file__).resolve().parent}")
     print(f"askance calibrate {folder}/own.toml --out {folder}/bundle")
-    print(f"askance inspect {folder}/bundle")
-    print(f"askance serve {folder}/bundle")
+    print(f"askance inspect {folder}/bundle --allow-factory own_classifier:build")
+    print(f"askance serve {folder}/bundle --allow-factory own_classifier:build")
 
 
 if __name__ == "__main__":

@@ -129,6 +129,17 @@ class AccessConfig(_Table):
     clients: tuple[ClientConfig, ...] = ()
 
 
+class BundlesConfig(_Table):
+    """Which bundles are served.
+
+    Attributes:
+        allowed_factories: what builds a bundle's classifier, beside the shipped ones and torchvision's: import paths
+            ("package.module:callable"), or modules whole. A bundle that wants another is refused, nothing imported.
+    """
+
+    allowed_factories: tuple[str, ...] = ()
+
+
 class RolloutConfig(_Table):
     """How bundles take each other's place.
 
@@ -181,7 +192,7 @@ class ServerConfig(_Table):
         port: of gRPC; 0 takes a free one.
         rest_port: of the Open Inference Protocol over HTTP; 0 takes a free one, None serves none.
         metrics_port: of HTTP, for /metrics and /healthz; 0 takes a free one.
-        inference, limits, connections, verdicts, access, rollout, log, shutdown: tables.
+        bundles, inference, limits, connections, verdicts, access, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 
@@ -189,6 +200,7 @@ class ServerConfig(_Table):
     port: int = Field(default=8500, ge=0, le=65535)
     rest_port: int | None = Field(default=None, ge=0, le=65535)
     metrics_port: int = Field(default=9500, ge=0, le=65535)
+    bundles: BundlesConfig = BundlesConfig()
     inference: InferenceConfig = InferenceConfig()
     limits: LimitsConfig = LimitsConfig()
     connections: ConnectionsConfig = ConnectionsConfig()

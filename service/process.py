@@ -57,7 +57,9 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
 
 
 def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
-    return lambda: LoadedBundle.open(path, single_pass=config.inference.single_pass)
+    return lambda: LoadedBundle.open(
+        path, allowed_factories=config.bundles.allowed_factories, single_pass=config.inference.single_pass
+    )
 
 
 def run(

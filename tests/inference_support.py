@@ -25,7 +25,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from askance.__main__ import main
 ports = ["--port", "0", "--metrics-port", "0", "--rest-port", "0"]
-sys.argv = ["askance", "serve", *sys.argv[1:], *ports, "--disclose"]
+sys.argv = ["askance", "serve", *sys.argv[1:], *ports, "--disclose", "--allow-factory", "service_support"]
 main()
 """
 """A program that serves a bundle of the tests' own classifier on free ports."""

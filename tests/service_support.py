@@ -249,7 +249,7 @@ SERVE = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from askance.__main__ import main
-sys.argv = ["askance", "serve", *sys.argv[1:]]
+sys.argv = ["askance", "serve", *sys.argv[1:], "--allow-factory", "service_support"]
 main()
 """
 

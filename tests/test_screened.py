@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def screen(bundle: Path) -> askance.ScreenedClassifier:
-    return askance.open(bundle)
+    return askance.open(bundle, allowed_factories=["service_support"])
 
 
 def test_every_form_of_an_image_has_one_answer(screen: askance.ScreenedClassifier, tmp_path: Path) -> None:

@@ -280,7 +280,8 @@ PLAIN = """
 run(tiny_served, ServerConfig(port=0, metrics_port=0), lambda serving: print(serving, flush=True))
 """
 BUNDLE = """
-serve(Path(sys.argv[1]), ServerConfig(port=0, metrics_port=0), lambda serving: print(serving, flush=True))
+config = ServerConfig(port=0, metrics_port=0, bundles={"allowed_factories": ["service_support"]})
+serve(Path(sys.argv[1]), config, lambda serving: print(serving, flush=True))
 """
 
 

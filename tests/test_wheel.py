@@ -87,9 +87,10 @@ import askance
 from askance.service.launch import launched
 
 image = np.random.default_rng(1).integers(0, 256, (1, 8, 8), np.uint8)
-with askance.open("bundle") as screen:
+with askance.open("bundle", allowed_factories=["classifiers.tiny"]) as screen:
     direct = screen(image)
-arguments = ["-m", "askance", "serve", "bundle", "--port", "0", "--metrics-port", "0", "--disclose"]
+options = ["--port", "0", "--metrics-port", "0", "--disclose", "--allow-factory", "classifiers.tiny"]
+arguments = ["-m", "askance", "serve", "bundle", *options]
 with launched(arguments) as serving, askance.Client(serving.target) as client:
     remote = client.screen(image)
 assert remote.verdict is direct.verdict and remote.label == direct.label, (remote, direct)
