@@ -87,6 +87,8 @@ class ConnectionsConfig(_Table):
 
     Attributes:
         keepalive_seconds: an idle connection is pinged so often, so that dead ones are noticed.
+        min_ping_seconds: a client may ping as often as that, calls under way or not; one that does more often loses its
+            connection (gRPC's "too many pings").
         max_calls: the most calls of one connection under way; more of them wait at the client.
         max_idle_seconds: a connection without calls is closed after so long; 0 is never.
         max_age_seconds: a connection is closed after so long, its calls finished first, so that clients spread over the
@@ -94,6 +96,7 @@ class ConnectionsConfig(_Table):
     """
 
     keepalive_seconds: float = Field(default=60.0, ge=1)
+    min_ping_seconds: float = Field(default=10.0, gt=0)
     max_calls: int = Field(default=512, ge=1)
     max_idle_seconds: float = Field(default=0.0, ge=0)
     max_age_seconds: float = Field(default=0.0, ge=0)

@@ -38,6 +38,7 @@ QUIET_SECONDS = 0.05  # without a call until gRPC stops
 STRAGGLERS_SECONDS = 1.0  # the most that takes
 GRPC_STOP_GRACE_SECONDS = 1.0  # for answers to leave once every call is over; health watchers never end by themselves
 KEEPALIVE_ANSWER_MS = 20_000  # for a client to answer a ping
+PING_SLACK = 0.9  # pings do not arrive as evenly as they are sent
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -252,6 +253,7 @@ def _connection_options(connections: ConnectionsConfig, drain_seconds: float) ->
         ("grpc.keepalive_time_ms", round(1000 * connections.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(1000 * PING_SLACK * connections.min_ping_seconds)),
         ("grpc.max_concurrent_streams", connections.max_calls),
     ]
     if connections.max_idle_seconds:

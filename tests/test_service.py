@@ -41,6 +41,7 @@ from toy import Whole, whole
 from askance.detectors import Screen
 from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.pb.askance.v1 import screening_pb2_grpc
 
 VERDICTS = {"CLEAN": pb.CLEAN, "SUSPECT": pb.SUSPECT, "ADVERSARIAL": pb.ADVERSARIAL}
 
@@ -409,5 +410,33 @@ def test_a_generic_client_finds_and_calls_the_service_by_reflection() -> None:
             assert answer["requestId"] == "generic"
             assert answer["verdict"] == expected.verdict.value
             assert answer["prediction"]["name"] == expected.label
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("allowed", "lives"), [(0.5, True), (60.0, False)])
+def test_a_client_may_ping_on_an_idle_stream(allowed: float, lives: bool) -> None:
+    """As often as the setting says; gRPC ends the connection at the third ping that comes too early."""
+    options = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+
+    async def main() -> None:
+        async with (
+            running(settings=config(min_ping_seconds=allowed)) as service,
+            grpc.aio.insecure_channel(service.target, options=options) as channel,
+        ):
+            stub: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
+            stream = stub.ScreenStream()
+            await stream.write(request_of(noise(1)))
+            await stream.read()
+            ended = asyncio.ensure_future(stream.code())
+            done, _ = await asyncio.wait([ended], timeout=8)
+            if lives:
+                assert not done
+                await stream.write(request_of(noise(2)))
+                assert (await stream.read()).response.prediction.name
+            else:
+                assert await ended is grpc.StatusCode.UNAVAILABLE
+                assert await stream.details() == "Too many pings"
+            stream.cancel()
 
     asyncio.run(main())
