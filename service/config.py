@@ -151,7 +151,7 @@ class RolloutConfig(_Table):
             has answered, while the server has nothing better to do; None is none.
         keep_versions: how many bundles that were replaced still answer requests that name their version.
         watch_seconds: look so often whether another bundle stands where this one (or the candidate) was loaded from; 0
-            is never.
+            is never. What is refused is tried again after so long, then after twice as long, and so on.
     """
 
     candidate: Path | None = None

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from askance.service.server import Server
 logger = logging.getLogger(__name__)
 
 Stamp = tuple[Path, int, int]
+MOST_RETRY_SECONDS = 600.0  # between two attempts to load what was refused
 GARBAGE_THRESHOLDS = (
     10_000,
     20,
@@ -42,8 +44,8 @@ SWITCH_INTERVAL_SECONDS = (
 def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
     """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
 
-    A second signal ends the draining. SIGHUP loads the bundle anew, and so does a change of it where `watch_seconds` is
-    set.
+    A second signal ends the draining, and the process `drain_seconds` later, whatever hangs. SIGHUP loads the bundle
+    anew, and so does a change of it where `watch_seconds` is set.
 
     Args:
         bundle_path: the bundle's directory.
@@ -94,6 +96,7 @@ async def _run(
         def on_signal() -> None:
             if stopping.is_set():
                 server.hurry()
+                _end_after(config.shutdown.drain_seconds)
             stopping.set()
 
         loop = asyncio.get_running_loop()
@@ -110,7 +113,7 @@ async def _run(
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GARBAGE_THRESHOLDS)
-        tasks = [asyncio.create_task(_reload_when_told(server, reload))]
+        tasks = [asyncio.create_task(_reload_when_told(server, reload, config.rollout.watch_seconds))]
         if config.rollout.watch_seconds:
             tasks += [
                 asyncio.create_task(_follow(path, seen[path], config.rollout.watch_seconds, reload)) for path in sources
@@ -124,13 +127,41 @@ async def _run(
             task.cancel()
 
 
-async def _reload_when_told(server: Server, told: asyncio.Event) -> None:
-    """One reload for each time that it is told to; what comes while one is under way is one more."""
+def _end_after(seconds: float) -> None:
+    """End the process if it is still there then, with exit code 1: a call of the classifier that hangs is no reason to
+    stay, and no thread can be interrupted.
+    """
+
+    def end() -> None:
+        line = f"askance: ended by force, {seconds:g} s after the second signal to stop: something in it hangs\n"
+        with contextlib.suppress(OSError):  # nobody may be reading
+            os.set_blocking(sys.stderr.fileno(), False)
+            os.write(sys.stderr.fileno(), line.encode())
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+async def _reload_when_told(server: Server, told: asyncio.Event, retry_seconds: float) -> None:
+    """One reload for each time that it is told to; what comes while one is under way is one more.
+
+    After a failure it is tried again, each time after twice as long: what was refused may have been half written, or a
+    disk away. Without `retry_seconds` it is not.
+    """
+    loop, wait = asyncio.get_running_loop(), retry_seconds
     while True:
         await told.wait()
         told.clear()
-        with contextlib.suppress(AskanceError):  # logged; the old bundle answers on
+        try:
             await server.reload()
+        except AskanceError:  # logged; the old bundle answers on
+            if retry_seconds:
+                loop.call_later(wait, told.set)
+                wait = min(2 * wait, max(retry_seconds, MOST_RETRY_SECONDS))
+        else:
+            wait = retry_seconds
 
 
 async def _follow(source: Path, seen: Stamp | None, seconds: float, changed: asyncio.Event) -> None:

@@ -19,6 +19,7 @@ from service_support import (
     Valve,
     build_tiny,
     config,
+    http_get,
     marked,
     noise,
     process_serving,
@@ -246,3 +247,25 @@ def test_a_process_swaps_on_a_signal_and_on_a_change(folder: Path, how: str) -> 
         while client.describe().bundle_id != wanted:
             time.sleep(0.02)
         assert client.screen(noise(1)).bundle_id == wanted != first
+
+
+def test_what_was_refused_is_tried_again(folder: Path) -> None:
+    """A bundle whose file was not there yet, or could not be read, is taken up once it is right."""
+    settings = folder / "server.toml"
+    settings.write_text("port = 0\nmetrics_port = 0\n[rollout]\nwatch_seconds = 0.1\n")
+    whole = folder / "two" / "classifier.safetensors"
+    away = whole.rename(folder / "away")
+    with (
+        process_serving(folder / "current", "--config", settings) as (_, serving),
+        Client(serving.target) as client,
+    ):
+        metrics = f"http://127.0.0.1:{serving.metrics_port}/metrics"
+        first = client.describe().bundle_id
+        point(folder / "current", folder / "two")
+        while 'askance_bundle_reloads_total{result="failure"} 0.0' in http_get(metrics)[1]:
+            time.sleep(0.02)
+        assert client.describe().bundle_id == first
+        away.rename(whole)
+        wanted = Bundle.open(folder / "two").manifest.id
+        while client.describe().bundle_id != wanted:
+            time.sleep(0.02)

@@ -274,7 +274,8 @@ class Held(Valve):
         while self.batches and not Path(sys.argv[1]).exists():
             time.sleep(0.002)
         return super().__call__(*arguments)
-run(lambda: tiny_served(Held()), ServerConfig(port=0, metrics_port=0), lambda serving: print(serving, flush=True))
+config = ServerConfig(port=0, metrics_port=0, shutdown={"drain_seconds": float(sys.argv[2])})
+run(lambda: tiny_served(Held()), config, lambda serving: print(serving, flush=True))
 """
 PLAIN = """
 run(tiny_served, ServerConfig(port=0, metrics_port=0), lambda serving: print(serving, flush=True))
@@ -317,7 +318,7 @@ def wait_for(condition: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_loses_no_accepted_request(tmp_path: Path, number: signal.Signals) -> None:
     release = tmp_path / "release"
-    with process_of(HELD, str(release)) as (process, serving):
+    with process_of(HELD, str(release), "20") as (process, serving):
         base = f"http://127.0.0.1:{serving.metrics_port}"
         with grpc.insecure_channel(serving.target) as channel:
             stub = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
@@ -340,7 +341,7 @@ def test_a_signal_loses_no_accepted_request(tmp_path: Path, number: signal.Signa
 
 def test_a_second_signal_ends_the_draining(tmp_path: Path) -> None:
     release = tmp_path / "release"
-    with process_of(HELD, str(release)) as (process, serving):
+    with process_of(HELD, str(release), "20") as (process, serving):
         base = f"http://127.0.0.1:{serving.metrics_port}"
         with grpc.insecure_channel(serving.target) as channel:
             stub = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
@@ -356,6 +357,23 @@ def test_a_second_signal_ends_the_draining(tmp_path: Path) -> None:
             release.touch()
             assert first.result().bundle_id  # what the classifier has begun is always finished
         assert process.wait(60) == 0
+
+
+def test_a_second_signal_ends_a_process_whose_classifier_hangs(tmp_path: Path) -> None:
+    with process_of(HELD, str(tmp_path / "never"), "0.5") as (process, serving):
+        with grpc.insecure_channel(serving.target) as channel:
+            stub = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
+            held = stub.Screen.future(request_of(noise(0)))
+            base = f"http://127.0.0.1:{serving.metrics_port}"
+            wait_for(lambda: "askance_batch_size_count 1.0" in http_get(f"{base}/metrics")[1])
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: http_get(f"{base}/healthz") == (503, "draining\n"))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 1
+            assert held.exception().code() is grpc.StatusCode.UNAVAILABLE
+        assert process.stderr is not None
+        line = "askance: ended by force, 0.5 s after the second signal to stop: something in it hangs"
+        assert process.stderr.read().splitlines()[-1] == line
 
 
 def test_sigterm_under_load_answers_or_refuses_every_request() -> None:
