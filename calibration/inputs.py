@@ -13,11 +13,12 @@ from askance.calibration.config import Config, Settings
 from askance.calibration.data import load_splits
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
+from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
-from askance.detectors import DETECTORS, Detector, Inputs, Tap, tap_for
+from askance.detectors import DETECTORS, Detector, Inputs, tap_for
 from askance.detectors.conformal import check_level
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
@@ -111,17 +112,14 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
             f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
             "(channels, height, width): they must be the same"
         )
-    with Tap(inputs.classifier, (), inputs.preprocessing.normalize) as tap, torch.no_grad():
-        try:
-            logits, again = (tap(images[:8].pixels()).logits for _ in range(2))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"the classifier cannot take images of {list(expected)}: {reason}") from None
+    evaluation = inputs.settings.evaluation
+    logits = prove(
+        inputs.classifier,
+        inputs.preprocessing,
+        images[:PROVED_IMAGES].pixels(),
+        gradients=any(attack.needs_gradients for attack in (*evaluation.attacks, *evaluation.seen)),
+    )
     outputs = logits.shape[1]
-    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4):
-        raise ConfigError("the classifier answers the same images differently each time: it must not draw at random")
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
-        raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
     twice = sorted({name for name in inputs.class_names if inputs.class_names.count(name) > 1})
     if twice:
         raise ConfigError(f"two classes are called {twice[0]!r}: class names must differ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -23,10 +22,11 @@ from askance.calibration.live_data import LabelledImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
 from askance.classifiers import build_classifier
 from askance.classifiers.loading import load_strictly
+from askance.classifiers.modules import copy_of
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import ConfigError, did_you_mean
+from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 
 Data = LabelledImages | Mapping[str, LabelledImages]
@@ -85,12 +85,12 @@ def calibrate(
     _refuse_unknown(evaluation, calibrate)
     path = Path(out)
     refuse_existing(path)
-    own = copy.deepcopy(classifier).eval()  # the caller's stays as it is
+    own = copy_of(classifier)
     splits = splits_of(data, class_names, seed)
     preprocessing = _preprocessing(splits["fit"], mean, std)
     settings = _settings(
         {
-            "name": type(classifier).__name__ if name is None else name,
+            "name": type(own).__name__ if name is None else name,
             "detectors": _plain(detectors),
             "word_vectors": word_vectors,
             "levels": {} if levels is None else levels,
@@ -98,11 +98,9 @@ def calibrate(
             "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
         }
     )
-    weights = {key: tensor.detach().clone() for key, tensor in own.state_dict().items()}
-    inputs = _inputs(settings, own, weights, splits, preprocessing)
-    found = _factory(inputs, factory, dict(arguments or {}), type(classifier))
-    inputs = checked(replace(inputs, factory=found, arguments=dict(arguments or {})))
-    return calibrate_inputs(inputs, path, resume=resume)
+    inputs = checked(_inputs(settings, own, _weights(own), splits, preprocessing))
+    found = _factory(inputs, factory, dict(arguments or {}), type(own))
+    return calibrate_inputs(replace(inputs, factory=found, arguments=dict(arguments or {})), path, resume=resume)
 
 
 def evaluate(
@@ -138,7 +136,7 @@ def evaluate(
     if classifier is None:
         module = build_classifier(entry.factory, entry.arguments, weights)
     else:
-        module = copy.deepcopy(classifier).eval()
+        module = copy_of(classifier)
         load_strictly(str(entry.factory), module, weights)
     settings = _settings(
         {
@@ -185,6 +183,16 @@ def _inputs(
     )
 
 
+def _weights(classifier: nn.Module) -> dict[str, Tensor]:
+    """Copies of its state dict's tensors."""
+    try:
+        return {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
+    except Exception as error:  # a lazy layer without values, an extra state that is no tensor
+        raise ConfigError(
+            f"the classifier's state_dict() cannot be kept ({one_line(error)}): expected tensors, with values"
+        ) from error
+
+
 def _settings(content: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(content)
@@ -223,10 +231,16 @@ def _factory(
     try:
         built = build_classifier(wanted, arguments, inputs.weights)
         same = _answers_alike(built, inputs)
-    except Exception:
+    except AskanceError:
         if factory is None:
             return None
         raise
+    except Exception as error:
+        if factory is None:
+            return None
+        raise ConfigError(
+            f"the factory {factory!r} builds a classifier that cannot take the images: {one_line(error)}"
+        ) from error
     if not same and factory is not None:
         raise ConfigError(
             f"the factory {factory!r} builds another classifier: with the same weights it answers otherwise"

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from askance.classifiers.allconv import AllConv
 from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
+from askance.classifiers.modules import in_eval_mode, unwrapped
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
 from askance.classifiers.torchvision_compat import import_torchvision
-from askance.errors import ConfigError, did_you_mean
+from askance.errors import ConfigError, did_you_mean, one_line
 
 Factory = Callable[..., nn.Module]
 
@@ -66,12 +67,13 @@ def build_classifier(
         raise
     except (Exception, SystemExit) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {_one_line(error)}") from error
+        raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {one_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"classifier {factory!r} gives {type(classifier).__name__}, expected a torch.nn.Module")
+    classifier = unwrapped(classifier)
     if weights is not None:
         load_strictly(factory, classifier, weights)
-    return classifier.eval()
+    return in_eval_mode(classifier)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ConfigError(f"weights {path}: not a safetensors file, or a damaged one ({_one_line(error)})") from error
+        raise ConfigError(f"weights {path}: not a safetensors file, or a damaged one ({one_line(error)})") from error
     except OSError as error:
         raise ConfigError(f"weights {path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # what a hostile or damaged pickle raises is not documented
@@ -153,7 +155,7 @@ def _imported(factory: str, module_name: str, attributes: str) -> Factory:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"classifier {factory!r}: cannot import {module_name!r} ({_one_line(error)}); is its folder on PYTHONPATH?"
+            f"classifier {factory!r}: cannot import {module_name!r} ({one_line(error)}); is its folder on PYTHONPATH?"
         ) from error
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
@@ -190,7 +192,7 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
         # A plain dict carries no version, so that BatchNorm fills in the batch counters that some files lack.
         keys = classifier.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
-        raise ConfigError(f"the weights do not fit classifier {factory!r}: {_one_line(error)}") from error
+        raise ConfigError(f"the weights do not fit classifier {factory!r}: {one_line(error)}") from error
     if keys.missing_keys or keys.unexpected_keys:
         parts = [
             f"{kind} {_some(names)}"
@@ -203,7 +205,3 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
