@@ -36,7 +36,7 @@ class ClassifierConfig(_Section):
     Attributes:
         factory: an example classifier ("lenet"), "torchvision:resnet18", or an import path "package.module:function".
         arguments: keyword arguments of the factory.
-        weights: .safetensors, or .pt / .pth holding a state dict; `askance train` writes it.
+        weights: a state dict's file, as `classifiers.load_weights` reads it; `askance train` writes a .safetensors.
         preprocessing: input shape and normalisation.
         class_names: in the order of the logits; default: the data set's.
     """

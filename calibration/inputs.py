@@ -18,6 +18,7 @@ from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
+from askance.classifiers.checkpoints import fitting
 from askance.detectors import DETECTORS, Detector, Inputs, tap_for
 from askance.detectors.conformal import check_level
 from askance.detectors.preprocessing import Preprocessing
@@ -79,6 +80,7 @@ def load_inputs(config: Config) -> CalibrationInputs:
         )
     weights = load_weights(wanted.weights)
     classifier = build_classifier(wanted.factory, wanted.arguments, weights)
+    weights = fitting(weights, classifier.state_dict())
     splits = load_splits(config.data, config.splits)
     names = wanted.class_names or splits["fit"].classes
     return checked(

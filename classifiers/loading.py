@@ -1,18 +1,15 @@
-"""Loading: a classifier by name or import path, and weights by file, without ever running a pickle."""
+"""Loading: a classifier by name or import path, and its weights into it."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from askance.classifiers.allconv import AllConv
+from askance.classifiers.checkpoints import fitting
 from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
 from askance.classifiers.modules import in_eval_mode, unwrapped
@@ -46,8 +43,7 @@ def build_classifier(
         factory: an example's name ("lenet"), a torchvision model ("torchvision:resnet18", never with weights from a
             hub), or an import path to a callable ("my_package.models:build").
         arguments: keyword arguments of the factory.
-        weights: the state dict, loaded strictly; BatchNorm's batch counters may be absent. None leaves the initial
-            weights.
+        weights: the state dict, as `load_strictly` takes it. None leaves the initial weights.
 
     Returns:
         The classifier in eval mode.
@@ -74,47 +70,6 @@ def build_classifier(
     if weights is not None:
         load_strictly(factory, classifier, weights)
     return in_eval_mode(classifier)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file; no pickled code is ever run.
-
-    Args:
-        path: `.safetensors`, or `.pt` / `.pth` with a state dict or {"state_dict": a state dict}.
-
-    Returns:
-        {name: tensor}, on the CPU.
-
-    Raises:
-        ConfigError: there is no such file, it is corrupt, of another kind, or holds more than tensors.
-    """
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ConfigError(f"weights {path}: expected a .safetensors, .pt or .pth file")
-    if not path.is_file():
-        raise ConfigError(f"weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ConfigError(f"weights {path}: not a safetensors file, or a damaged one ({one_line(error)})") from error
-    except OSError as error:
-        raise ConfigError(f"weights {path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # what a hostile or damaged pickle raises is not documented
-        raise ConfigError(
-            f"weights {path}: damaged, or more than plain tensors, which is never unpickled: "
-            "save model.state_dict() instead"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"weights {path}: expected a state dict, got {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConfigError(
-                f"weights {path}: expected a state dict, but {name!r} holds {type(value).__name__}, not a tensor"
-            )
-    return dict(content)
 
 
 def _find(factory: str) -> Factory:
@@ -171,7 +126,10 @@ def _imported(factory: str, module_name: str, attributes: str) -> Factory:
 
 
 def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a state dict in place; BatchNorm's batch counters may be absent.
+    """Load a state dict in place: every name and shape its own, but for what savers do.
+
+    Prefixes come off as in `checkpoints.fitting`. BatchNorm's batch counters may be absent, and so may the second
+    of two names of one tensor, which safetensors' own saver leaves out.
 
     Args:
         factory: what the classifier is called in errors.
@@ -182,6 +140,7 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
         ConfigError: the weights are not its.
     """
     own = classifier.state_dict()
+    weights = fitting(weights, own)
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:
             raise ConfigError(
@@ -190,13 +149,15 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
             )
     try:
         # A plain dict carries no version, so that BatchNorm fills in the batch counters that some files lack.
-        keys = classifier.load_state_dict(dict(weights), strict=False)
+        keys = classifier.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {one_line(error)}") from error
-    if keys.missing_keys or keys.unexpected_keys:
+    loaded = {own[name].data_ptr() for name in weights if name in own}
+    missing = [name for name in keys.missing_keys if name not in own or own[name].data_ptr() not in loaded]
+    if missing or keys.unexpected_keys:
         parts = [
             f"{kind} {_some(names)}"
-            for kind, names in (("missing", keys.missing_keys), ("unexpected", keys.unexpected_keys))
+            for kind, names in (("missing", missing), ("unexpected", keys.unexpected_keys))
             if names
         ]
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {'; '.join(parts)}")

@@ -255,7 +255,7 @@ RETURNED: dict[str, tuple[Change, str]] = {
     ),
     "maps": (
         lambda logits: logits[:, :, None, None],
-        "the classifier returns [7, 3, 1, 1] for a batch of 7, expected logits [7, K]: one row for each image, one "
+        "the classifier returns [6, 3, 1, 1] for a batch of 6, expected logits [6, K]: one row for each image, one "
         "column for each class",
     ),
     "halves": (
