@@ -21,6 +21,7 @@ from askance.classifiers import build_classifier, load_weights
 from askance.classifiers.checkpoints import fitting
 from askance.detectors import DETECTORS, Detector, Inputs, tap_for
 from askance.detectors.conformal import check_level
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 
@@ -33,7 +34,7 @@ class CalibrationInputs:
 
     Attributes:
         settings: what is to be done.
-        classifier: in eval mode.
+        classifier: in eval mode, returning its logits.
         factory: what builds it, as in `classifiers.build_classifier`; None where nothing does.
         arguments: of the factory.
         preprocessing: the input's shape and normalisation.
@@ -42,6 +43,7 @@ class CalibrationInputs:
         class_names: in the order of the logits.
         word_vectors: of the classes in their order, float32 [K, n]; None where there are none.
         provenance: where all this comes from, JSON-ready.
+        output: the part of the classifier's answer that holds the logits, if it has parts.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class CalibrationInputs:
     class_names: tuple[str, ...]
     word_vectors: Tensor | None
     provenance: Mapping[str, Any]
+    output: str | int | None = None
 
     def stream(self, split: str, *detectors: Detector) -> ImageStream:
         """A stream of one split's Captures, with all that these detectors read."""
@@ -63,7 +66,7 @@ class CalibrationInputs:
     @property
     def target(self) -> Target:
         """The classifier as attacks want it."""
-        return Target(self.factory, self.arguments, self.weights, self.preprocessing, self.classifier)
+        return Target(self.factory, self.arguments, self.weights, self.preprocessing, self.classifier, self.output)
 
 
 def load_inputs(config: Config) -> CalibrationInputs:
@@ -79,7 +82,7 @@ def load_inputs(config: Config) -> CalibrationInputs:
             "put them there, or under ASKANCE_DATA, or train an example classifier with `askance train CONFIG`"
         )
     weights = load_weights(wanted.weights)
-    classifier = build_classifier(wanted.factory, wanted.arguments, weights)
+    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
     weights = fitting(weights, classifier.state_dict())
     splits = load_splits(config.data, config.splits)
     names = wanted.class_names or splits["fit"].classes
@@ -98,6 +101,7 @@ def load_inputs(config: Config) -> CalibrationInputs:
                 "data": {"sources": config.data.model_dump(mode="json")},
                 "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
             },
+            wanted.output,
         )
     )
 

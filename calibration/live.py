@@ -25,6 +25,7 @@ from askance.classifiers.loading import load_strictly
 from askance.classifiers.modules import copy_of
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
@@ -47,6 +48,7 @@ def calibrate(
     name: str | None = None,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    output: str | int | None = None,
     word_vectors: Mapping[str, Any] | None = None,
     levels: Levels | Mapping[str, float] | None = None,
     batch_size: int = 500,
@@ -57,7 +59,7 @@ def calibrate(
     """Fit detectors to a live classifier, calibrate, attack, evaluate, and publish a bundle.
 
     Args:
-        classifier: maps normalised images [B, C, H, W] to logits [B, K]; left as it is.
+        classifier: maps normalised images [B, C, H, W] to logits [B, K], or see `output`; left as it is.
         data: images that the classifier takes, before normalisation: by split, or one set that it was not trained on.
         out: where the bundle goes; must not exist.
         detectors: their options by kind, as a config's sections hold them.
@@ -69,6 +71,8 @@ def calibrate(
         factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does
             opening the bundle without the module at hand. None tries the module's own class without arguments.
         arguments: of the factory.
+        output: the key, attribute or index of what the classifier returns that holds the logits; None where it returns
+            the logits and nothing else.
         word_vectors: {"file": PATH, "words": {class name: word}}, for detectors and attacks that want them.
         levels: the false-positive targets.
         batch_size: images per forward pass.
@@ -98,7 +102,8 @@ def calibrate(
             "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
         }
     )
-    inputs = checked(_inputs(settings, own, _weights(own), splits, preprocessing))
+    select_output(own, output)
+    inputs = checked(_inputs(settings, own, _weights(own), splits, preprocessing, output))
     found = _factory(inputs, factory, dict(arguments or {}), type(own))
     return calibrate_inputs(replace(inputs, factory=found, arguments=dict(arguments or {})), path, resume=resume)
 
@@ -148,7 +153,8 @@ def evaluate(
         }
     )
     splits = splits_of(data, entry.class_names, seed)
-    inputs = _inputs(settings, module, weights, splits, entry.preprocessing)
+    select_output(module, entry.output)
+    inputs = _inputs(settings, module, weights, splits, entry.preprocessing, entry.output)
     factory = entry.factory if classifier is None else None
     return evaluate_inputs(opened, checked(replace(inputs, factory=factory, arguments=entry.arguments)))
 
@@ -168,6 +174,7 @@ def _inputs(
     weights: Mapping[str, Tensor],
     splits: Mapping[str, Images],
     preprocessing: Preprocessing,
+    output: str | int | None,
 ) -> CalibrationInputs:
     return CalibrationInputs(
         settings,
@@ -180,6 +187,7 @@ def _inputs(
         splits["fit"].classes,
         None,
         {"data": {"sources": "live"}, "config": settings.model_dump(mode="json")},
+        output,
     )
 
 
@@ -229,7 +237,7 @@ def _factory(
     if factory is None and (arguments or not importable):
         return None
     try:
-        built = build_classifier(wanted, arguments, inputs.weights)
+        built = select_output(build_classifier(wanted, arguments, inputs.weights), inputs.output)
         same = _answers_alike(built, inputs)
     except AskanceError:
         if factory is None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from askance.detectors.output import parts_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError, one_line
 
@@ -102,7 +103,7 @@ def _ask(classifier: nn.Module, preprocessing: Preprocessing, pixels: Tensor, ot
         logits = classifier(preprocessing.normalize(pixels))
     b = len(pixels)
     if not isinstance(logits, Tensor):
-        raise ConfigError(f"the classifier returns {type(logits).__name__}: expected a tensor of logits [B, K]")
+        raise ConfigError(_more_than_logits(logits, b))
     if logits.ndim != 2 or len(logits) != b:
         flat = (
             ": a bare .squeeze() drops the batch as well, .flatten(1) does not"
@@ -119,6 +120,20 @@ def _ask(classifier: nn.Module, preprocessing: Preprocessing, pixels: Tensor, ot
             f"the classifier returns {logits.dtype}, expected float32 logits: call .float() on it, or on its logits"
         )
     return logits
+
+
+def _more_than_logits(answer: object, images: int) -> str:
+    """What to say of an answer that is no tensor: which parts of it may be the logits."""
+    shapes = {
+        part: list(value.shape)
+        for part, value in parts_of(answer).items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2 and len(value) == images
+    }
+    said = f"the classifier returns {type(answer).__name__}, expected a tensor of logits [B, K]"
+    if not shapes:
+        return f"{said}, and no part of it is one: wrap it in a module that returns its logits"
+    known = ", ".join(f"{part!r} is {shape}" for part, shape in shapes.items())
+    return f"{said}: say which part of it they are, by `output` in [classifier] or askance.calibrate; {known}"
 
 
 @contextmanager

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 import askance
 from askance.calibration.attacks import ATTACKS
+from askance.calibration.config import ClassifierConfig
+from askance.calibration.explain import explain
 from askance.calibration.proof import prove
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError
 
@@ -503,3 +511,112 @@ def test_what_cannot_be_taken_over(tmp_path: Path, make: Callable[[], Any], mess
     with pytest.raises(AskanceError, match=message) as caught:
         calibrated(make(), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+# Outputs of several parts
+
+
+@dataclass
+class Parts:
+    logits: Tensor
+    features: Tensor
+    loss: Tensor | None = None
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+def features_of(logits: Tensor) -> Tensor:
+    return torch.cat([logits, logits], dim=1)
+
+
+SHAPES: dict[str, tuple[Change, str | int, str]] = {
+    "tuple": (lambda o: (features_of(o), o), 1, "tuple, {}; 0 is [6, 6], 1 is [6, 3]"),
+    "list": (lambda o: [o, 3], 0, "list, {}; 0 is [6, 3]"),
+    "dict": (lambda o: {"loss": None, "out": o}, "out", "dict, {}; 'out' is [6, 3]"),
+    "ordered dict by index": (lambda o: OrderedDict(out=o, maps=o[:, :, None]), 0, "OrderedDict, {}; 'out' is [6, 3]"),
+    "dataclass": (lambda o: Parts(o, features_of(o)), "logits", "Parts, {}; 'logits' is [6, 3], 'features' is [6, 6]"),
+    "named tuple": (lambda o: Pair(o, o), "logits", "Pair, {}; 0 is [6, 3], 1 is [6, 3], 'logits' is [6, 3], "),
+    "object": (lambda o: SimpleNamespace(logits=o, _x=o), "logits", "SimpleNamespace, {}; 'logits' is [6, 3]"),
+}
+EXPECTED = (
+    "expected a tensor of logits [B, K]: say which part of it they are, by `output` in [classifier] or "
+    "askance.calibrate"
+)
+
+
+@pytest.mark.parametrize(("after", "output", "message"), SHAPES.values(), ids=SHAPES)
+def test_more_than_logits_is_refused_until_output_says_which(after: Change, output: str | int, message: str) -> None:
+    assert refused(Net(after=after)).startswith(f"the classifier returns {message.format(EXPECTED)}")
+    with torch.no_grad():
+        expected = Net()(PREPROCESSING.normalize(PIXELS[:4]))
+    assert torch.allclose(proved(select_output(Net(after=after), output)), expected, atol=1e-6)
+
+
+def test_an_answer_without_logits() -> None:
+    for after in (lambda o: None, lambda o: "no", lambda o: {"deep": {"logits": o}}, lambda o: (o[:, :, None],)):
+        assert refused(Net(after=after)).endswith(
+            "expected a tensor of logits [B, K], and no part of it is one: wrap it in a module that returns its logits"
+        )
+
+
+def test_an_output_that_is_not_there() -> None:
+    parts = Net(after=lambda o: {"logits": o, "loss": o})
+    assert refused(select_output(parts, "logit")) == (
+        "the classifier's dict has no 'logit' for output: did you mean 'logits'? known: logits, loss"
+    )
+    assert refused(select_output(Net(), "logits")) == (
+        "output is 'logits', but the classifier returns a tensor already: leave output out"
+    )
+    for wrong in (True, -1, "", 1.5, ["logits"]):
+        with pytest.raises(
+            ConfigError, match=r'^output: expected a key, an attribute or an index .*"logits" or 0, got '
+        ):
+            select_output(Net(), wrong)  # type: ignore[arg-type]
+
+
+def test_a_bundle_keeps_its_output(tmp_path: Path) -> None:
+    classifier = Net(after=lambda o: Parts(o, features_of(o)))
+    with pytest.raises(ConfigError, match="'logits' is"):
+        calibrated(classifier, tmp_path)
+    bundle = calibrated(classifier, tmp_path, output="logits")
+    assert bundle.manifest.classifier.output == "logits"
+    image = DATA["evaluate"][0][:2]
+    plain, picked = Net(), askance.open(tmp_path / "bundle", classifier=classifier)
+    with torch.no_grad():
+        expected = plain(PREPROCESSING.normalize(image)).argmax(1).tolist()
+    assert [answer.prediction.index for answer in picked(image)] == expected
+    assert isinstance(classifier(image), Parts)
+    figures = askance.evaluate(
+        bundle, DATA, classifier=classifier, attacks=[{"name": "fgsm", "kind": "fgsm", "epsilon": 0.3}]
+    )
+    assert figures.auroc == bundle.evaluation().auroc
+
+
+def structured() -> nn.Module:
+    return Net(after=lambda o: Parts(o, features_of(o)))
+
+
+def test_a_factory_of_parts_is_picked_from_alike(tmp_path: Path) -> None:
+    bundle = calibrated(structured(), tmp_path, output="logits", factory="test_proof:structured")
+    assert bundle.manifest.classifier.factory == "test_proof:structured"
+    assert askance.open(tmp_path / "bundle")(DATA["evaluate"][0][0]).prediction is not None
+
+
+def test_a_manifest_without_output_is_as_it_was(tmp_path: Path) -> None:
+    bundle = calibrated(Net(), tmp_path)
+    content = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert "output" not in content["classifier"]
+    assert bundle.manifest.classifier.output is None
+
+
+def test_output_in_a_config() -> None:
+    table = {"factory": "lenet", "weights": "w.pt", "preprocessing": PREPROCESSING.model_dump()}
+    assert ClassifierConfig.model_validate(table | {"output": 0}).output == 0
+    assert ClassifierConfig.model_validate(table | {"output": "logits"}).output == "logits"
+    for wrong in (True, -1, "", 1.5):
+        with pytest.raises(ValidationError) as caught:
+            ClassifierConfig.model_validate(table | {"output": wrong})
+        assert explain(caught.value, ClassifierConfig).startswith("output: expected a key, an attribute or an index of")
