@@ -23,6 +23,7 @@ from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
 from askance.classifiers import build_classifier
 from askance.classifiers.loading import load_strictly
 from askance.classifiers.modules import copy_of
+from askance.classifiers.shared_state import ordinary
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
 from askance.detectors.output import select_output
@@ -35,6 +36,7 @@ Data = LabelledImages | Mapping[str, LabelledImages]
 TRIED_IMAGES = 8  # on which a factory must build what it stands for
 
 
+@ordinary()
 def calibrate(
     classifier: nn.Module,
     data: Data,
@@ -108,6 +110,7 @@ def calibrate(
     return calibrate_inputs(replace(inputs, factory=found, arguments=dict(arguments or {})), path, resume=resume)
 
 
+@ordinary()
 def evaluate(
     bundle: str | PathLike[str] | Bundle,
     data: Data,

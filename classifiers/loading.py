@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
 from askance.classifiers.modules import in_eval_mode, unwrapped
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
-from askance.classifiers.torchvision_compat import import_torchvision
+from askance.classifiers.shared_state import undone
+from askance.classifiers.torchvision_compat import import_torchvision, prepare_torchvision
 from askance.errors import ConfigError, did_you_mean, one_line
 
 Factory = Callable[..., nn.Module]
@@ -56,9 +58,11 @@ def build_classifier(
             "the bundle names no factory for its classifier: open it with askance.open(..., classifier=MODULE), or "
             "calibrate with factory='package.module:callable'"
         )
+    own = factory in EXAMPLES  # whose initial weights go by the caller's seed
     make = _find(factory)
     try:
-        classifier = make(**arguments)
+        with nullcontext() if own else undone(f"classifier {factory!r}"):
+            classifier = make(**arguments)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -106,8 +110,12 @@ def _torchvision_model(name: str) -> Factory:
 def _imported(factory: str, module_name: str, attributes: str) -> Factory:
     if not module_name or not attributes:
         raise ConfigError(f'classifier {factory!r} is not an import path: expected "package.module:callable"')
+    prepare_torchvision()  # which their code may import
     try:
-        found: Any = importlib.import_module(module_name)
+        with undone(f"classifier {factory!r}"):
+            found: Any = importlib.import_module(module_name)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"classifier {factory!r}: cannot import {module_name!r} ({one_line(error)}); is its folder on PYTHONPATH?"
