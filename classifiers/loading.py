@@ -160,8 +160,8 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
         keys = classifier.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {one_line(error)}") from error
-    loaded = {own[name].data_ptr() for name in weights if name in own}
-    missing = [name for name in keys.missing_keys if name not in own or own[name].data_ptr() not in loaded]
+    loaded = {(own[name].data_ptr(), own[name].shape) for name in weights if name in own}
+    missing = [name for name in keys.missing_keys if (own[name].data_ptr(), own[name].shape) not in loaded]
     if missing or keys.unexpected_keys:
         parts = [
             f"{kind} {_some(names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -345,6 +347,20 @@ def test_a_part_that_stays_in_training_mode_is_named() -> None:
     assert refused(Net(Stubborn(4))) == (
         "the classifier is in training mode after .eval(): its part 'norm' must let nn.Module.train(False) reach it"
     )
+
+
+def test_a_proof_draws_no_random_numbers_and_leaves_no_setting() -> None:
+    def drawing(x: Tensor) -> Tensor:
+        torch.rand(1), np.random.rand(), random.random()
+        torch.set_num_threads(3)
+        return x
+
+    def state() -> list[Any]:
+        return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate(), torch.get_num_threads()]
+
+    before = state()
+    proved(Net(before=drawing))
+    assert state() == before
 
 
 # Whatever it raises
