@@ -54,7 +54,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in _state_dict(content, path).items()}
 
 
-def fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fitting(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights by the names, and in the types, that a classifier has for them.
 
     A prefix of PREFIXES, or several in a row, is taken off where every name has it and none fits with it.
@@ -73,7 +73,10 @@ def fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
             named = dict(weights)
             break
         named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-    return {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in named.items()}
+    return {
+        name: tensor.to(own[name].dtype) if isinstance(own.get(name), Tensor) else tensor
+        for name, tensor in named.items()
+    }
 
 
 def _refusal(error: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from askance.classifiers.allconv import AllConv
 from askance.classifiers.checkpoints import fitting
@@ -147,8 +148,8 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
     Raises:
         ConfigError: the weights are not its.
     """
-    own = classifier.state_dict()
-    weights = fitting(weights, own)
+    weights = fitting(weights, classifier.state_dict())
+    own = _with_values(classifier)
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:
             raise ConfigError(
@@ -158,10 +159,13 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
     try:
         # A plain dict carries no version, so that BatchNorm fills in the batch counters that some files lack.
         keys = classifier.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
+    except Exception as error:  # a module's own hooks may raise anything
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {one_line(error)}") from error
+    own = _with_values(classifier)  # those of lazy layers, too, which have their shapes from the weights
     loaded = {(own[name].data_ptr(), own[name].shape) for name in weights if name in own}
-    missing = [name for name in keys.missing_keys if (own[name].data_ptr(), own[name].shape) not in loaded]
+    missing = [
+        name for name in keys.missing_keys if name not in own or (own[name].data_ptr(), own[name].shape) not in loaded
+    ]
     if missing or keys.unexpected_keys:
         parts = [
             f"{kind} {_some(names)}"
@@ -169,6 +173,15 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
             if names
         ]
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {'; '.join(parts)}")
+
+
+def _with_values(classifier: nn.Module) -> dict[str, Tensor]:
+    """What its state dict has of tensors with values: neither lazy layers nor extra states."""
+    return {
+        name: value
+        for name, value in classifier.state_dict().items()
+        if isinstance(value, Tensor) and not is_lazy(value)
+    }
 
 
 def _some(names: list[str]) -> str:

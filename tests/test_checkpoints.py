@@ -182,3 +182,22 @@ def test_a_config_takes_them_by_the_classifiers_own_names(tmp_path: Path) -> Non
     path.write_text(text.replace(line, 'weights = "w.pth.tar"'))
     inputs = load_inputs(load_config(path))
     assert equal(dict(inputs.weights), {name: tensor.float() for name, tensor in state.items()})
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_lazy_layers_have_their_shapes_from_the_weights() -> None:
+    own = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    load_strictly("lazy", own, {"module.1.weight": torch.ones(3, 4), "module.1.bias": torch.zeros(3)})
+    assert torch.equal(own(torch.ones(1, 2, 2)), torch.full((1, 3), 4.0))
+
+
+def test_an_extra_state_that_is_no_tensor_is_missing_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^the weights do not fit classifier 'extra': missing _extra_state$"):
+        load_strictly("extra", Extra(4, 2), {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)})
