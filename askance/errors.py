@@ -64,6 +64,15 @@ def extra_needed(package: str, extra: str) -> str:
     )
 
 
+MOST_TEXT = 300  # characters of somebody else's error
+
+
+def one_line(error: BaseException) -> str:
+    """Somebody else's error in one line, cut where it is long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + '...'}"
+
+
 SHOWN = 12  # names that a message spells out
 
 

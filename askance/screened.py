@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,6 +17,7 @@ from askance.answers import Answer
 from askance.classifiers import trusting
 from askance.classifiers.images import decode, of_picture, of_planes
 from askance.classifiers.loading import load_strictly
+from askance.classifiers.modules import copy_of
 from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.screen import Screen
 from askance.errors import DataError, ScreenError
@@ -90,10 +90,10 @@ class ScreenedClassifier:
         self.bundle = bundle
 
         def use(factory: str | None, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-            own = copy.deepcopy(classifier)  # the caller's stays as it is
-            assert own is not None
+            assert classifier is not None
+            own = copy_of(classifier)
             load_strictly(factory or type(own).__name__, own, weights)
-            return own.eval()
+            return own
 
         build: BuildClassifier = trusting(allowed_factories) if classifier is None else use
 

@@ -15,6 +15,7 @@ from askance.calibration.explain import explain
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
+from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
 
@@ -36,9 +37,11 @@ class ClassifierConfig(_Section):
     Attributes:
         factory: an example classifier ("lenet"), "torchvision:resnet18", or an import path "package.module:function".
         arguments: keyword arguments of the factory.
-        weights: .safetensors, or .pt / .pth holding a state dict; `askance train` writes it.
+        weights: a state dict's file, as `classifiers.load_weights` reads it; `askance train` writes a .safetensors.
         preprocessing: input shape and normalisation.
         class_names: in the order of the logits; default: the data set's.
+        output: the key, attribute or index of what the classifier returns that holds the logits ("logits", 0); default:
+            it returns the logits and nothing else.
     """
 
     factory: str
@@ -46,6 +49,7 @@ class ClassifierConfig(_Section):
     weights: Path
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
+    output: Output | None = None
 
 
 class TrainingConfig(_Section):

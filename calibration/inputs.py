@@ -13,12 +13,15 @@ from askance.calibration.config import Config, Settings
 from askance.calibration.data import load_splits
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
+from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
-from askance.detectors import DETECTORS, Detector, Inputs, Tap, tap_for
+from askance.classifiers.checkpoints import fitting
+from askance.detectors import DETECTORS, Detector, Inputs, tap_for
 from askance.detectors.conformal import check_level
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 
@@ -31,7 +34,7 @@ class CalibrationInputs:
 
     Attributes:
         settings: what is to be done.
-        classifier: in eval mode.
+        classifier: in eval mode, returning its logits.
         factory: what builds it, as in `classifiers.build_classifier`; None where nothing does.
         arguments: of the factory.
         preprocessing: the input's shape and normalisation.
@@ -40,6 +43,7 @@ class CalibrationInputs:
         class_names: in the order of the logits.
         word_vectors: of the classes in their order, float32 [K, n]; None where there are none.
         provenance: where all this comes from, JSON-ready.
+        output: the part of the classifier's answer that holds the logits, if it has parts.
     """
 
     settings: Settings
@@ -52,6 +56,7 @@ class CalibrationInputs:
     class_names: tuple[str, ...]
     word_vectors: Tensor | None
     provenance: Mapping[str, Any]
+    output: str | int | None = None
 
     def stream(self, split: str, *detectors: Detector) -> ImageStream:
         """A stream of one split's Captures, with all that these detectors read."""
@@ -63,7 +68,7 @@ class CalibrationInputs:
         """The classifier as attacks want it."""
         # a process of its own builds the classifier anew: ours may be under a Tap, whose hooks do not travel
         live = self.classifier if self.factory is None else None
-        return Target(self.factory, self.arguments, self.weights, self.preprocessing, live)
+        return Target(self.factory, self.arguments, self.weights, self.preprocessing, live, self.output)
 
 
 def load_inputs(config: Config) -> CalibrationInputs:
@@ -79,7 +84,8 @@ def load_inputs(config: Config) -> CalibrationInputs:
             "put them there, or under ASKANCE_DATA, or train an example classifier with `askance train CONFIG`"
         )
     weights = load_weights(wanted.weights)
-    classifier = build_classifier(wanted.factory, wanted.arguments, weights)
+    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
+    weights = fitting(weights, classifier.state_dict())
     splits = load_splits(config.data, config.splits)
     names = wanted.class_names or splits["fit"].classes
     return checked(
@@ -97,6 +103,7 @@ def load_inputs(config: Config) -> CalibrationInputs:
                 "data": {"sources": config.data.model_dump(mode="json")},
                 "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
             },
+            wanted.output,
         )
     )
 
@@ -113,17 +120,14 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
             f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
             "(channels, height, width): they must be the same"
         )
-    with Tap(inputs.classifier, (), inputs.preprocessing.normalize) as tap, torch.no_grad():
-        try:
-            logits, again = (tap(images[:8].pixels()).logits for _ in range(2))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"the classifier cannot take images of {list(expected)}: {reason}") from None
+    evaluation = inputs.settings.evaluation
+    logits = prove(
+        inputs.classifier,
+        inputs.preprocessing,
+        images[:PROVED_IMAGES].pixels(),
+        gradients=any(attack.needs_gradients for attack in (*evaluation.attacks, *evaluation.seen)),
+    )
     outputs = logits.shape[1]
-    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4):
-        raise ConfigError("the classifier answers the same images differently each time: it must not draw at random")
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
-        raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
     twice = sorted({name for name in inputs.class_names if inputs.class_names.count(name) > 1})
     if twice:
         raise ConfigError(f"two classes are called {twice[0]!r}: class names must differ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -23,10 +22,13 @@ from askance.calibration.live_data import LabelledImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
 from askance.classifiers import build_classifier, trusting
 from askance.classifiers.loading import load_strictly
+from askance.classifiers.modules import copy_of
+from askance.classifiers.shared_state import ordinary
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import ConfigError, did_you_mean
+from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 
 Data = LabelledImages | Mapping[str, LabelledImages]
@@ -34,6 +36,7 @@ Data = LabelledImages | Mapping[str, LabelledImages]
 TRIED_IMAGES = 8  # on which a factory must build what it stands for
 
 
+@ordinary()
 def calibrate(
     classifier: nn.Module,
     data: Data,
@@ -47,6 +50,7 @@ def calibrate(
     name: str | None = None,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    output: str | int | None = None,
     word_vectors: Mapping[str, Any] | None = None,
     levels: Levels | Mapping[str, float] | None = None,
     batch_size: int = 500,
@@ -57,7 +61,7 @@ def calibrate(
     """Fit detectors to a live classifier, calibrate, attack, evaluate, and publish a bundle.
 
     Args:
-        classifier: maps normalised images [B, C, H, W] to logits [B, K]; left as it is.
+        classifier: maps normalised images [B, C, H, W] to logits [B, K], or see `output`; left as it is.
         data: images that the classifier takes, before normalisation: by split, or one set that it was not trained on.
         out: where the bundle goes; must not exist.
         detectors: their options by kind, as a config's sections hold them.
@@ -69,6 +73,8 @@ def calibrate(
         factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does
             opening the bundle without the module at hand. None tries the module's own class without arguments.
         arguments: of the factory.
+        output: the key, attribute or index of what the classifier returns that holds the logits; None where it returns
+            the logits and nothing else.
         word_vectors: {"file": PATH, "words": {class name: word}}, for detectors and attacks that want them.
         levels: the false-positive targets.
         batch_size: images per forward pass.
@@ -85,12 +91,12 @@ def calibrate(
     _refuse_unknown(evaluation, calibrate)
     path = Path(out)
     refuse_existing(path)
-    own = copy.deepcopy(classifier).eval()  # the caller's stays as it is
+    own = copy_of(classifier)
     splits = splits_of(data, class_names, seed)
     preprocessing = _preprocessing(splits["fit"], mean, std)
     settings = _settings(
         {
-            "name": type(classifier).__name__ if name is None else name,
+            "name": type(own).__name__ if name is None else name,
             "detectors": _plain(detectors),
             "word_vectors": word_vectors,
             "levels": {} if levels is None else levels,
@@ -98,13 +104,13 @@ def calibrate(
             "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
         }
     )
-    weights = {key: tensor.detach().clone() for key, tensor in own.state_dict().items()}
-    inputs = _inputs(settings, own, weights, splits, preprocessing)
-    found = _factory(inputs, factory, dict(arguments or {}), type(classifier))
-    inputs = checked(replace(inputs, factory=found, arguments=dict(arguments or {})))
-    return calibrate_inputs(inputs, path, resume=resume)
+    select_output(own, output)
+    inputs = checked(_inputs(settings, own, _weights(own), splits, preprocessing, output))
+    found = _factory(inputs, factory, dict(arguments or {}), type(own))
+    return calibrate_inputs(replace(inputs, factory=found, arguments=dict(arguments or {})), path, resume=resume)
 
 
+@ordinary()
 def evaluate(
     bundle: str | PathLike[str] | Bundle,
     data: Data,
@@ -140,7 +146,7 @@ def evaluate(
     if classifier is None:
         module = trusting(allowed_factories)(entry.factory, entry.arguments, weights)
     else:
-        module = copy.deepcopy(classifier).eval()
+        module = copy_of(classifier)
         load_strictly(str(entry.factory), module, weights)
     settings = _settings(
         {
@@ -152,7 +158,8 @@ def evaluate(
         }
     )
     splits = splits_of(data, entry.class_names, seed)
-    inputs = _inputs(settings, module, weights, splits, entry.preprocessing)
+    select_output(module, entry.output)
+    inputs = _inputs(settings, module, weights, splits, entry.preprocessing, entry.output)
     factory = entry.factory if classifier is None else None
     return evaluate_inputs(opened, checked(replace(inputs, factory=factory, arguments=entry.arguments)))
 
@@ -172,6 +179,7 @@ def _inputs(
     weights: Mapping[str, Tensor],
     splits: Mapping[str, Images],
     preprocessing: Preprocessing,
+    output: str | int | None,
 ) -> CalibrationInputs:
     return CalibrationInputs(
         settings,
@@ -184,7 +192,18 @@ def _inputs(
         splits["fit"].classes,
         None,
         {"data": {"sources": "live"}, "config": settings.model_dump(mode="json")},
+        output,
     )
+
+
+def _weights(classifier: nn.Module) -> dict[str, Tensor]:
+    """Copies of its state dict's tensors."""
+    try:
+        return {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
+    except Exception as error:  # a lazy layer without values, an extra state that is no tensor
+        raise ConfigError(
+            f"the classifier's state_dict() cannot be kept ({one_line(error)}): expected tensors, with values"
+        ) from error
 
 
 def _settings(content: Mapping[str, Any]) -> Settings:
@@ -223,12 +242,18 @@ def _factory(
     if factory is None and (arguments or not importable):
         return None
     try:
-        built = build_classifier(wanted, arguments, inputs.weights)
+        built = select_output(build_classifier(wanted, arguments, inputs.weights), inputs.output)
         same = _answers_alike(built, inputs)
-    except Exception:
+    except AskanceError:
         if factory is None:
             return None
         raise
+    except Exception as error:
+        if factory is None:
+            return None
+        raise ConfigError(
+            f"the factory {factory!r} builds a classifier that cannot take the images: {one_line(error)}"
+        ) from error
     if not same and factory is not None:
         raise ConfigError(
             f"the factory {factory!r} builds another classifier: with the same weights it answers otherwise"

@@ -68,6 +68,7 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
             "layers": harness.tap.layers,
             "preprocessing": inputs.preprocessing,
             "class_names": inputs.class_names,
+            "output": inputs.output,
         },
         weights=inputs.weights,
         detectors=detectors,
@@ -88,7 +89,7 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
 
 def _identity(inputs: CalibrationInputs) -> dict[str, Any]:
     """What all stages depend on, JSON-ready; what only some depend on is in their names."""
-    identity = {
+    identity: dict[str, Any] = {
         "classifier": {
             "factory": inputs.factory,
             "arguments": dict(inputs.arguments),
@@ -99,6 +100,8 @@ def _identity(inputs: CalibrationInputs) -> dict[str, Any]:
         "data": {name: images.digest() for name, images in inputs.splits.items()},
         "askance": version("askance"),
     }
+    if inputs.output is not None:
+        identity["output"] = inputs.output
     if inputs.word_vectors is not None:  # the file may have changed under its name
         identity["words"] = tensor_digest(inputs.word_vectors)
     return identity
@@ -130,6 +133,7 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
         weights=bundle.path / entry.file,
         preprocessing=entry.preprocessing,
         class_names=entry.class_names,
+        output=entry.output,
     )
     return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier})))
 

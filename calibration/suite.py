@@ -19,6 +19,7 @@ from askance.calibration.cache import ImageCache
 from askance.calibration.digests import json_digest, state_digest, tensor_digest
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 
 PIECE_IMAGES = 50  # batch mates share nothing but an attack's random numbers, which go by the piece
@@ -34,6 +35,7 @@ class Target:
             attack it.
         preprocessing: what stands between pixels and its input.
         classifier: what stands in for a factory; None where there is one.
+        output: the part of the built classifier's answer that holds the logits, if it has parts.
     """
 
     factory: str | None
@@ -41,13 +43,15 @@ class Target:
     weights: Mapping[str, Tensor]
     preprocessing: Preprocessing
     classifier: nn.Module | None = None
+    output: str | int | None = None
 
     def build(self) -> PixelClassifier:
         """The classifier in pixel space."""
         if self.factory is None:
             assert self.classifier is not None
             return PixelClassifier(self.classifier, self.preprocessing)
-        return PixelClassifier(build_classifier(self.factory, self.arguments, self.weights), self.preprocessing)
+        built = build_classifier(self.factory, self.arguments, self.weights)
+        return PixelClassifier(select_output(built, self.output), self.preprocessing)
 
     def identity(self) -> dict[str, Any]:
         """What attacked images depend on, JSON-ready."""
@@ -57,7 +61,7 @@ class Target:
             "weights": state_digest(self.weights),
             "preprocessing": self.preprocessing.model_dump(mode="json", include={"mean", "std"}),
             "versions": {name: version(name) for name in ("advertorch", "foolbox", "torch")},
-        }
+        } | ({} if self.output is None else {"output": self.output})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from askance.calibration.files import write_atomically
 from askance.calibration.images import Images
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
+from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
 
@@ -81,6 +82,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
+        select_output(classifier, config.classifier.output)
         fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
     state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     write_atomically(path, save_safetensors(state))

@@ -1,23 +1,24 @@
-"""Loading: a classifier by name or import path, and weights by file, without ever running a pickle."""
+"""Loading: a classifier by name or import path, and its weights into it."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from askance.classifiers.allconv import AllConv
+from askance.classifiers.checkpoints import fitting
 from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
+from askance.classifiers.modules import in_eval_mode, unwrapped
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
-from askance.classifiers.torchvision_compat import import_torchvision
-from askance.errors import ConfigError, did_you_mean
+from askance.classifiers.shared_state import undone
+from askance.classifiers.torchvision_compat import import_torchvision, prepare_torchvision
+from askance.errors import ConfigError, did_you_mean, one_line
 
 Factory = Callable[..., nn.Module]
 
@@ -45,8 +46,7 @@ def build_classifier(
         factory: an example's name ("lenet"), a torchvision model ("torchvision:resnet18", never with weights from a
             hub), or an import path to a callable ("my_package.models:build").
         arguments: keyword arguments of the factory.
-        weights: the state dict, loaded strictly; BatchNorm's batch counters may be absent. None leaves the initial
-            weights.
+        weights: the state dict, as `load_strictly` takes it. None leaves the initial weights.
 
     Returns:
         The classifier in eval mode.
@@ -59,60 +59,22 @@ def build_classifier(
             "the bundle names no factory for its classifier: open it with askance.open(..., classifier=MODULE), or "
             "calibrate with factory='package.module:callable'"
         )
+    own = factory in EXAMPLES  # whose initial weights go by the caller's seed
     make = _find(factory)
     try:
-        classifier = make(**arguments)
+        with nullcontext() if own else undone(f"classifier {factory!r}"):
+            classifier = make(**arguments)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {_one_line(error)}") from error
+        raise ConfigError(f"classifier {factory!r} cannot be built with ({shown}): {one_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"classifier {factory!r} gives {type(classifier).__name__}, expected a torch.nn.Module")
+    classifier = unwrapped(classifier)
     if weights is not None:
         load_strictly(factory, classifier, weights)
-    return classifier.eval()
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file; no pickled code is ever run.
-
-    Args:
-        path: `.safetensors`, or `.pt` / `.pth` with a state dict or {"state_dict": a state dict}.
-
-    Returns:
-        {name: tensor}, on the CPU.
-
-    Raises:
-        ConfigError: there is no such file, it is corrupt, of another kind, or holds more than tensors.
-    """
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ConfigError(f"weights {path}: expected a .safetensors, .pt or .pth file")
-    if not path.is_file():
-        raise ConfigError(f"weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ConfigError(f"weights {path}: not a safetensors file, or a damaged one ({_one_line(error)})") from error
-    except OSError as error:
-        raise ConfigError(f"weights {path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # what a hostile or damaged pickle raises is not documented
-        raise ConfigError(
-            f"weights {path}: damaged, or more than plain tensors, which is never unpickled: "
-            "save model.state_dict() instead"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"weights {path}: expected a state dict, got {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConfigError(
-                f"weights {path}: expected a state dict, but {name!r} holds {type(value).__name__}, not a tensor"
-            )
-    return dict(content)
+    return in_eval_mode(classifier)
 
 
 def _find(factory: str) -> Factory:
@@ -149,11 +111,15 @@ def _torchvision_model(name: str) -> Factory:
 def _imported(factory: str, module_name: str, attributes: str) -> Factory:
     if not module_name or not attributes:
         raise ConfigError(f'classifier {factory!r} is not an import path: expected "package.module:callable"')
+    prepare_torchvision()  # which their code may import
     try:
-        found: Any = importlib.import_module(module_name)
+        with undone(f"classifier {factory!r}"):
+            found: Any = importlib.import_module(module_name)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"classifier {factory!r}: cannot import {module_name!r} ({_one_line(error)}); is its folder on PYTHONPATH?"
+            f"classifier {factory!r}: cannot import {module_name!r} ({one_line(error)}); is its folder on PYTHONPATH?"
         ) from error
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
@@ -169,7 +135,10 @@ def _imported(factory: str, module_name: str, attributes: str) -> Factory:
 
 
 def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a state dict in place; BatchNorm's batch counters may be absent.
+    """Load a state dict in place: every name and shape its own, but for what savers do.
+
+    Prefixes come off as in `checkpoints.fitting`. BatchNorm's batch counters may be absent, and so may the second
+    of two names of one tensor, which safetensors' own saver leaves out.
 
     Args:
         factory: what the classifier is called in errors.
@@ -179,7 +148,8 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
     Raises:
         ConfigError: the weights are not its.
     """
-    own = classifier.state_dict()
+    weights = fitting(weights, classifier.state_dict())
+    own = _with_values(classifier)
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:
             raise ConfigError(
@@ -188,22 +158,32 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
             )
     try:
         # A plain dict carries no version, so that BatchNorm fills in the batch counters that some files lack.
-        keys = classifier.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"the weights do not fit classifier {factory!r}: {_one_line(error)}") from error
-    if keys.missing_keys or keys.unexpected_keys:
+        keys = classifier.load_state_dict(weights, strict=False)
+    except Exception as error:  # a module's own hooks may raise anything
+        raise ConfigError(f"the weights do not fit classifier {factory!r}: {one_line(error)}") from error
+    own = _with_values(classifier)  # those of lazy layers, too, which have their shapes from the weights
+    loaded = {(own[name].data_ptr(), own[name].shape) for name in weights if name in own}
+    missing = [
+        name for name in keys.missing_keys if name not in own or (own[name].data_ptr(), own[name].shape) not in loaded
+    ]
+    if missing or keys.unexpected_keys:
         parts = [
             f"{kind} {_some(names)}"
-            for kind, names in (("missing", keys.missing_keys), ("unexpected", keys.unexpected_keys))
+            for kind, names in (("missing", missing), ("unexpected", keys.unexpected_keys))
             if names
         ]
         raise ConfigError(f"the weights do not fit classifier {factory!r}: {'; '.join(parts)}")
 
 
+def _with_values(classifier: nn.Module) -> dict[str, Tensor]:
+    """What its state dict has of tensors with values: neither lazy layers nor extra states."""
+    return {
+        name: value
+        for name, value in classifier.state_dict().items()
+        if isinstance(value, Tensor) and not is_lazy(value)
+    }
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

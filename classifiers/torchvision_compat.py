@@ -18,12 +18,22 @@ _SCHEMAS = (
 _fragments: list[torch.library.Library] = []  # a Library's declarations last as long as the object
 
 
-def import_torchvision() -> ModuleType:
-    """Import torchvision; call this before any other import of it.
+def prepare_torchvision() -> None:
+    """Make torchvision importable, by anyone; call this before the first import of it.
 
     The published torchvision wheel does not match the CPU build of torch: its operators do not load, and the import
     fails with "operator torchvision::nms does not exist". Declaring the two operators that the import mentions makes
     transforms, models and data sets work. Where the operators load, nothing is declared.
+    """
+    if not _fragments and not _operators_load():
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _SCHEMAS:
+            library.define(schema)
+        _fragments.append(library)
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision; call this before any other import of it.
 
     Returns:
         The module `torchvision`.
@@ -31,11 +41,7 @@ def import_torchvision() -> ModuleType:
     Raises:
         ModuleNotFoundError: torchvision is not installed.
     """
-    if not _fragments and not _operators_load():
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in _SCHEMAS:
-            library.define(schema)
-        _fragments.append(library)
+    prepare_torchvision()
     return importlib.import_module("torchvision")
 
 

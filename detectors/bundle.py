@@ -32,6 +32,7 @@ from askance.detectors.manifest import (
     Manifest,
     PackageEntry,
 )
+from askance.detectors.output import select_output
 from askance.detectors.registry import DETECTORS, unfitted
 from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError, listed
@@ -301,7 +302,7 @@ class Bundle:
     def classifier(self, build: BuildClassifier) -> nn.Module:
         """The classifier, built by `build` from the bundle's own weights."""
         entry = self.manifest.classifier
-        return build(entry.factory, entry.arguments, self.tensors(entry.file))
+        return select_output(build(entry.factory, entry.arguments, self.tensors(entry.file)), entry.output)
 
     def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
         """The Screen this bundle describes.

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
 
@@ -28,7 +29,8 @@ class FileEntry(_Part):
 class ClassifierEntry(FileEntry):
     """How to build the classifier: `factory` called with `arguments`, then the weights file loaded strictly.
 
-    Without a factory it was a live module: whoever opens the bundle brings it along.
+    Without a factory it was a live module: whoever opens the bundle brings it along. `output` is the part of its answer
+    that holds the logits, None where the answer is the logits.
     """
 
     name: str
@@ -37,6 +39,13 @@ class ClassifierEntry(FileEntry):
     layers: tuple[str, ...]
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = Field(min_length=2)
+    output: Output | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_an_output_of_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Bundles without an output are as they were before there was such a field, their ids included."""
+        content: dict[str, Any] = serialize(self)
+        return content if self.output is not None else {k: v for k, v in content.items() if k != "output"}
 
 
 class PackageEntry(_Part):

@@ -202,7 +202,7 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path: Path, form: str)
         path.write_bytes(pickle.dumps(Malice(target)))
     else:
         torch.save({"fc.weight": torch.zeros(1), "x": Malice(target)} if "dict" in form else Malice(target), path)
-    with pytest.raises(ConfigError, match=r"more than plain tensors, which is never unpickled") as caught:
+    with pytest.raises(ConfigError, match=r"more than plain tensors.*, which is never unpickled") as caught:
         load_weights(path)
     assert not target.exists()
     assert "\n" not in str(caught.value)
@@ -219,7 +219,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     refused(tmp_path / "none.pt", "no such file")
     other = tmp_path / "weights.onnx"
     other.write_bytes(b"x")
-    refused(other, r"expected a \.safetensors, \.pt or \.pth file")
+    refused(other, r"expected a file whose name ends in one of \.safetensors, \.pt, \.pth, \.pth\.tar, \.bin, \.ckpt$")
     folder = tmp_path / "folder.pt"
     folder.mkdir()
     refused(folder, "no such file")
@@ -246,8 +246,8 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     refused(saved, "expected a state dict, got Tensor")
     torch.save({}, saved)
     refused(saved, "expected a state dict, got dict")
-    torch.save({"model": {"fc": torch.zeros(3)}, "epoch": 1}, saved)
-    refused(saved, "'model' holds dict, not a tensor")
+    torch.save({"model": {"fc": 3}, "epoch": 1}, saved)
+    refused(saved, "expected a state dict, but 'model' holds dict, not a tensor")
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -44,6 +44,7 @@ class Attack(BaseModel, ABC):
         images: how many correctly classified images it starts from; default: the evaluation's `attacked_images`.
         seed: of its random choices.
         kind: the attack's own name.
+        needs_gradients: whether it follows the classifier's gradient; of the class, no option.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class Attack(BaseModel, ABC):
     images: int | None = Field(default=None, ge=1)
     seed: int = 0
     kind: str
+    needs_gradients: ClassVar[bool] = True
 
     @abstractmethod
     def perturbation(self, predict: nn.Module, classes: int) -> Perturb:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -21,6 +21,7 @@ class LocalSearch(Attack):
     """
 
     kind: Literal["local_search"]
+    needs_gradients: ClassVar[bool] = False
     rounds: int = Field(default=20, ge=1)
     pixels: int = Field(default=20, ge=1)
 

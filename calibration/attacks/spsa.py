@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -22,6 +22,7 @@ class SPSA(Attack):
     """
 
     kind: Literal["spsa"]
+    needs_gradients: ClassVar[bool] = False
     epsilon: Pixels
     steps: int = Field(default=10, ge=1)
     samples: int = Field(default=64, ge=1)

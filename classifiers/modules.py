@@ -1,0 +1,46 @@
+"""Modules as people hand them over: out of their wrappers, copied, in eval mode."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from askance.errors import ConfigError, one_line
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, DataParallel and DistributedDataParallel; its layers have their own names."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner: object = module.module
+        elif type(module).__name__ == "OptimizedModule":  # whose class is not worth the import of the compiler
+            inner = getattr(module, "_orig_mod", None)
+        else:
+            return module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def in_eval_mode(module: nn.Module) -> nn.Module:
+    """The same module, whatever its own `train` and `eval` return."""
+    module.eval()
+    return module
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """An unwrapped copy in eval mode; the caller's stays as it is.
+
+    Raises:
+        ConfigError: it is no module, or cannot be copied.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"the classifier is {type(module).__name__}, expected a torch.nn.Module")
+    try:
+        return in_eval_mode(copy.deepcopy(unwrapped(module)))
+    except Exception as error:
+        raise ConfigError(
+            f"the classifier cannot be copied ({one_line(error)}): let go of what it keeps of earlier images, and of "
+            "files, locks and threads"
+        ) from error

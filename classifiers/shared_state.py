@@ -1,0 +1,129 @@
+"""Shared state: the settings of torch, numpy and Python that a process has once, kept from others' code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from askance.errors import ConfigError
+
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""What reads it, and what writes it."""
+
+
+def _attribute(owner: object, name: str) -> Setting:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _set_default_device(device: torch.device) -> None:
+    # None, where it is the CPU: naming it would put a mode of torch's in front of every call
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _logger(logger: logging.Logger) -> Setting:
+    def read() -> tuple[Any, ...]:
+        return logger.level, logger.disabled, logger.propagate, logger.handlers[:], logger.filters[:]
+
+    def write(found: tuple[Any, ...]) -> None:
+        logger.setLevel(found[0])
+        logger.disabled, logger.propagate, logger.handlers[:], logger.filters[:] = found[1:]
+
+    return read, write
+
+
+def _set_signals(before: dict[int, Any]) -> None:
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) != handler:  # None: not Python's own
+            signal.signal(number, handler)
+
+
+def _signals() -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():  # where nobody can set any
+        return {}
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it has been removed
+        return None
+
+
+def _set_folder(before: Path | None) -> None:
+    if before is not None:
+        os.chdir(before)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
+    _attribute(torch.backends.cuda.matmul, "fp32_precision"),
+    _attribute(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
+    (np.geterr, lambda before: np.seterr(**before)),
+    (random.getstate, random.setstate),
+    _logger(logging.getLogger()),
+    _logger(logging.getLogger("askance")),
+    _attribute(logging.root.manager, "disable"),
+    (_signals, _set_signals),
+    (_folder, _set_folder),
+)
+
+
+@contextmanager
+def undone(whose: str) -> Iterator[None]:
+    """Whatever the code in here sets of what it shares with us is as before when it ends; its warnings are its own.
+
+    Args:
+        whose: what an error calls the code.
+
+    Raises:
+        ConfigError: it has left torch in inference mode, which cannot be undone.
+    """
+    before = [read() for read, _ in SETTINGS]
+    generators = torch.get_rng_state(), np.random.get_state()
+    inference = torch.is_inference_mode_enabled()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for (read, write), value in zip(SETTINGS, before, strict=True):
+            if read() != value:
+                write(value)
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+    if torch.is_inference_mode_enabled() != inference:
+        raise ConfigError(f"{whose} leaves torch in inference mode: enter it by `with torch.inference_mode():` only")
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Torch and numpy as they are when a process starts, whatever the caller has set; the caller's again afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if device.type != "cpu":
+            stack.callback(torch.set_default_device, device)
+            torch.set_default_device(None)
+        yield
