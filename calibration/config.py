@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
@@ -15,6 +15,7 @@ from askance.calibration.explain import explain
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
+from askance.detectors.class_names import fault_in
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
 
@@ -38,7 +39,7 @@ class ClassifierConfig(_Section):
         arguments: keyword arguments of the factory.
         weights: .safetensors, or .pt / .pth holding a state dict; `askance train` writes it.
         preprocessing: input shape and normalisation.
-        class_names: in the order of the logits; default: the data set's.
+        class_names: in the order of the logits, which is that of the data's labels; default: the data set's own.
     """
 
     factory: str
@@ -46,6 +47,13 @@ class ClassifierConfig(_Section):
     weights: Path
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
+
+    @field_validator("class_names")
+    @classmethod
+    def _can_be_labels(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and (fault := fault_in(names)) is not None:
+            raise ValueError(fault)
+        return names
 
 
 class TrainingConfig(_Section):

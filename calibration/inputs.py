@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from askance.calibration.config import Config, Settings
-from askance.calibration.data import load_splits
+from askance.calibration.data import load_splits, named
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
 from askance.calibration.suite import Target
@@ -78,8 +78,8 @@ def load_inputs(config: Config) -> CalibrationInputs:
         )
     weights = load_weights(wanted.weights)
     classifier = build_classifier(wanted.factory, wanted.arguments, weights)
-    splits = load_splits(config.data, config.splits)
-    names = wanted.class_names or splits["fit"].classes
+    splits = load_splits(config.data, config.splits, wanted.preprocessing)
+    names = named(wanted.class_names, splits["fit"].classes)
     return checked(
         CalibrationInputs(
             config,
@@ -122,9 +122,6 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
         raise ConfigError("the classifier answers the same images differently each time: it must not draw at random")
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
         raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
-    twice = sorted({name for name in inputs.class_names if inputs.class_names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"two classes are called {twice[0]!r}: class names must differ")
     if outputs != len(inputs.class_names):
         names = len(inputs.class_names)
         raise ConfigError(f"the classifier has {outputs} outputs for {names} class names: expected one each")

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from askance.detectors.class_names import fault_in
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
 
@@ -37,6 +38,13 @@ class ClassifierEntry(FileEntry):
     layers: tuple[str, ...]
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("name", "class_names")
+    @classmethod
+    def _can_be_a_label(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if (fault := fault_in((value,) if isinstance(value, str) else value)) is not None:
+            raise ValueError(fault)
+        return value
 
 
 class PackageEntry(_Part):

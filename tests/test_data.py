@@ -177,10 +177,10 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
         (1, 201),
     ]
     (tmp_path / "dog" / "2.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"dog/2\.png is not a readable image"):
+    with pytest.raises(DataError, match=r"dog/2\.png: expected a PNG or JPEG image, got 13 bytes that are"):
         load_pools(DataConfig(source=f"folder:{tmp_path}"))
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "dog" / "2.png")
-    with pytest.raises(DataError, match="all must have one size and colour mode"):
+    with pytest.raises(DataError, match=r"dog/2\.png: expected an image of 5x4 pixels .*, got 9x9"):
         load_pools(DataConfig(source=f"folder:{tmp_path}"))
 
 
