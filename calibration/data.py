@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.images import Images
+from askance.calibration.progress import say
 from askance.calibration.sources import pools_of
 from askance.detectors.class_names import fault_in, order_fault
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import DataError, did_you_mean
+from askance.errors import DataError, did_you_mean, listed
 
 
 def named(class_names: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:
@@ -98,3 +99,25 @@ def load_splits(
         if pool_a == pool_b and overlap and frozenset((a, b)) not in may_overlap:
             raise DataError(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
     return {name: pools[pool][slice(r.start, r.stop)] for name, (pool, r) in placed.items()}
+
+
+def require_classes(splits: Mapping[str, Images], class_names: Sequence[str], needed: Collection[str]) -> None:
+    """Say in a line which classes a split has no image of.
+
+    Args:
+        splits: labelled images by name.
+        class_names: in the order of the labels.
+        needed: the splits that cannot do without a class.
+
+    Raises:
+        DataError: one of these does.
+    """
+    for split, images in splits.items():
+        counts = torch.bincount(images.y, minlength=len(class_names))
+        absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
+        if not absent:
+            continue
+        line = f"the split {split} has no image of {'class' if len(absent) == 1 else 'classes'} {listed(absent)}"
+        if split in needed:
+            raise DataError(f"{line}: nothing can be learned of it there; take more images, or leave the class out")
+        say(f"warning: {line}: what is found there does not speak for it")

@@ -159,5 +159,7 @@ def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
         kind: DETECTORS[kind].create(options, known) for kind, options in inputs.settings.detectors.wanted().items()
     }
     with inputs.stream("fit", *detectors.values()).tap as tap, torch.no_grad():
-        tap(inputs.splits["fit"][:2].pixels())
+        capture = tap(inputs.splits["fit"][:2].pixels())
+    for detector in detectors.values():
+        detector.check(capture, known)
     return detectors

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from askance.calibration.cache import cache_folder
 from askance.calibration.config import ClassifierConfig, Config
+from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
 from askance.calibration.evaluation import evaluate
 from askance.calibration.harness import Harness, calibration_of, gather
@@ -44,6 +45,7 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
 def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = False) -> Bundle:
     """The same for inputs that are loaded already."""
     refuse_existing(out)
+    require_classes(inputs.splits, inputs.class_names, needed=("fit",))
     settings = inputs.settings
     detectors = new_detectors(inputs)
     stages = Stages(out.with_name(out.name + ".partial"), _identity(inputs), resume=resume)
@@ -136,6 +138,7 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
 
 def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
+    require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
     identity = _identity(inputs) | {"bundle": bundle.manifest.id}
     folder = cache_folder() / "evaluations" / json_digest(identity)

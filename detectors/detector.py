@@ -105,6 +105,17 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
         """The views it asks for, [B, C, H, W] -> [B, V, C, H, W], pixels in [0, 1]."""
         raise NotImplementedError(f"{self.kind} asks for no views")
 
+    def check(self, capture: Capture, inputs: Inputs) -> None:
+        """Look at what the classifier shows of a few inputs, before anything is fitted.
+
+        Args:
+            capture: of all `layers`.
+            inputs: what `create` was told.
+
+        Raises:
+            LayerError: a layer gives what this detector cannot read.
+        """
+
     @abstractmethod
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
         """Learn from a re-iterable stream of Captures of clean inputs; return self.

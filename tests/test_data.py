@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from askance.calibration.config import DataConfig, SplitsConfig
-from askance.calibration.data import load_pools, load_splits
+from askance.calibration.data import load_pools, load_splits, require_classes
 from askance.calibration.images import Images, ImageStream, make_images
 from askance.classifiers import DigitsCNN
 from askance.detectors import Tap
@@ -198,3 +201,31 @@ def test_a_stream_is_walked_anew_each_time() -> None:
     other = ImageStream(stream.tap, images, 3, pixels=torch.zeros(7, 1, 8, 8))
     logits = torch.cat([capture.logits for capture in other])
     torch.testing.assert_close(logits, logits[:1].expand(7, 10))
+
+
+def test_a_class_that_a_split_lacks_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def images(*labels: int) -> Images:
+        return Images(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), ("a", "b", "c"))
+
+    names = ("ant", "bee", "cow")
+    require_classes({"fit": images(0, 1, 2), "fuse": images(2, 1, 0)}, names, ["fit"])
+    assert capsys.readouterr().err == ""
+    require_classes({"fit": images(0, 1, 2), "fuse": images(2, 2), "evaluate": images(0, 1)}, names, ["fit"])
+    assert capsys.readouterr().err == (
+        "warning: the split fuse has no image of classes ant, bee: what is found there does not speak for it\n"
+        "warning: the split evaluate has no image of class cow: what is found there does not speak for it\n"
+    )
+    with pytest.raises(DataError) as caught:
+        require_classes({"fit": images(0, 2)}, names, ["fit"])
+    assert str(caught.value) == (
+        "the split fit has no image of class bee: nothing can be learned of it there; take more images, or leave the "
+        "class out"
+    )
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_fit_passes_only_with_every_class(labels: list[int]) -> None:
+    images = Images(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), tuple("abcd"))
+    whole = set(labels) == {0, 1, 2, 3}
+    with contextlib.nullcontext() if whole else pytest.raises(DataError, match="the split fit has no image of class"):
+        require_classes({"fit": images}, tuple("abcd"), ["fit"])
