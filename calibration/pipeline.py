@@ -16,6 +16,7 @@ from askance.calibration.cache import cache_folder
 from askance.calibration.config import ClassifierConfig, Config
 from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
+from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
 from askance.calibration.harness import Harness, calibration_of, gather
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
@@ -53,13 +54,15 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)
+    say("diagnostics")
+    diagnostics = harness.diagnoses()
+    found = {"diagnostics": diagnostics, "doubts": doubts(inputs, detectors, diagnostics)}
     calibration = calibration_of(harness)
     evidence = gather(harness, calibration)
     say("figures and their intervals")
     evaluation = evaluate(evidence, settings.levels, inputs.class_names)
-    say("diagnostics")
     sizes = {name: len(images) for name, images in inputs.splits.items()}
-    evaluation = evaluation.model_copy(update={"diagnostics": harness.diagnoses(), "splits": sizes})
+    evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}
     publish(
         out,

@@ -25,6 +25,9 @@ OptionsT = TypeVar("OptionsT", bound=Options, default=Any)
 """The options of a detector; `Detector` alone is one with options of any kind."""
 
 
+CHANCE_MARGIN = 1.2  # times one in K: agreement up to here is no better than guessing
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a detector may ask of the classifier that it is made for.
@@ -137,6 +140,15 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
 
         Raises:
             NotFittedError: before `fit`.
+        """
+        return {}
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
+        """Which layers its own figures show to be of no use, and why, {layer: why}.
+
+        Args:
+            figures: of `diagnose`.
+            classes: K.
         """
         return {}
 

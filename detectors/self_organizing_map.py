@@ -21,6 +21,7 @@ from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
 from askance.errors import DataError, LayerError
 
+FEWEST_UNITS = 2  # in use: a map of no more tells nothing from anything
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
 
 
@@ -251,6 +252,18 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
                 "mean_center_distance": layer_map.mean_center_distance(),
             }
         return {"layers": result}
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
+        """Layers all of whose codes fall on the same few units."""
+        units = {
+            layer: round(of_layer["units_used"] * self.options.side**2)
+            for layer, of_layer in figures.get("layers", {}).items()
+        }
+        return {
+            layer: f"all images fall on {count} of the map's {self.options.side**2} units"
+            for layer, count in units.items()
+            if count <= FEWEST_UNITS
+        }
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""
