@@ -28,7 +28,7 @@ from askance.detectors.bundle import publish, refuse_existing
 from askance.errors import ConfigError
 from askance.evaluation import Evaluation
 
-PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "gensim")
+PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox")
 
 
 def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:

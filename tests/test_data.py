@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.data import load_pools, load_splits, require_classes
 from askance.calibration.images import Images, ImageStream, make_images
+from askance.calibration.sources import load_source
 from askance.classifiers import DigitsCNN
 from askance.detectors import Tap
 from askance.errors import DataError
@@ -229,3 +231,40 @@ def test_fit_passes_only_with_every_class(labels: list[int]) -> None:
     whole = set(labels) == {0, 1, 2, 3}
     with contextlib.nullcontext() if whole else pytest.raises(DataError, match="the split fit has no image of class"):
         require_classes({"fit": images}, tuple("abcd"), ["fit"])
+
+
+ARRAYS = st.sampled_from(
+    [
+        np.zeros((4, 3, 3), np.uint8),
+        np.arange(108, dtype=np.uint8).reshape(4, 3, 3, 3),
+        np.zeros((4, 3, 3, 4), np.uint8),
+        np.zeros((0, 3, 3), np.uint8),
+        np.zeros((4, 3, 3), np.uint16),
+        np.zeros(()),
+    ]
+)
+LABELS = st.lists(st.integers(-1, 3), min_size=4, max_size=4).map(np.array) | st.sampled_from(
+    [np.zeros(4), np.zeros((4, 1), int), np.array(["0", "1", "0", "1"])]
+)
+CLASSES = (
+    st.lists(st.text(max_size=4), max_size=4).map(lambda names: np.array(names, dtype=str))
+    | st.lists(st.binary(max_size=3), max_size=4).map(lambda names: np.array(names, dtype=bytes))
+    | st.sampled_from([np.arange(4), np.zeros(4), np.array("abcd"), np.array([["a", "b"]])])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ARRAYS, LABELS, CLASSES)
+def test_any_npz_is_read_whole_or_refused_in_one_line(x: Any, y: Any, classes: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = save(Path(folder) / "a.npz", x=x, y=y, classes=classes)
+        try:
+            images = load_source(source)
+        except DataError as error:
+            assert str(error).startswith(source)
+            assert len(str(error).splitlines()) == 1
+            return
+    assert np.array_equal(images.y.numpy(), y)
+    assert np.array_equal(images.x.permute(0, 2, 3, 1).numpy().reshape(x.shape), x)
+    assert len(images.classes) == len(classes)
+    assert all(name.strip() and "b'" not in name for name in images.classes if not isinstance(classes[0], str))
