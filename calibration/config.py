@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 else:
     AttackConfig = Annotated[Union[tuple(ATTACKS.values())], Field(discriminator="kind")]  # noqa: UP007
     BaselineName = Literal[tuple(BASELINES)]
+
+
+def _can_be_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    if (fault := fault_in(names)) is not None:
+        raise ValueError(fault)
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...], AfterValidator(_can_be_labels)]
+"""Names that classes can have, each another's."""
 
 
 class _Section(BaseModel):
@@ -46,14 +56,7 @@ class ClassifierConfig(_Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path
     preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None = None
-
-    @field_validator("class_names")
-    @classmethod
-    def _can_be_labels(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if names is not None and (fault := fault_in(names)) is not None:
-            raise ValueError(fault)
-        return names
+    class_names: ClassNames | None = None
 
 
 class TrainingConfig(_Section):
@@ -79,7 +82,7 @@ class DataConfig(_Section):
 
     source: str
     test_source: str | None = None
-    classes: tuple[str, ...] | None = Field(default=None, min_length=2)
+    classes: ClassNames | None = Field(default=None, min_length=2)
     seed: int = 0
 
 
@@ -157,7 +160,7 @@ class OutOfDistributionConfig(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$")
     source: str
-    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    classes: ClassNames | None = Field(default=None, min_length=1)
     images: int = Field(default=1000, ge=1)
 
 

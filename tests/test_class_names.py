@@ -12,6 +12,7 @@ import torch
 from calibration_support import CONFIGS, DigitsRun
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from prometheus_client.exposition import generate_latest
 from test_pipeline import edited
 from torch.utils.data import Dataset, Subset
@@ -65,7 +66,14 @@ def test_a_config_names_the_key(tmp_path: Path) -> None:
     text = (CONFIGS / "digits.toml").read_text()
     path = tmp_path / "c.toml"
     path.write_text(text.replace("[classifier]\n", '[classifier]\nclass_names = ["one", "ONE"]\n'))
-    with pytest.raises(ConfigError, match=r"classifier\.class_names: two classes are called 'one' and 'ONE': class"):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == (
+        f"{path}: classifier.class_names: two classes are called 'one' and 'ONE': class names must differ by more than "
+        "case or blanks"
+    )
+    path.write_text(text.replace("[data]\n", '[data]\nclasses = ["one", "one"]\n'))
+    with pytest.raises(ConfigError, match=r"data\.classes: two classes are called 'one': class names must differ$"):
         load_config(path)
 
 
@@ -163,3 +171,17 @@ def test_live_names_are_matched_to_the_data_sets_own(data: Dataset[Any]) -> None
     assert images_of(data, ("null", "eins", "zwei"), "fit").classes == ("null", "eins", "zwei")
     with pytest.raises(DataError, match=r"^fit: class_names has 'one' as class 0, which is class 1 of the data"):
         splits_of(dict.fromkeys(("fit", "calibrate", "fuse", "evaluate"), data), ("one", "zero", "two"), 0)
+
+
+def test_live_pictures_are_read_as_the_server_reads_them() -> None:
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    palette, flags = grey.convert("P"), grey.convert("1")
+    images = images_of(([palette, palette.transpose(Image.Transpose.ROTATE_90)], [0, 1]), ("a", "b"), "fit")
+    assert images.x.shape == (2, 3, 4, 4)
+    assert images_of(([flags, flags], [0, 1]), ("a", "b"), "fit").x.shape == (2, 1, 4, 4)
+    for picture, message in (
+        (grey.convert("RGBA"), r"an image without alpha \(flatten it first\), got RGBA with alpha"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "a greyscale or RGB image, got I;16"),
+    ):
+        with pytest.raises(DataError, match=f"^fit: image 1: expected {message}$"):
+            images_of(([flags, picture], [0, 1]), ("a", "b"), "fit")
