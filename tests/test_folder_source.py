@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calibration_support import DigitsRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from askance.calibration.harness import _any_image
 from askance.calibration.images import Images
+from askance.calibration.inputs import load_inputs
 from askance.calibration.sources import load_source
 from askance.calibration.sources.folder import SUFFIXES
+from askance.calibration.training import accuracy
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, DataError
@@ -279,3 +282,33 @@ def test_a_name_that_looks_like_markup_is_said_as_it_is(tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert "left out (cat/[bold].txt): only" in said
     assert said.count("\n") == 1
+
+
+def test_a_config_reads_its_folder_as_its_server_would(digits_run: DigitsRun, tmp_path: Path) -> None:
+    """The digits as files, twice as large: loaded, scaled, and classified as well as ever."""
+    bilinear = digits_run.config.classifier.preprocessing.model_copy(update={"resize": "bilinear"})
+    whole = load_source("sklearn:digits")
+    files = {}
+    for i, (image, label) in enumerate(zip(whole.x[:600], whole.y[:600].tolist(), strict=True)):
+        large = Image.fromarray(image[0].numpy()).resize((16, 16), Image.Resampling.BILINEAR)
+        files[f"{label} {whole.classes[label]}/{i:04}.png"] = file(large)
+    parts = {"train": "[:10]", "fit": "[:300]", "calibrate": "[300:420]", "fuse": "[420:540]", "evaluate": "[540:]"}
+    config = digits_run.config
+    config = config.model_copy(
+        update={
+            "classifier": config.classifier.model_copy(update={"preprocessing": bilinear}),
+            "data": config.data.model_copy(update={"source": tree(tmp_path, files)}),
+            "splits": config.splits.model_copy(
+                update={name: f"train{part}" for name, part in parts.items()} | {"held_out": None}
+            ),
+            "word_vectors": None,
+        }
+    )
+    inputs = load_inputs(config)
+    assert inputs.class_names == tuple(sorted({name.partition("/")[0] for name in files}))
+    evaluated = {one.numpy().tobytes() for one in inputs.splits["evaluate"].pixels()}
+    assert evaluated <= {decode(content, bilinear, MAX_PIXELS).numpy().tobytes() for content in files.values()}
+    assert accuracy(inputs.classifier, bilinear, inputs.splits["calibrate"]) > 0.8
+    refusing = config.model_copy(update={"classifier": digits_run.config.classifier})
+    with pytest.raises(DataError, match=r"expected an image of 8x8 pixels .*, got 16x16; a server refuses such an"):
+        load_inputs(refusing)
