@@ -11,14 +11,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from askance.errors import DataError, listed
+from askance.errors import DataError, listed, printable
 
 MOST_CHARACTERS = 200  # of a name; ImageNet's longest has 121
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, lone surrogates, line separators
 
 
 def names_of(given: Iterable[Any]) -> tuple[str, ...]:
-    """Names as text: strings as they are, bytes as UTF-8, integers in digits.
+    """Names as text: strings as they are, bytes as UTF-8, integers in digits, tuples of synonyms with commas.
 
     Raises:
         DataError: one is something else, or they are one string rather than several.
@@ -49,12 +49,16 @@ def order_fault(names: Sequence[str], own: Sequence[str]) -> str | None:
     New names are fine. One of the data's own names for another of its classes is not: every answer would be about the
     wrong class, and nothing would show it.
     """
-    places = {folded(name): i for i, name in enumerate(own)}
+    places: dict[str, int] = {}
+    for i, name in enumerate(own):
+        places.setdefault(folded(name), i)
     for i, name in enumerate(names):
-        if places.get(folded(name), i) != i:
+        if i < len(own) and folded(own[i]) == folded(name):  # the data itself may have two of a name
+            continue
+        if (place := places.get(folded(name))) is not None:
             return (
-                f"class_names has {name!r} as class {i}, which is class {places[folded(name)]} of the data: "
-                f"the data's order is {listed(own)}; name the classes in that order"
+                f"class_names has {name!r} as class {i}, which is class {place} of the data: "
+                f"the data's order is {listed([printable(one) for one in own])}; name the classes in that order"
             )
     return None
 
@@ -82,6 +86,8 @@ def _text(one: Any) -> str:
             return one.decode("utf-8")
         except UnicodeDecodeError:
             raise DataError(f"the class name {bytes(one)!r} is no UTF-8: rename the class") from None
+    if isinstance(one, tuple):
+        return ", ".join(_text(synonym) for synonym in one)
     try:
         return str(operator.index(one))
     except TypeError:

@@ -94,6 +94,7 @@ def test_what_passes_can_be_a_label_and_a_line(names: list[str]) -> None:
 def test_bytes_and_numbers_are_names_too() -> None:
     assert names_of(np.array([b"cat", "caf\u00e9".encode()])) == ("cat", "caf\u00e9")
     assert names_of(np.arange(3)) == ("0", "1", "2")
+    assert names_of([("tench", "Tinca tinca"), ("crane",)]) == ("tench, Tinca tinca", "crane")
     assert names_of(np.array(["cat", "dog"])) == ("cat", "dog")
     for given_, message in (
         ([b"caf\xe9"], r"the class name b'caf\\xe9' is no UTF-8: rename the class"),
@@ -137,6 +138,11 @@ def test_the_datas_own_names_in_another_order_are_refused(names: Sequence[str], 
 def test_other_names_are_fine() -> None:
     assert named(None, OWN) == OWN
     assert named(("Zero", "one", "zwei"), OWN) == ("Zero", "one", "zwei")
+    # ImageNet has two cranes: either may keep the name, if the other gets one of its own
+    assert named(("crane", "ox", "crane (machine)"), ("crane", "ox", "crane"))[0] == "crane"
+    assert named(("crane (bird)", "ox", "crane"), ("crane", "ox", "crane"))[2] == "crane"
+    with pytest.raises(DataError, match="class_names has 'crane' as class 1, which is class 0 of the data"):
+        named(("crane (bird)", "crane", "ox"), ("crane", "ox", "crane"))
 
 
 @given(st.permutations(OWN))
