@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from askance.errors import AskanceError, did_you_mean, extra_needed
 
-EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "gensim", "matplotlib")
+EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -76,6 +76,11 @@ def one_line(error: BaseException) -> str:
 SHOWN = 12  # names that a message spells out
 
 
+def printable(text: str) -> str:
+    """Text as it stands, where that is one line that every terminal and log can show; else with escapes."""
+    return text if text.isprintable() else ascii(text)
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in one line: the first of them, where there are many."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

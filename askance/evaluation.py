@@ -95,6 +95,7 @@ class Evaluation(_Part):
         mistakes_auroc: how well each scorer ranks the clean images that the classifier gets wrong.
         controls, out_of_distribution: by name.
         diagnostics: each detector's own, JSON-ready, by kind.
+        doubts: the layers that turned out to be of no use, and why, {detector: {layer: why}}.
         splits: how many images each split has.
         bundle_id: of the bundle, where it was evaluated again.
     """
@@ -119,6 +120,7 @@ class Evaluation(_Part):
     controls: Mapping[str, SetFigures] = {}
     out_of_distribution: Mapping[str, SetFigures] = {}
     diagnostics: Mapping[str, Mapping[str, Any]] = {}
+    doubts: Mapping[str, Mapping[str, str]] = {}
     splits: Mapping[str, int] = {}
     bundle_id: str | None = None
 

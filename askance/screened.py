@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from askance.answers import Answer
 from askance.classifiers import trusting
-from askance.classifiers.images import decode, of_picture, of_planes
+from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
 from askance.classifiers.loading import load_strictly
 from askance.classifiers.modules import copy_of
 from askance.detectors.bundle import BuildClassifier, Bundle
@@ -23,7 +23,6 @@ from askance.detectors.screen import Screen
 from askance.errors import DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
 
-MAX_PIXELS = 16_000_000  # of an encoded image, width x height; a server's own default
 BATCH_IMAGES = 32
 
 

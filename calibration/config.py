@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
@@ -15,6 +15,7 @@ from askance.calibration.explain import explain
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
+from askance.detectors.class_names import fault_in
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 else:
     AttackConfig = Annotated[Union[tuple(ATTACKS.values())], Field(discriminator="kind")]  # noqa: UP007
     BaselineName = Literal[tuple(BASELINES)]
+
+
+def _can_be_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    if (fault := fault_in(names)) is not None:
+        raise ValueError(fault)
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...], AfterValidator(_can_be_labels)]
+"""Names that classes can have, each another's."""
 
 
 class _Section(BaseModel):
@@ -39,7 +50,7 @@ class ClassifierConfig(_Section):
         arguments: keyword arguments of the factory.
         weights: a state dict's file, as `classifiers.load_weights` reads it; `askance train` writes a .safetensors.
         preprocessing: input shape and normalisation.
-        class_names: in the order of the logits; default: the data set's.
+        class_names: in the order of the logits, which is that of the data's labels; default: the data set's own.
         output: the key, attribute or index of what the classifier returns that holds the logits ("logits", 0); default:
             it returns the logits and nothing else.
     """
@@ -48,7 +59,7 @@ class ClassifierConfig(_Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path
     preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
     output: Output | None = None
 
 
@@ -75,7 +86,7 @@ class DataConfig(_Section):
 
     source: str
     test_source: str | None = None
-    classes: tuple[str, ...] | None = Field(default=None, min_length=2)
+    classes: ClassNames | None = Field(default=None, min_length=2)
     seed: int = 0
 
 
@@ -153,7 +164,7 @@ class OutOfDistributionConfig(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$")
     source: str
-    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    classes: ClassNames | None = Field(default=None, min_length=1)
     images: int = Field(default=1000, ge=1)
 
 

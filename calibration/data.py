@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.images import Images
+from askance.calibration.progress import say
 from askance.calibration.sources import pools_of
-from askance.errors import DataError, did_you_mean
+from askance.detectors.class_names import fault_in, order_fault
+from askance.detectors.preprocessing import Preprocessing
+from askance.errors import DataError, did_you_mean, listed
 
 
-def load_pools(config: DataConfig) -> dict[str, Images]:
+def named(class_names: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:
+    """What the classes are called: as `class_names` says, None: as the data itself calls them.
+
+    Raises:
+        DataError: a name cannot be a class's, or is the data's own for another class.
+    """
+    names = tuple(own if class_names is None else class_names)
+    if (fault := fault_in(names) or order_fault(names, own)) is not None:
+        raise DataError(fault)
+    return names
+
+
+def load_pools(config: DataConfig, preprocessing: Preprocessing | None = None) -> dict[str, Images]:
     """The shuffled pools: {"train": ..., "test": ...} (no "test" where there is no second source).
+
+    Args:
+        config: where they come from.
+        preprocessing: what the classifier takes: encoded images are decoded to it, as a server does.
 
     Raises:
         DataError: a source is unknown, missing or invalid, or the two do not have the same classes.
     """
-    train, test = pools_of(config.source)
+    train, test = pools_of(config.source, preprocessing)
     if config.test_source is not None:
-        test, _ = pools_of(config.test_source)
+        test, _ = pools_of(config.test_source, preprocessing)
         if test.classes != train.classes:
             raise DataError(
                 f"{config.source} has the classes {', '.join(train.classes)}; {config.test_source} has "
@@ -56,13 +76,20 @@ def resolve(text: str, pools: dict[str, Images]) -> tuple[str, range]:
     return name, positions
 
 
-def load_splits(data: DataConfig, splits: SplitsConfig) -> dict[str, Images]:
+def load_splits(
+    data: DataConfig, splits: SplitsConfig, preprocessing: Preprocessing | None = None
+) -> dict[str, Images]:
     """The splits by name; without `held_out` there is no such key.
+
+    Args:
+        data: the pools.
+        splits: their slices.
+        preprocessing: as for `load_pools`.
 
     Raises:
         DataError: a slice is invalid, or splits overlap that must not.
     """
-    pools = load_pools(data)
+    pools = load_pools(data, preprocessing)
     wanted = {name: text for name, text in splits.model_dump().items() if text is not None}
     placed = {name: resolve(text, pools) for name, text in wanted.items()}
     may_overlap = {frozenset(pair) for pair in (("train", "fit"), ("fit", "held_out"))}
@@ -72,3 +99,25 @@ def load_splits(data: DataConfig, splits: SplitsConfig) -> dict[str, Images]:
         if pool_a == pool_b and overlap and frozenset((a, b)) not in may_overlap:
             raise DataError(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
     return {name: pools[pool][slice(r.start, r.stop)] for name, (pool, r) in placed.items()}
+
+
+def require_classes(splits: Mapping[str, Images], class_names: Sequence[str], needed: Collection[str]) -> None:
+    """Say in a line which classes a split has no image of.
+
+    Args:
+        splits: labelled images by name.
+        class_names: in the order of the labels.
+        needed: the splits that cannot do without a class.
+
+    Raises:
+        DataError: one of these does.
+    """
+    for split, images in splits.items():
+        counts = torch.bincount(images.y, minlength=len(class_names))
+        absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
+        if not absent:
+            continue
+        line = f"the split {split} has no image of {'class' if len(absent) == 1 else 'classes'} {listed(absent)}"
+        if split in needed:
+            raise DataError(f"{line}: nothing can be learned of it there; take more images, or leave the class out")
+        say(f"warning: {line}: what is found there does not speak for it")

@@ -28,7 +28,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if (unknown := unknown_choice(first)) is not None:
         return f"{key}: {unknown}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if isinstance(first["input"], dict) else f", got {first['input']!r}")
+    # what a validator of ours says of a list names the place; the whole list would bury it
+    told = isinstance(first["input"], dict) or (isinstance(first["input"], list) and first["type"] == "value_error")
+    return f"{key}: {message}" + ("" if told else f", got {first['input']!r}")
 
 
 def _hint(name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> str:

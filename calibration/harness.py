@@ -26,6 +26,7 @@ from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
 from askance.detectors.conformal import table
+from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError
@@ -167,7 +168,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     shape = harness.inputs.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
-        images = load_source(other.source)
+        images = load_source(other.source, _any_image(shape))
         kept = (images if other.classes is None else images.only(other.classes))[: other.images]
         foreign[other.name] = scorers.scores(f"out-{other.name}", as_input(kept, shape))
     of_fuse = scorers.scores("split-fuse", splits["fuse"])
@@ -247,6 +248,12 @@ class _Scorers:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
         return SetScores(columns, scores.logits.argmax(dim=1), scores.labels)
+
+
+def _any_image(shape: tuple[int, int, int]) -> Preprocessing:
+    """What takes encoded images of every size and colour, and leaves `as_input` the channels alone."""
+    _, height, width = shape
+    return Preprocessing(channels=3, height=height, width=width, mean=(0,) * 3, std=(1,) * 3, resize="bilinear")
 
 
 def as_input(images: Images, shape: tuple[int, int, int]) -> Images:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from askance.detectors.class_names import fault_in
 from askance.detectors.tap import Capture, Tap
 from askance.errors import DataError, did_you_mean
 
@@ -100,7 +101,8 @@ def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: 
     """Validate arrays and put channels first.
 
     Raises:
-        DataError: wrong dtype or shape, labels out of range, one class only, or nothing at all.
+        DataError: wrong dtype or shape, labels out of range, one class only, nothing at all, or a name
+            that no class can have.
     """
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
         raise DataError(f"{source}: x must be uint8 [N, H, W] or [N, H, W, 1 or 3], got {x.dtype} {list(x.shape)}")
@@ -108,6 +110,8 @@ def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: 
         raise DataError(f"{source}: y must be {len(x)} integers, one per image, got {y.dtype} {list(y.shape)}")
     if len(x) == 0:
         raise DataError(f"{source} holds no images")
+    if (fault := fault_in(classes)) is not None:
+        raise DataError(f"{source}: {fault}")
     if y.min() < 0 or y.max() >= len(classes):
         bad = int(y.min() if y.min() < 0 else y.max())
         raise DataError(f"{source}: label {bad} is out of range: {len(classes)} classes mean 0 to {len(classes) - 1}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from askance.calibration.config import Config, Settings
-from askance.calibration.data import load_splits
+from askance.calibration.data import load_splits, named
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
 from askance.calibration.proof import PROVED_IMAGES, prove
@@ -86,8 +86,8 @@ def load_inputs(config: Config) -> CalibrationInputs:
     weights = load_weights(wanted.weights)
     classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
     weights = fitting(weights, classifier.state_dict())
-    splits = load_splits(config.data, config.splits)
-    names = wanted.class_names or splits["fit"].classes
+    splits = load_splits(config.data, config.splits, wanted.preprocessing)
+    names = named(wanted.class_names, splits["fit"].classes)
     return checked(
         CalibrationInputs(
             config,
@@ -128,9 +128,6 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
         gradients=any(attack.needs_gradients for attack in (*evaluation.attacks, *evaluation.seen)),
     )
     outputs = logits.shape[1]
-    twice = sorted({name for name in inputs.class_names if inputs.class_names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"two classes are called {twice[0]!r}: class names must differ")
     if outputs != len(inputs.class_names):
         names = len(inputs.class_names)
         raise ConfigError(f"the classifier has {outputs} outputs for {names} class names: expected one each")
@@ -168,5 +165,7 @@ def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
         kind: DETECTORS[kind].create(options, known) for kind, options in inputs.settings.detectors.wanted().items()
     }
     with inputs.stream("fit", *detectors.values()).tap as tap, torch.no_grad():
-        tap(inputs.splits["fit"][:2].pixels())
+        capture = tap(inputs.splits["fit"][:2].pixels())
+    for detector in detectors.values():
+        detector.check(capture, known)
     return detectors

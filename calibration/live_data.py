@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from askance.calibration.data import named
 from askance.calibration.images import Images, make_images
+from askance.classifiers.images import bytes_of
+from askance.detectors.class_names import names_of
 from askance.errors import DataError, did_you_mean
 from askance.images import is_picture, planes_of
 
@@ -80,11 +83,23 @@ def images_of(data: LabelledImages, class_names: Sequence[str] | None, name: str
         labels.append(int(label))
     if not images:
         raise DataError(f"{name} holds no images")
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    known = class_names if class_names is not None else getattr(dataset, "classes", None)
-    classes = tuple(str(i) for i in range(max(labels) + 1)) if known is None else tuple(str(one) for one in known)
+    try:
+        classes = _names(data, class_names, max(labels) + 1)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     x = np.stack(images).transpose(0, 2, 3, 1)
     return make_images(x, np.array(labels), classes, name)
+
+
+def _names(data: LabelledImages, class_names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """The names given, else the data set's own, else the labels in digits."""
+    dataset: Any = data
+    while isinstance(dataset, (DataLoader, Subset)):
+        dataset = dataset.dataset
+    own = getattr(dataset, "classes", None)
+    if own is None:
+        return names_of(range(count) if class_names is None else class_names)
+    return named(None if class_names is None else names_of(class_names), names_of(own))
 
 
 def _walked(data: LabelledImages) -> Iterator[tuple[Any, Any]]:
@@ -109,9 +124,7 @@ def _pair(found: Any) -> tuple[Iterable[Any], Iterable[Any]]:
 def _bytes_of(image: Any) -> NDArray[np.uint8]:
     """One image as uint8 [C, H, W]."""
     if is_picture(image):
-        if image.mode not in ("L", "RGB"):
-            raise DataError(f"expected a greyscale or RGB image, got {image.mode}")
-        image = np.asarray(image)
+        return bytes_of(image)
     planes = planes_of(image)
     if planes.dtype == np.uint8:
         return planes

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from askance.calibration.cache import cache_folder
 from askance.calibration.config import ClassifierConfig, Config
+from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
+from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
 from askance.calibration.harness import Harness, calibration_of, gather
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
@@ -26,7 +28,7 @@ from askance.detectors.bundle import publish, refuse_existing
 from askance.errors import ConfigError
 from askance.evaluation import Evaluation
 
-PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "gensim")
+PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox")
 
 
 def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
@@ -44,6 +46,7 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
 def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = False) -> Bundle:
     """The same for inputs that are loaded already."""
     refuse_existing(out)
+    require_classes(inputs.splits, inputs.class_names, needed=("fit",))
     settings = inputs.settings
     detectors = new_detectors(inputs)
     stages = Stages(out.with_name(out.name + ".partial"), _identity(inputs), resume=resume)
@@ -51,13 +54,15 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)
+    say("diagnostics")
+    diagnostics = harness.diagnoses()
+    found = {"diagnostics": diagnostics, "doubts": doubts(inputs, detectors, diagnostics)}
     calibration = calibration_of(harness)
     evidence = gather(harness, calibration)
     say("figures and their intervals")
     evaluation = evaluate(evidence, settings.levels, inputs.class_names)
-    say("diagnostics")
     sizes = {name: len(images) for name, images in inputs.splits.items()}
-    evaluation = evaluation.model_copy(update={"diagnostics": harness.diagnoses(), "splits": sizes})
+    evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}
     publish(
         out,
@@ -140,6 +145,7 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
 
 def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
+    require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
     identity = _identity(inputs) | {"bundle": bundle.manifest.id}
     folder = cache_folder() / "evaluations" / json_digest(identity)

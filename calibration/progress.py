@@ -52,4 +52,4 @@ class Tracked(Sized[T_co]):
 
 def say(line: str) -> None:
     """Print one line on stderr."""
-    console.print(line, highlight=False)
+    console.print(line, highlight=False, markup=False, soft_wrap=True)  # names may look like markup

@@ -78,7 +78,7 @@ def train(
         )
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists: training would replace these weights; add --overwrite if that is meant")
-    splits = load_splits(config.data, config.splits) if splits is None else splits
+    splits = load_splits(config.data, config.splits, config.classifier.preprocessing) if splits is None else splits
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         classifier = build_classifier(config.classifier.factory, config.classifier.arguments)

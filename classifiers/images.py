@@ -6,7 +6,8 @@ What is accepted, and why:
   replicated over the channels, which loses nothing; a palette is expanded to RGB. Refused, because every way to make
   them fit would be a guess: colour for a greyscale classifier, alpha, 16 bits, CMYK, animations. EXIF orientation is
   not applied: loaders of training data do not apply it either.
-- Another size is refused unless the bundle says `resize = "bilinear"` (antialiased; the aspect ratio is not kept).
+- Another size is refused unless the bundle says `resize = "bilinear"` (antialiased, rounded to 8 bits; the aspect
+  ratio is not kept).
 - The size in the header is judged before anything is decoded, so that a small file cannot unpack to gigabytes.
 - An array is [C, H, W] of exactly the classifier's shape: floats in [0, 1], or uint8, divided by 255. Never resized.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,8 @@ from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError
 
 FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 16_000_000
+"""The largest encoded image, width x height, where nobody says otherwise; a server's own default."""
 _IHDR = slice(12, 16)  # where a PNG names its first chunk, and where that holds the bit depth
 _DEPTH = 24
 
@@ -56,6 +61,24 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Ten
     Raises:
         ImageError: see the head of this module for what is refused.
     """
+    with _opened(content, max_pixels) as image:
+        return of_picture(image, preprocessing)
+
+
+def shape_of(content: bytes, max_pixels: int) -> tuple[int, int, int]:
+    """The shape of a PNG or JPEG file's image, (channels, height, width), from its header.
+
+    Raises:
+        ImageError: as for `decode`.
+    """
+    with _opened(content, max_pixels) as image:
+        _check_mode(image)
+        return 1 if _is_grey(image) else 3, image.height, image.width
+
+
+@contextmanager
+def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header is in order, its pixels not yet decoded; whatever decoding raises becomes an ImageError."""
     if not content:
         raise ImageError("a PNG or JPEG image", "0 bytes")
     try:
@@ -64,7 +87,7 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Ten
                 raise ImageError(f"an image of at most {max_pixels} pixels", f"{image.width}x{image.height}")
             if image.format == "PNG":
                 _check_png(image, content)
-            return of_picture(image, preprocessing)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -82,15 +105,25 @@ def of_picture(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
         ImageError: as for `decode`.
     """
     _check_mode_and_size(image, preprocessing)
+    planes = torch.from_numpy(bytes_of(image)).float().div_(255)
+    if planes.shape[1:] != (preprocessing.height, preprocessing.width):
+        # to 8 bits, as a file of that size would hold: a calibration keeps its images so
+        planes = resize(planes, preprocessing.height, preprocessing.width).mul_(255).round_().div_(255)
+    return planes.expand(preprocessing.shape).contiguous()
+
+
+def bytes_of(image: Image.Image) -> NDArray[np.uint8]:
+    """A PIL image in its own size and colours, uint8 [1 or 3, H, W].
+
+    Raises:
+        ImageError: alpha, more than 8 bits a channel, neither greyscale nor RGB, or damaged.
+    """
+    _check_mode(image)
     try:
         pixels = np.array(image.convert("L" if _is_grey(image) else "RGB"))
     except Exception as error:  # decoders raise a dozen types on damaged files
         raise ImageError("an intact image", f"one that cannot be decoded ({_one_line(error)})") from None
-    image_tensor = torch.from_numpy(pixels).float().div_(255)
-    planes = image_tensor.unsqueeze(0) if pixels.ndim == 2 else image_tensor.permute(2, 0, 1)
-    if planes.shape[1:] != (preprocessing.height, preprocessing.width):
-        planes = resize(planes, preprocessing.height, preprocessing.width)
-    return planes.expand(preprocessing.shape).contiguous()
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def of_planes(planes: NDArray[Any], preprocessing: Preprocessing) -> Tensor:
@@ -138,11 +171,15 @@ def _check_png(image: Image.Image, content: bytes) -> None:
         raise ImageError("8 bits per channel", f"a PNG of {content[_DEPTH]} bits")
 
 
-def _check_mode_and_size(image: Image.Image, preprocessing: Preprocessing) -> None:
+def _check_mode(image: Image.Image) -> None:
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
         raise ImageError("an image without alpha (flatten it first)", f"{image.mode} with alpha")
     if image.mode not in ("1", "L", "P", "RGB"):
         raise ImageError("a greyscale or RGB image", f"{image.mode}")
+
+
+def _check_mode_and_size(image: Image.Image, preprocessing: Preprocessing) -> None:
+    _check_mode(image)
     if preprocessing.channels == 1 and not _is_grey(image):
         raise ImageError("a greyscale image (the classifier has 1 channel)", f"colour ({image.mode})")
     size = (preprocessing.width, preprocessing.height)

@@ -25,6 +25,9 @@ OptionsT = TypeVar("OptionsT", bound=Options, default=Any)
 """The options of a detector; `Detector` alone is one with options of any kind."""
 
 
+CHANCE_MARGIN = 1.2  # times one in K: agreement up to here is no better than guessing
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a detector may ask of the classifier that it is made for.
@@ -105,6 +108,17 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
         """The views it asks for, [B, C, H, W] -> [B, V, C, H, W], pixels in [0, 1]."""
         raise NotImplementedError(f"{self.kind} asks for no views")
 
+    def check(self, capture: Capture, inputs: Inputs) -> None:
+        """Look at what the classifier shows of a few inputs, before anything is fitted.
+
+        Args:
+            capture: of all `layers`.
+            inputs: what `create` was told.
+
+        Raises:
+            LayerError: a layer gives what this detector cannot read.
+        """
+
     @abstractmethod
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
         """Learn from a re-iterable stream of Captures of clean inputs; return self.
@@ -126,6 +140,15 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
 
         Raises:
             NotFittedError: before `fit`.
+        """
+        return {}
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
+        """Which layers its own figures show to be of no use, and why, {layer: why}.
+
+        Args:
+            figures: of `diagnose`.
+            classes: K.
         """
         return {}
 

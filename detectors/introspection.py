@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from askance.detectors import infovae
-from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
 from askance.detectors.infovae import WIDTH, InfoVAE, dense
 from askance.detectors.spool import spool
 from askance.detectors.statistics import auroc, neighbor_vote
@@ -286,6 +286,14 @@ class Introspection(Detector[IntrospectionOptions]):
                 values = torch.cat(parts)
                 result[f"misclassification_auroc:{name}"] = auroc(values[~mistaken], values[mistaken])
         return result | {"mistakes": int(mistaken.sum())}
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:
+        """All of its layers, where the neighbours on their map agree with the classifier by chance only."""
+        agreement = figures.get("knn_agreement", 1.0)
+        if agreement * classes > CHANCE_MARGIN:
+            return {}
+        why = f"neighbours on the activation map agree with the classifier on {agreement:.1%}"
+        return dict.fromkeys(self.layers, f"{why}, chance is {1 / classes:.1%}")
 
     def read(self, capture: Capture) -> Reading:
         """Both error estimates and the reconstruction error."""

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
 BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix
+FEWEST_ROWS = 2  # a library of no more tells nothing from anything
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 
 
@@ -273,6 +274,19 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
                 for layer, rows in zip(self.layers, index, strict=True)
             },
         }
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:
+        """Layers whose library holds next to nothing, or agrees with the classifier by chance only."""
+        found = {}
+        for layer, of_layer in figures.get("layers", {}).items():
+            rows, agreement = of_layer["rows"], of_layer["top1"]
+            if rows <= FEWEST_ROWS:
+                patterns = "1 pattern" if rows == 1 else f"{rows} patterns"
+                threshold = self.options.thresholds[layer]
+                found[layer] = f"with the threshold {threshold:g} its library holds {patterns}: raise it"
+            elif agreement * classes <= CHANCE_MARGIN:
+                found[layer] = f"its library agrees with the classifier on {agreement:.1%}, chance is {1 / classes:.1%}"
+        return found
 
     @torch.no_grad()
     def agreement(self, stream: CaptureStream) -> dict[str, dict[str, float]]:

@@ -6,8 +6,16 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
+from askance.detectors.class_names import fault_in
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
@@ -46,6 +54,13 @@ class ClassifierEntry(FileEntry):
         """Bundles without an output are as they were before there was such a field, their ids included."""
         content: dict[str, Any] = serialize(self)
         return content if self.output is not None else {k: v for k, v in content.items() if k != "output"}
+
+    @field_validator("name", "class_names")
+    @classmethod
+    def _can_be_a_label(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if (fault := fault_in((value,) if isinstance(value, str) else value)) is not None:
+            raise ValueError(fault)
+        return value
 
 
 class PackageEntry(_Part):

@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from askance.detectors.conformal import p_value, yardstick
-from askance.detectors.detector import Detector, Options, Reading
+from askance.detectors.detector import Detector, Inputs, Options, Reading
 from askance.detectors.spool import spool
 from askance.detectors.surprisal import harmonic_mean
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
 from askance.errors import DataError, LayerError
 
+FEWEST_UNITS = 2  # in use: a map of no more tells nothing from anything
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
 
 
@@ -46,13 +47,18 @@ def vector_code(activation: Tensor) -> Tensor:
     """Vector code of a layer: per channel its max, mean, standard deviation and centre of mass (row, column).
 
     The mass is |a| plus a small epsilon; the centre is in units of the map's half-size, in [-1, 1]. A layer that is
-    not a feature map is its own code.
+    of vectors is its own code.
 
     Args:
-        activation: [B, C, H, W] -> [B, 5C]; [B, ...] otherwise -> [B, D].
+        activation: [B, C, H, W] -> [B, 5C]; [B, D] -> [B, D].
+
+    Raises:
+        LayerError: another shape, such as a transformer's tokens, [B, T, D].
     """
+    if activation.ndim == 2:
+        return activation
     if activation.ndim != 4:
-        return activation.flatten(1)
+        raise LayerError(f"a map takes [B, C, H, W] or [B, D], got {_shape(activation)}: tap another layer")
     _, _, height, width = activation.shape
     mass = activation.abs() + EPSILON
     total = mass.sum(dim=(2, 3))
@@ -68,6 +74,38 @@ def vector_code(activation: Tensor) -> Tensor:
         (mass.sum(dim=2) * column).sum(dim=2) / total,
     ]
     return torch.cat(parts, dim=1)
+
+
+def layer_code(capture: Capture, layer: str) -> Tensor:
+    """The vector code of a layer of a Capture.
+
+    Raises:
+        LayerError: it gives what no map takes; the message names it.
+    """
+    try:
+        return vector_code(capture.activations[layer])
+    except LayerError as error:
+        raise LayerError(f"layer {layer!r}: {error}") from None
+
+
+def channels_last(activation: Tensor, shape: tuple[int, int, int]) -> bool:
+    """Whether [B, a, b, c] must be [B, H, W, C]: a and b stand to one another as an input's sides, b and c do not.
+
+    Args:
+        activation: of a layer.
+        shape: (C, H, W) of an input.
+    """
+    _, height, width = shape
+
+    def alike(rows: int, columns: int) -> bool:  # strides and paddings move a side by less than one
+        return abs(rows - columns * height / width) <= 1 or abs(columns - rows * width / height) <= 1
+
+    _, first, second, third = activation.shape
+    return alike(first, second) and not alike(second, third)
+
+
+def _shape(activation: Tensor) -> str:
+    return f"[B, {', '.join(map(str, activation.shape[1:]))}]"
 
 
 class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
@@ -104,17 +142,32 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
             if isinstance(layer_map, TorusMap)
         }
 
+    def check(self, capture: Capture, inputs: Inputs) -> None:
+        """Refuse a layer that gives neither feature maps nor vectors.
+
+        Raises:
+            LayerError: one does.
+        """
+        for layer in self.layers:
+            layer_code(capture, layer)
+            activation = capture.activations[layer]
+            if activation.ndim == 4 and channels_last(activation, inputs.shape):
+                raise LayerError(
+                    f"layer {layer!r}: a map takes [B, C, H, W] or [B, D], got {_shape(activation)}, channels last: "
+                    "tap another layer"
+                )
+
     @torch.no_grad()
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
         """Train one map per layer on the stream's vector codes, kept on disk between epochs: one walk.
 
         Raises:
             DataError: the stream is empty.
-            LayerError: a layer's code never varies.
+            LayerError: a layer's code never varies, or it has none.
         """
 
         def code_of(layer: str) -> Any:
-            return lambda capture: vector_code(capture.activations[layer])
+            return lambda capture: layer_code(capture, layer)
 
         *codes, classes = spool(
             clean,
@@ -162,7 +215,7 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
         components: dict[str, Tensor] = {}
         evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
         for layer, layer_map in self.layer_maps().items():
-            standardised = layer_map.standardise(vector_code(capture.activations[layer]))
+            standardised = layer_map.standardise(layer_code(capture, layer))
             distances = layer_map.distances(standardised)
             nearest = distances.min(dim=1)
             rank = p_value(nearest.values, layer_map.yardstick)
@@ -186,7 +239,7 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
         codes: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
         for capture in held_out:
             for layer, parts in codes.items():
-                parts.append(vector_code(capture.activations[layer]))
+                parts.append(layer_code(capture, layer))
         result = {}
         for layer, layer_map in self.layer_maps().items():
             if not codes[layer]:
@@ -199,6 +252,18 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
                 "mean_center_distance": layer_map.mean_center_distance(),
             }
         return {"layers": result}
+
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
+        """Layers all of whose codes fall on the same few units."""
+        units = {
+            layer: round(of_layer["units_used"] * self.options.side**2)
+            for layer, of_layer in figures.get("layers", {}).items()
+        }
+        return {
+            layer: f"all images fall on {count} of the map's {self.options.side**2} units"
+            for layer, count in units.items()
+            if count <= FEWEST_UNITS
+        }
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""

@@ -342,6 +342,14 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
             for layer, accuracy, p in zip(self.layers, accuracies, p_values, strict=True)
         }
 
+    def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
+        """Layers that pass no more of the 2 vs 2 tests than chance would."""
+        return {
+            layer: f"it passes {of_layer['two_versus_two']:.1%} of the 2 vs 2 tests, chance is 50%"
+            for layer, of_layer in figures.get("layers", {}).items()
+            if of_layer["two_versus_two"] <= 0.5
+        }
+
     def read(self, capture: Capture) -> Reading:
         """Mahalanobis distance of the margins from what is typical for the predicted class, shared covariance."""
         self.require_fitted()

@@ -451,3 +451,18 @@ def test_publishing_does_not_touch_what_it_saves(trained: Trained, tmp_path: Pat
     publish_trained(trained, tmp_path / "deep" / "er" / "bundle")  # parents are made
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.classifier.state_dict().items())
     Bundle.open(tmp_path / "deep" / "er" / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["caf\udce9", *NAMES[1:]]}, r"classifier\.class_names: the name 'caf\\udce9' holds a"),
+        ({"class_names": ["One", *NAMES[1:]]}, r"classifier\.class_names: two classes are called 'One' and 'one'"),
+        ({"name": "net\n"}, r"classifier\.name: the name 'net\\n' holds a control character"),
+    ],
+    ids=["no UTF-8", "alike", "a line break"],
+)
+def test_names_that_no_metric_can_carry_are_refused(bundle: Path, change: dict[str, Any], message: str) -> None:
+    """A server of such a bundle answered every scrape of /metrics with 500."""
+    edit(bundle, lambda manifest: manifest["classifier"].update(change))
+    refused(bundle, rf"manifest\.json is not valid: {message}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from askance.calibration.config import DataConfig, SplitsConfig
-from askance.calibration.data import load_pools, load_splits
+from askance.calibration.data import load_pools, load_splits, require_classes
 from askance.calibration.images import Images, ImageStream, make_images
+from askance.calibration.sources import load_source
 from askance.classifiers import DigitsCNN
 from askance.detectors import Tap
 from askance.errors import DataError
@@ -177,10 +182,10 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
         (1, 201),
     ]
     (tmp_path / "dog" / "2.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"dog/2\.png is not a readable image"):
+    with pytest.raises(DataError, match=r"dog/2\.png: expected a PNG or JPEG image, got 13 bytes that are"):
         load_pools(DataConfig(source=f"folder:{tmp_path}"))
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "dog" / "2.png")
-    with pytest.raises(DataError, match="all must have one size and colour mode"):
+    with pytest.raises(DataError, match=r"dog/2\.png: expected an image of 5x4 pixels .*, got 9x9"):
         load_pools(DataConfig(source=f"folder:{tmp_path}"))
 
 
@@ -198,3 +203,68 @@ def test_a_stream_is_walked_anew_each_time() -> None:
     other = ImageStream(stream.tap, images, 3, pixels=torch.zeros(7, 1, 8, 8))
     logits = torch.cat([capture.logits for capture in other])
     torch.testing.assert_close(logits, logits[:1].expand(7, 10))
+
+
+def test_a_class_that_a_split_lacks_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def images(*labels: int) -> Images:
+        return Images(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), ("a", "b", "c"))
+
+    names = ("ant", "bee", "cow")
+    require_classes({"fit": images(0, 1, 2), "fuse": images(2, 1, 0)}, names, ["fit"])
+    assert capsys.readouterr().err == ""
+    require_classes({"fit": images(0, 1, 2), "fuse": images(2, 2), "evaluate": images(0, 1)}, names, ["fit"])
+    assert capsys.readouterr().err == (
+        "warning: the split fuse has no image of classes ant, bee: what is found there does not speak for it\n"
+        "warning: the split evaluate has no image of class cow: what is found there does not speak for it\n"
+    )
+    with pytest.raises(DataError) as caught:
+        require_classes({"fit": images(0, 2)}, names, ["fit"])
+    assert str(caught.value) == (
+        "the split fit has no image of class bee: nothing can be learned of it there; take more images, or leave the "
+        "class out"
+    )
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_fit_passes_only_with_every_class(labels: list[int]) -> None:
+    images = Images(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), tuple("abcd"))
+    whole = set(labels) == {0, 1, 2, 3}
+    with contextlib.nullcontext() if whole else pytest.raises(DataError, match="the split fit has no image of class"):
+        require_classes({"fit": images}, tuple("abcd"), ["fit"])
+
+
+ARRAYS = st.sampled_from(
+    [
+        np.zeros((4, 3, 3), np.uint8),
+        np.arange(108, dtype=np.uint8).reshape(4, 3, 3, 3),
+        np.zeros((4, 3, 3, 4), np.uint8),
+        np.zeros((0, 3, 3), np.uint8),
+        np.zeros((4, 3, 3), np.uint16),
+        np.zeros(()),
+    ]
+)
+LABELS = st.lists(st.integers(-1, 3), min_size=4, max_size=4).map(np.array) | st.sampled_from(
+    [np.zeros(4), np.zeros((4, 1), int), np.array(["0", "1", "0", "1"])]
+)
+CLASSES = (
+    st.lists(st.text(max_size=4), max_size=4).map(lambda names: np.array(names, dtype=str))
+    | st.lists(st.binary(max_size=3), max_size=4).map(lambda names: np.array(names, dtype=bytes))
+    | st.sampled_from([np.arange(4), np.zeros(4), np.array("abcd"), np.array([["a", "b"]])])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ARRAYS, LABELS, CLASSES)
+def test_any_npz_is_read_whole_or_refused_in_one_line(x: Any, y: Any, classes: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = save(Path(folder) / "a.npz", x=x, y=y, classes=classes)
+        try:
+            images = load_source(source)
+        except DataError as error:
+            assert str(error).startswith(source)
+            assert len(str(error).splitlines()) == 1
+            return
+    assert np.array_equal(images.y.numpy(), y)
+    assert np.array_equal(images.x.permute(0, 2, 3, 1).numpy().reshape(x.shape), x)
+    assert len(images.classes) == len(classes)
+    assert all(name.strip() and "b'" not in name for name in images.classes if not isinstance(classes[0], str))

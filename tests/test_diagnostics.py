@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from calibration_support import DigitsRun
 from torch import Tensor, nn
 from toy import capture_of
 
+from askance.calibration.doubts import doubts
 from askance.calibration.images import Images, ImageStream
+from askance.calibration.inputs import load_inputs
 from askance.detectors import (
     Capture,
+    Introspection,
+    IntrospectionOptions,
     LibraryNetwork,
     LibraryNetworkOptions,
     SelfOrganizingMap,
@@ -108,3 +114,92 @@ def test_map_quality_of_far_clusters() -> None:
     assert 0 < quality["quantization_error"] < 1.0  # far less than the 8 standard deviations between the clusters
     assert 0 <= quality["topographic_error"] <= 1
     assert 2 / 16 <= quality["units_used"] <= 1
+
+
+# Layers of no use
+
+
+def test_a_library_that_tells_nothing() -> None:
+    figures = {
+        "layers": {
+            "a": {"rows": 2, "top1": 0.9, "top3": 1.0},
+            "b": {"rows": 300, "top1": 0.11, "top3": 0.3},
+            "c": {"rows": 3, "top1": 0.13, "top3": 0.3},
+        }
+    }
+    detector = LibraryNetwork(LibraryNetworkOptions(thresholds={"a": 0, "b": 0.5, "c": 0.5}))
+    assert detector.doubts(figures, 10) == {
+        "a": "with the threshold 0 its library holds 2 patterns: raise it",
+        "b": "its library agrees with the classifier on 11.0%, chance is 10.0%",
+    }
+
+
+def test_a_map_of_two_units_in_use() -> None:
+    detector = SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("a", "b"), side=4))
+    figures = {"layers": {"a": {"units_used": 2 / 16}, "b": {"units_used": 3 / 16}}}
+    assert detector.doubts(figures, 10) == {"a": "all images fall on 2 of the map's 16 units"}
+
+
+def test_a_signature_no_better_than_chance() -> None:
+    detector = SemanticSignature(SemanticSignatureOptions(semantic_layers=("a", "b")), torch.rand(6, 5))
+    figures = {"layers": {"a": {"two_versus_two": 0.48}, "b": {"two_versus_two": 0.51}}}
+    assert detector.doubts(figures, 10) == {"a": "it passes 48.0% of the 2 vs 2 tests, chance is 50%"}
+
+
+def test_an_activation_map_without_classes() -> None:
+    detector = Introspection(IntrospectionOptions(hidden_layers=("a", "b")))
+    why = "neighbours on the activation map agree with the classifier on 10.0%, chance is 10.0%"
+    assert detector.doubts({"knn_agreement": 0.1}, 10) == {"a": why, "b": why}
+    assert detector.doubts({"knn_agreement": 0.13}, 10) == {}
+
+
+def test_what_the_figures_leave_open_is_not_doubted() -> None:
+    detectors = (
+        LibraryNetwork(LibraryNetworkOptions(thresholds={"a": 0, "b": 0.5})),
+        SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("a",))),
+        SemanticSignature(SemanticSignatureOptions(semantic_layers=("a",)), torch.rand(6, 5)),
+        Introspection(IntrospectionOptions(hidden_layers=("a",))),
+    )
+    assert [detector.doubts({}, 10) for detector in detectors] == [{}] * 4
+
+
+class Dull(nn.Module):
+    """A classifier of digits with a layer that gives the same for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.dull = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        constant: Tensor = self.dull(flat * 0)
+        logits: Tensor = self.linear(flat)
+        return logits + constant[:, :10]
+
+
+def test_layers_of_no_use_are_said_when_the_detectors_are_fitted(
+    digits_run: DigitsRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = replace(load_inputs(digits_run.config), classifier=Dull().eval())
+    detector = LibraryNetwork(LibraryNetworkOptions(thresholds={"dull": 0.9, "linear": -1}))
+    detector.fit(inputs.stream("fit", detector))
+    diagnostics = {
+        detector.kind: detector.diagnose(inputs.stream("fit", detector), inputs.stream("evaluate", detector))
+    }
+    capsys.readouterr()
+    found = {
+        "dull": "with the threshold 0.9 its library holds 1 pattern: raise it",
+        "linear": "with the threshold -1 its library holds 1 pattern: raise it",
+    }
+    assert doubts(inputs, {detector.kind: detector}, diagnostics) == {"library_network": found}
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: library_network has no use of layer {layer}: {why}" for layer, why in found.items()
+    ]
+    assert doubts(inputs, {detector.kind: detector}, {}) == {
+        "library_network": {"dull": "it gives the same for every image"}
+    }
+
+
+def test_the_shipped_digits_have_no_layer_of_no_use(digits_run: DigitsRun) -> None:
+    assert digits_run.bundle.evaluation().doubts == {}

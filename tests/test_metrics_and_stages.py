@@ -100,7 +100,7 @@ def test_word_vectors_text_binary_case_and_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the word vectors"):
         class_vectors(tmp_path / "none.txt", ("frog",), {})
     (tmp_path / "bad.txt").write_text("not a header\n")
-    with pytest.raises(ConfigError, match=r"bad\.txt is not a word2vec file"):
+    with pytest.raises(ConfigError, match=r"bad\.txt is not a word2vec or GloVe file: line 1 holds something else"):
         class_vectors(tmp_path / "bad.txt", ("frog",), {})
 
 

@@ -240,6 +240,11 @@ REFUSALS: dict[str, tuple[tuple[str, str], type[AskanceError], str]] = {
         ConfigError,
         "10 outputs for 2 class names",
     ),
+    "no class in fit": (
+        ('fit = "train[650:1497]"', 'fit = "train[650:658]"'),
+        DataError,
+        "the split fit has no image of class",
+    ),
     "vectors": (("digit_attributes.txt", "none.txt"), ConfigError, "cannot read the word vectors .*none.txt"),
     "no-vector": (
         ('file = "digit_attributes.txt"', 'file = "digit_attributes.txt"\nwords = { zero = "nought" }'),

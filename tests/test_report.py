@@ -28,16 +28,21 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-@pytest.fixture(scope="module")
-def page() -> str:
+def page_of(doubts: dict[str, dict[str, str]]) -> str:
     zeros = torch.zeros(1000, dtype=torch.long)
     clean = SetScores({FUSED: torch.arange(1000) / 1000}, zeros, zeros)
     attacked = SetScores({FUSED: torch.tensor([0.95, 0.995, 2.0, 0.1])}, torch.tensor([1, 1, 1, 0]), zeros[:4])
     options = FGSM(name="f", kind="fgsm", epsilon=0.1)
     evidence = Evidence(clean, {FUSED: table(clean.columns[FUSED])}, [AttackedSet(options, attacked, {}, True)], {})
-    files = report("</script> & friends", evaluate(evidence, LEVELS, ("a",)), evidence, LEVELS)
+    evaluation = evaluate(evidence, LEVELS, ("a",)).model_copy(update={"doubts": doubts})
+    files = report("</script> & friends", evaluation, evidence, LEVELS)
     assert list(files) == ["report/index.html"]
     return files["report/index.html"].decode()
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return page_of({})
 
 
 def test_curves_and_histograms_by_hand(page: str) -> None:
@@ -69,3 +74,11 @@ def test_a_bundle_has_its_report(digits_run: DigitsRun) -> None:
     assert data["evaluation"]["auroc"] == digits_run.bundle.evaluation().auroc
     assert set(data["curves"]) == {"grid", "fgsm", "pgd"}
     assert "diagnostics" not in data["evaluation"]
+
+
+def test_layers_of_no_use_are_marked() -> None:
+    found = {"library_network": {"conv1": "with the threshold 0 its library holds 1 pattern: raise it"}}
+    page = page_of(found)
+    assert data_of(page)["evaluation"]["doubts"] == found
+    assert ".doubt td { background: var(--amber);" in page
+    assert page.count('id="doubts" hidden') == 1  # shown by the script, where there are some

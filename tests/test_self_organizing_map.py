@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from minisom import MiniSom
-from torch import Tensor
+from torch import Tensor, nn
 from toy import Trained, auroc, capture_of, split
 
 from askance.detectors import Capture, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
-from askance.detectors.self_organizing_map import vector_code
+from askance.detectors.detector import Inputs
+from askance.detectors.self_organizing_map import channels_last, vector_code
 from askance.detectors.torus_map import TorusMap, class_center, grid_positions, torus_distance, torus_offset
 from askance.errors import BundleError, DataError, LayerError, NotFittedError
 
@@ -60,7 +63,56 @@ def test_centre_of_mass_follows_a_shift() -> None:
 def test_a_flat_layer_is_its_own_code() -> None:
     dense = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
     assert torch.equal(vector_code(dense), dense)
-    assert vector_code(torch.zeros(3, 4, 2)).shape == (3, 8)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (3,), (3, 2, 4, 4, 4)])
+def test_a_layer_that_gives_neither_maps_nor_vectors_is_refused(shape: tuple[int, ...]) -> None:
+    shown = ", ".join(["B", *map(str, shape[1:])])
+    with pytest.raises(LayerError) as caught:
+        som("tokens").fit([Capture(torch.eye(3), {"tokens": torch.zeros(shape)})])
+    assert str(caught.value).startswith("layer 'tokens': a map takes [B, C, H, W] or [B, D], got [B")
+    assert str(caught.value).endswith(f"got [{shown}]: tap another layer") or len(shape) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "of_input", "last"),
+    [
+        ((8, 8, 96), (3, 32, 32), True),
+        ((1, 1, 96), (3, 32, 32), True),
+        ((96, 8, 8), (3, 32, 32), False),
+        ((96, 1, 1), (3, 32, 32), False),
+        ((8, 8, 8), (3, 32, 32), False),
+        ((7, 7, 8), (3, 28, 28), False),  # could be either: taken as it is said to be
+        ((64, 64, 128), (1, 64, 128), False),
+        ((32, 64, 64), (1, 64, 128), True),
+        ((16, 33, 64), (1, 65, 128), False),
+    ],
+)
+def test_channels_last_is_told_by_the_sides_of_the_input(
+    shape: tuple[int, ...], of_input: tuple[int, int, int], last: bool
+) -> None:
+    detector, inputs = som("l"), Inputs(of_input, ("a", "b"))
+    capture = Capture(torch.eye(2), {"l": torch.zeros(2, *shape)})
+    if not last:
+        detector.check(capture, inputs)
+        return
+    with pytest.raises(LayerError) as caught:
+        detector.check(capture, inputs)
+    assert str(caught.value) == (
+        f"layer 'l': a map takes [B, C, H, W] or [B, D], got [B, {', '.join(map(str, shape))}], channels last: "
+        "tap another layer"
+    )
+
+
+@given(st.integers(1, 64), st.integers(4, 40), st.integers(4, 40), st.integers(0, 3), st.sampled_from([(1, 0), (3, 1)]))
+def test_no_convolution_looks_channels_last(
+    channels: int, height: int, width: int, strides: int, kernel: tuple[int, int]
+) -> None:
+    size, padding = kernel
+    layer = nn.Sequential(*(nn.Conv2d(1, 1, size, 2, padding) for _ in range(strides)))
+    with torch.no_grad():
+        found = layer(torch.zeros(1, 1, height, width)).expand(2, channels, -1, -1)
+    assert not channels_last(found, (3, height, width))
 
 
 # The torus

@@ -108,7 +108,7 @@ class Study:
     def __init__(self, name: str, bundle: Bundle) -> None:
         self.case = CASES[name]
         config = load_config(ROOT / "configs" / f"{name}.toml")
-        self.splits = load_splits(config.data, config.splits)
+        self.splits = load_splits(config.data, config.splits, config.classifier.preprocessing)
         entry = bundle.manifest.classifier
         self.detectors = bundle.detectors()
         self.classifier = bundle.classifier(build_classifier)

@@ -10,6 +10,7 @@ from askance.calibration.sources.npz import Npz
 from askance.calibration.sources.sklearn import Sklearn
 from askance.calibration.sources.source import Pools, Source, located
 from askance.calibration.sources.torchvision import Torchvision
+from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, did_you_mean
 from askance.plugins import Family
 
@@ -32,8 +33,13 @@ __all__ = [
 ]
 
 
-def pools_of(source: str) -> Pools:
+def pools_of(source: str, preprocessing: Preprocessing | None = None) -> Pools:
     """The pools of a source.
+
+    Args:
+        source: "kind:what".
+        preprocessing: what the classifier takes: encoded images are decoded to it, as a server does; None: to the
+            shape of the first of them.
 
     Raises:
         DataError: it is unknown, missing or invalid.
@@ -44,16 +50,17 @@ def pools_of(source: str) -> Pools:
         raise DataError(
             f"unknown data source {source!r}: {did_you_mean(kind, SOURCES)}; spelt {', '.join(first)} or {last}"
         )
-    return SOURCES[kind].load(what)
+    known = SOURCES[kind]
+    return known.load(what) if preprocessing is None else known.load_for(what, preprocessing)
 
 
-def load_source(source: str) -> Images:
-    """All images of a source, its pools together.
+def load_source(source: str, preprocessing: Preprocessing | None = None) -> Images:
+    """All images of a source, its pools together; as for `pools_of`.
 
     Raises:
         DataError: it is unknown, missing or invalid.
     """
-    train, test = pools_of(source)
+    train, test = pools_of(source, preprocessing)
     if test is None:
         return train
     return Images(torch.cat([test.x, train.x]), torch.cat([test.y, train.y]), train.classes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from askance.calibration.images import make_images
 from askance.calibration.sources.source import Pools, Source, located
+from askance.detectors.class_names import names_of
 from askance.errors import DataError
 
 
@@ -37,4 +38,8 @@ class Npz(Source):
             raise DataError(f"{source} is not an .npz file of plain arrays: expected x, y and classes") from None
         if classes.ndim != 1:
             raise DataError(f"{source}: classes must be a list of names, got shape {list(classes.shape)}")
-        return make_images(x, y, tuple(str(name) for name in classes), source), None
+        try:
+            names = names_of(classes)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+        return make_images(x, y, names, source), None

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from askance.calibration.images import Images
 from askance.calibration.paths import data_root
+from askance.detectors.preprocessing import Preprocessing
 
 Pools = tuple[Images, Images | None]
 """The images of the pool `train`, and those of the pool `test` where the source has such."""
@@ -31,6 +32,15 @@ class Source(ABC):
         Raises:
             DataError: it is unknown, missing or invalid; one line that says which.
         """
+
+    @classmethod
+    def load_for(cls, what: str, preprocessing: Preprocessing) -> Pools:  # noqa: ARG003
+        """The same for a classifier; a source of encoded images decodes them to what it takes, as its server does.
+
+        Raises:
+            DataError: as for `load`, and an image that such a server refuses.
+        """
+        return cls.load(what)
 
 
 def located(path: str) -> Path:
