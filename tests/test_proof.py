@@ -618,7 +618,8 @@ def structured() -> nn.Module:
 def test_a_factory_of_parts_is_picked_from_alike(tmp_path: Path) -> None:
     bundle = calibrated(structured(), tmp_path, output="logits", factory="test_proof:structured")
     assert bundle.manifest.classifier.factory == "test_proof:structured"
-    assert askance.open(tmp_path / "bundle")(DATA["evaluate"][0][0]).prediction is not None
+    opened = askance.open(tmp_path / "bundle", allowed_factories=["test_proof"])
+    assert opened(DATA["evaluate"][0][0]).prediction is not None
 
 
 def test_a_manifest_without_output_is_as_it_was(tmp_path: Path) -> None:

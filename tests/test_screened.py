@@ -111,16 +111,16 @@ def test_what_cannot_be_opened_is_one_line(bundle: Path, tmp_path: Path) -> None
     with pytest.raises(BundleError, match=r"is not a bundle: it has no readable manifest\.json"):
         askance.open(tmp_path)
     with pytest.raises(ConfigError, match="device 'warp' cannot be used: "):
-        askance.open(bundle, device="warp")
+        askance.open(bundle, allowed_factories=["service_support"], device="warp")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device 'cuda' cannot be used: "):
-            askance.open(bundle, device="cuda")
+            askance.open(bundle, allowed_factories=["service_support"], device="cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_a_gpu_the_answers_are_the_same(bundle: Path, screen: askance.ScreenedClassifier) -> None:
     images = np.stack([noise(seed) for seed in range(20)])
-    with askance.open(bundle, device="cuda") as fast:
+    with askance.open(bundle, allowed_factories=["service_support"], device="cuda") as fast:
         for there, here in zip(fast(images), screen(images), strict=True):
             assert (there.label, there.verdict) == (here.label, here.verdict)
             assert there.score == pytest.approx(here.score, abs=1e-3)

@@ -42,7 +42,7 @@ class RestConnection(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            if self.cycle is None or self.cycle.response_complete:  # else this would fall into an answer under way
+            if not self._is_answering():  # else this would fall into the answer
                 self.transport.write(_TOO_LONG)
             self.transport.close()
 
@@ -65,7 +65,16 @@ class RestConnection(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._is_answering():  # the head of the next request can wait so long
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        else:
+            self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _head_is_there(self) -> None:
         self._is_in_head = False
