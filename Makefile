@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
 
 # On two cores, file by file; PARALLEL= runs one after the other, as debuggers want it.
-PARALLEL ?= -n 2 --dist loadfile
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
