@@ -68,6 +68,8 @@ class LimitsConfig(_Table):
         max_in_flight_bytes: of all requests accepted and not yet answered.
         client_rate: images a second from one client (by its name, or its address); 0 is no limit.
         client_burst: the most images at once from one client, where there is a rate.
+        client_ipv6_prefix: the bits of an anonymous client's IPv6 address that are its own; it has all addresses of
+            that network.
         stream_window: the most requests of one stream in flight; the server reads no further ahead.
         max_image_pixels: the largest encoded image, width x height; judged by its header, before it is decoded.
         max_message_bytes: the largest request.
@@ -77,6 +79,7 @@ class LimitsConfig(_Table):
     max_in_flight_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
     client_rate: float = Field(default=0.0, ge=0)
     client_burst: int = Field(default=64, ge=1)
+    client_ipv6_prefix: int = Field(default=64, ge=1, le=128)
     stream_window: int = Field(default=64, ge=1)
     max_image_pixels: int = Field(default=16_000_000, ge=1, le=PILLOW_LIMIT)
     max_message_bytes: int = Field(default=16 * MEBIBYTE, ge=1024, le=2**31 - 1)

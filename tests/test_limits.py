@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from service_support import Valve, config, marked, noise, running, status_of, ti
 
 from askance.service.client_messages import request_of
 from askance.service.errors import Code, StatusError
-from askance.service.guard.limits import REMEMBERED_CLIENTS, Budget, RateLimit
+from askance.service.guard.limits import REMEMBERED_CLIENTS, Budget, RateLimit, network_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 
@@ -47,6 +48,29 @@ def test_a_token_bucket_by_hand() -> None:
     limit.take("a", 5)
     with pytest.raises(StatusError):
         limit.take("a", 6)  # never more than the burst
+
+
+def test_whoever_has_an_ipv6_network_is_one_client() -> None:
+    limit = RateLimit(1.0, 2, Clock())
+    limit.take("ipv6:%5B2001:db8:1:2::1%5D", 1)
+    limit.take("ipv6:%5B2001:db8:1:2:ffff::9%5D", 1)
+    with pytest.raises(StatusError, match="slow down"):
+        limit.take("ipv6:%5B2001:db8:1:2:3:4:5:6%5D", 1)
+    limit.take("ipv6:%5B2001:db8:1:3::1%5D", 2)  # the next network
+    limit.take("ipv4:10.0.0.1", 2)
+    with pytest.raises(StatusError, match="slow down"):
+        limit.take("ipv6:%5B::ffff:10.0.0.1%5D", 1)  # the same, as a socket for both writes it
+    for name in ("ipv6:", "ipv6:nonsense", "ipv6:%5Bfe80::1%25eth0%5D", "gateway", ""):
+        assert isinstance(network_of(name, 64), str)
+
+
+@given(st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1), st.integers(1, 128))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_addresses_are_one_client_by_their_first_bits(one: int, other: int, prefix: int) -> None:
+    if (one >> 32) == 0xFFFF or (other >> 32) == 0xFFFF:  # IPv4 in disguise
+        return
+    keys = {network_of(f"ipv6:%5B{ipaddress.IPv6Address(address)}%5D", prefix) for address in (one, other)}
+    assert (len(keys) == 1) is (one >> (128 - prefix) == other >> (128 - prefix))
 
 
 def test_no_rate_is_no_limit() -> None:

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 from askance.service.errors import too_fast, too_much
 
 REMEMBERED_CLIENTS = 10_000  # the least recent are forgotten, which gives them a full allowance again
+
+
+def network_of(client: str, ipv6_prefix: int) -> str:
+    """What a client is limited by: a name or an IPv4 address as it is, of an IPv6 address the network.
+
+    Whoever has an IPv6 network has all of its addresses, and a new one for every request.
+
+    Args:
+        client: as `Call.client` has it.
+        ipv6_prefix: bits of an IPv6 address that are one client's.
+    """
+    scheme, colon, rest = client.partition(":")
+    if scheme != "ipv6" or not colon:
+        return client
+    try:
+        address = ipaddress.IPv6Address(unquote(rest).strip("[]").partition("%")[0])
+    except ValueError:
+        return client
+    if address.ipv4_mapped is not None:
+        return f"ipv4:{address.ipv4_mapped}"
+    return f"ipv6:{ipaddress.IPv6Network((address, ipv6_prefix), strict=False)}"
 
 
 class RateLimit:
@@ -19,11 +42,15 @@ class RateLimit:
         rate: images a second; 0 is no limit.
         burst: the most at once.
         clock: seconds, monotonic.
+        ipv6_prefix: as for `network_of`.
     """
 
-    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic, ipv6_prefix: int = 64
+    ) -> None:
         self._rate = rate
         self._burst = burst
+        self._ipv6_prefix = ipv6_prefix
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: (allowance, when)
 
@@ -35,7 +62,7 @@ class RateLimit:
         """
         if self._rate == 0:
             return
-        now = self._clock()
+        now, client = self._clock(), network_of(client, self._ipv6_prefix)
         allowance, when = self._buckets.pop(client, (float(self._burst), now))
         allowance = min(self._burst, allowance + self._rate * (now - when))
         enough = images <= allowance

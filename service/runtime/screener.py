@@ -55,7 +55,11 @@ class Screener:
         self._metrics = metrics
         self._decoders = decoders
         self._repository = repository
-        self._rate = RateLimit(config.limits.client_rate, config.limits.client_burst)
+        self._rate = RateLimit(
+            config.limits.client_rate,
+            config.limits.client_burst,
+            ipv6_prefix=config.limits.client_ipv6_prefix,
+        )
         self.budget = Budget(config.limits.max_in_flight_bytes)
 
     @property
