@@ -23,6 +23,7 @@ from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detec
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages
+from askance.classifiers.trust import is_trusted
 from askance.detectors import Bundle, Capture, Detector
 from askance.detectors.bundle import publish, refuse_existing
 from askance.errors import ConfigError
@@ -126,12 +127,18 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
     splits. What is finished is kept in the cache until all is, so that a run that was killed goes on where it was.
 
     Raises:
-        ConfigError: the data's classes are not the bundle's, or the bundle names no factory.
+        ConfigError: the data's classes are not the bundle's, or the bundle names no factory, or one that is neither
+            shipped nor the config's.
         DataError: the images are not of the bundle's size.
     """
     entry = bundle.manifest.classifier
     if entry.factory is None:
         raise ConfigError(f"{bundle.path} names no factory for its classifier: use askance.evaluate with classifier=")
+    if not is_trusted(entry.factory, [config.classifier.factory]):
+        raise ConfigError(
+            f"{bundle.path}: its classifier is built by {entry.factory!r}, the config's by "
+            f"{config.classifier.factory!r}: name the bundle's in the config, if you trust it to be imported"
+        )
     classifier = ClassifierConfig(
         factory=entry.factory,
         arguments=entry.arguments,

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from service_support import config, publish_tiny, running
 
 import askance
+from askance.calibration.config import load_config
 from askance.calibration.live import evaluate
+from askance.calibration.pipeline import evaluate_bundle
 from askance.classifiers import trusting
 from askance.classifiers.loading import EXAMPLES
 from askance.classifiers.trust import is_trusted
+from askance.detectors import Bundle
 from askance.errors import AskanceError, BundleError, ConfigError
 from askance.service.config import ServerConfig
 from askance.service.runtime.model import LoadedBundle
@@ -58,6 +61,11 @@ def test_no_function_of_python_builds_a_classifier(factory: str) -> None:
 
 def test_opening_imports_nothing(sprung: Path) -> None:
     bundle = sprung.with_name("bundle")
+    config = load_config(Path(__file__).parents[1] / "configs" / "digits.toml")
+    with pytest.raises(
+        ConfigError, match=r"bundle: its classifier is built by 'trap:build', the config's by 'digits_cnn'"
+    ):
+        evaluate_bundle(Bundle.open(bundle), config)
     for attempt in (
         lambda: askance.open(bundle),
         lambda: askance.open(bundle, allowed_factories=["trap.models", "tra", "trap:other"]),
