@@ -22,7 +22,7 @@ from askance.calibration.harness import Harness, calibration_of, gather
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
-from askance.calibration.stages import Stages
+from askance.calibration.stages import Stages, alone_in
 from askance.classifiers.trust import is_trusted
 from askance.detectors import Bundle, Capture, Detector
 from askance.detectors.bundle import publish, refuse_existing
@@ -48,9 +48,15 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
     """The same for inputs that are loaded already."""
     refuse_existing(out)
     require_classes(inputs.splits, inputs.class_names, needed=("fit",))
-    settings = inputs.settings
     detectors = new_detectors(inputs)
-    stages = Stages(out.with_name(out.name + ".partial"), _identity(inputs), resume=resume)
+    with alone_in(out.with_name(out.name + ".partial")) as folder:
+        refuse_existing(out)  # by another calibration, while this one was not alone
+        _calibrated(inputs, detectors, Stages(folder, _identity(inputs), resume=resume), out)
+    return Bundle.open(out)
+
+
+def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages, out: Path) -> None:
+    settings = inputs.settings
     for name, detector in detectors.items():
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
@@ -90,7 +96,6 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
         extra_files=report(settings.name, evaluation, evidence, settings.levels),
     )
     stages.remove()
-    return Bundle.open(out)
 
 
 def _identity(inputs: CalibrationInputs) -> dict[str, Any]:
@@ -155,10 +160,10 @@ def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
     require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
     identity = _identity(inputs) | {"bundle": bundle.manifest.id}
-    folder = cache_folder() / "evaluations" / json_digest(identity)
-    stages = Stages(folder, identity, resume=True)
-    harness = Harness(inputs, detectors, stages)
-    evidence = gather(harness, calibration)
-    evaluation = evaluate(evidence, calibration.levels, inputs.class_names)
-    stages.remove()
+    with alone_in(cache_folder() / "evaluations" / json_digest(identity)) as folder:
+        stages = Stages(folder, identity, resume=True)
+        harness = Harness(inputs, detectors, stages)
+        evidence = gather(harness, calibration)
+        evaluation = evaluate(evidence, calibration.levels, inputs.class_names)
+        stages.remove()
     return evaluation.model_copy(update={"bundle_id": bundle.manifest.id})

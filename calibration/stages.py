@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -19,11 +21,32 @@ from askance.detectors.bundle import contiguous
 from askance.errors import CalibrationError
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """Work in a folder, made if need be, that no other process works in; a process that dies lets go of it.
+
+    Raises:
+        CalibrationError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise CalibrationError(
+            f"another calibration is at work in {folder}: wait until it has ended, or choose another path"
+        ) from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
 class Stages:
     """The finished stages of one calibration, in a folder beside the bundle to be.
 
     Args:
-        folder: where results are kept.
+        folder: where results are kept; held by `alone_in`.
         identity: everything the results depend on, JSON-ready; a folder made for another identity is refused.
         resume: continue with what is there; without it a folder that holds work is refused, never overwritten.
 
@@ -44,7 +67,6 @@ class Stages:
                 raise CalibrationError(
                     f"{folder} was begun with another classifier, data or words: remove it to start over"
                 )
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, digest.encode())
 
     def run(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from askance.calibration.metrics import detection, detection_intervals, worst_case
 from askance.calibration.scoring import Scores
-from askance.calibration.stages import Stages
+from askance.calibration.stages import Stages, alone_in
 from askance.calibration.word_vectors import class_vectors
 from askance.detectors import Readings
 from askance.errors import CalibrationError, ConfigError, DataError
@@ -57,6 +59,7 @@ def test_finished_stages_are_not_made_again(tmp_path: Path) -> None:
         made.append(name)
         return {"x": torch.tensor([float(len(made))])}
 
+    (tmp_path / "work").mkdir()
     stages = Stages(tmp_path / "work", {"seed": 1}, resume=False)
     assert stages.run("one", lambda: make("one"))["x"].item() == 1.0
     again = Stages(tmp_path / "work", {"seed": 1}, resume=True)
@@ -68,6 +71,7 @@ def test_finished_stages_are_not_made_again(tmp_path: Path) -> None:
 
 
 def test_unfinished_work_is_never_overwritten_nor_mixed(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
     Stages(tmp_path / "work", {"seed": 1}, resume=False)
     stages = Stages(tmp_path / "work", {"seed": 3}, resume=False)  # nothing was finished: nothing is lost
     stages.run("one", lambda: {"x": torch.ones(1)})
@@ -75,6 +79,33 @@ def test_unfinished_work_is_never_overwritten_nor_mixed(tmp_path: Path) -> None:
         Stages(tmp_path / "work", {"seed": 1}, resume=False)
     with pytest.raises(CalibrationError, match="was begun with another classifier, data or words"):
         Stages(tmp_path / "work", {"seed": 2}, resume=True)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from askance.calibration.stages import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused at once, and nothing of the first is touched; one that was killed holds nothing."""
+    folder = tmp_path / "bundle.partial"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        line = r"another calibration is at work in .*bundle\.partial: wait until it has ended, or choose another path"
+        with pytest.raises(CalibrationError, match=line), alone_in(folder):
+            raise AssertionError("two at once")
+        other.kill()
+    with alone_in(folder) as mine:
+        assert mine == folder
+    with alone_in(folder):  # let go of, though an error may keep the frame
+        pass
 
 
 def test_the_shipped_digit_attributes() -> None:
