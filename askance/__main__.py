@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
-
-from typer.exceptions import Abort, TyperException
-from typer.main import get_command
+from typing import TYPE_CHECKING
 
 from askance.errors import AskanceError, did_you_mean, extra_needed
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
 
 EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `askance` with `arguments` (default: the process's own) and exit."""
+    if arguments is None and sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
+        # before all imports: until a hangup means "load anew", a start is as good, and nothing to die of
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a return for each way to end)
     """Run `askance` and return its exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are for those who debug gRPC, not for our log
+    from typer.exceptions import Abort, TyperException
+    from typer.main import get_command
+
     from askance.cli import app
 
     try:

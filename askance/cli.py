@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -156,8 +155,6 @@ def serve(
     ] = False,
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
-    if hasattr(signal, "SIGHUP"):  # until it means "load anew": a start is as good
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from askance.service.call import DISCLOSING
     from askance.service.config import ServerConfig
     from askance.service.process import serve as serve_bundle

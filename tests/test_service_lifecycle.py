@@ -19,6 +19,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_support import (
+    SERVE,
     Running,
     Valve,
     build_tiny,
@@ -411,6 +412,34 @@ def test_sigterm_under_load_answers_or_refuses_every_request() -> None:
     assert set(outcomes) == {"OK", "UNAVAILABLE"}
     assert outcomes["UNAVAILABLE"] == 4
     assert outcomes["OK"] >= 80
+
+
+def test_hangups_while_it_starts_do_no_harm(tmp_path: Path) -> None:
+    publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "bundle"), "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        status, served = Path(f"/proc/{process.pid}/status"), threading.Event()
+
+        def ignores_hangups() -> bool:
+            (mask,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigIgn:"))
+            return bool(int(mask, 16) & 1 << (signal.SIGHUP - 1))
+
+        def hang_up() -> None:
+            while not served.wait(0.005):
+                process.send_signal(signal.SIGHUP)
+
+        wait_for(ignores_hangups)
+        nuisance = threading.Thread(target=hang_up)
+        nuisance.start()
+        assert process.stdout is not None
+        serving = Serving.parse(process.stdout.readline())
+        served.set()
+        nuisance.join()
+        assert serving is not None
+        with Client(serving.target) as client:
+            assert client.screen(noise(1)).prediction is not None
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def test_a_missing_bundle_ends_the_process_before_it_serves(tmp_path: Path) -> None:
