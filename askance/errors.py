@@ -94,6 +94,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {listed(names)}"
 
 
+def telling(errors: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The one of pydantic's errors to tell people: the first, but for a misspelt key that is required.
+
+    That is two errors, missing and unknown, and the second is the one that helps.
+    """
+    return min(errors, key=lambda one: one["type"] != "extra_forbidden")
+
+
 def unknown_choice(error: Mapping[str, Any]) -> str | None:
     """What to say where one of pydantic's errors is a word that is none of a few; None where it is another error."""
     if error["type"] not in ("literal_error", "enum") or not isinstance(error["input"], str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from askance.answers import Answer
-from askance.classifiers import trusting
 from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
-from askance.classifiers.loading import load_strictly
-from askance.classifiers.modules import copy_of
-from askance.detectors.bundle import BuildClassifier, Bundle
+from askance.classifiers.trust import standing_in
+from askance.detectors.bundle import Bundle
 from askance.detectors.screen import Screen
 from askance.errors import DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
@@ -45,8 +43,9 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
 
     Raises:
-        BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
-        ConfigError: there is no such device, the weights are not the module's, or the factory is not allowed.
+        BundleError: the bundle is missing, altered, incomplete, or does not fit its own description; its weights are
+            not the module's; its factory is not allowed.
+        ConfigError: there is no such device.
 
     Example:
         >>> screen = askance.open("digits-bundle")  # doctest: +SKIP
@@ -73,8 +72,8 @@ class ScreenedClassifier:
         single_pass: as for `askance.open`.
 
     Raises:
-        BundleError: a part of the bundle does not fit.
-        ConfigError: there is no such device, the weights are not the module's, or the factory is not allowed.
+        BundleError: a part of the bundle does not fit, or its factory is not allowed.
+        ConfigError: there is no such device.
     """
 
     def __init__(
@@ -87,15 +86,7 @@ class ScreenedClassifier:
         single_pass: bool = False,
     ) -> None:
         self.bundle = bundle
-
-        def use(factory: str | None, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-            assert classifier is not None
-            own = copy_of(classifier)
-            load_strictly(factory or type(own).__name__, own, weights)
-            return own
-
-        build: BuildClassifier = trusting(allowed_factories) if classifier is None else use
-
+        build = standing_in(classifier, allowed_factories)
         self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
 
     @overload

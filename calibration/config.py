@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
@@ -15,7 +15,7 @@ from askance.calibration.explain import explain
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
-from askance.detectors.class_names import fault_in
+from askance.detectors.class_names import ClassNames
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 else:
     AttackConfig = Annotated[Union[tuple(ATTACKS.values())], Field(discriminator="kind")]  # noqa: UP007
     BaselineName = Literal[tuple(BASELINES)]
-
-
-def _can_be_labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    if (fault := fault_in(names)) is not None:
-        raise ValueError(fault)
-    return names
-
-
-ClassNames = Annotated[tuple[str, ...], AfterValidator(_can_be_labels)]
-"""Names that classes can have, each another's."""
 
 
 class _Section(BaseModel):

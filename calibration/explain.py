@@ -7,13 +7,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from askance.errors import did_you_mean, unknown_choice
+from askance.errors import did_you_mean, telling, unknown_choice
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: the key, what is wrong with it, and the nearest known key if misspelt."""
-    # A misspelt key that is required is two errors, missing and unknown: the second is the one that helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = telling(error.errors())
     path, models = _followed(model, first["loc"])
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

@@ -20,10 +20,10 @@ from askance.calibration.images import Images
 from askance.calibration.inputs import CalibrationInputs, checked
 from askance.calibration.live_data import LabelledImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
-from askance.classifiers import build_classifier, trusting
-from askance.classifiers.loading import load_strictly
+from askance.classifiers import build_classifier
 from askance.classifiers.modules import copy_of
 from askance.classifiers.shared_state import ordinary
+from askance.classifiers.trust import standing_in
 from askance.detectors import Bundle, Levels, Options
 from askance.detectors.bundle import refuse_existing
 from askance.detectors.output import select_output
@@ -143,11 +143,7 @@ def evaluate(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     entry = opened.manifest.classifier
     weights = opened.tensors(entry.file)
-    if classifier is None:
-        module = trusting(allowed_factories)(entry.factory, entry.arguments, weights)
-    else:
-        module = copy_of(classifier)
-        load_strictly(str(entry.factory), module, weights)
+    module = standing_in(classifier, allowed_factories)(entry.factory, entry.arguments, weights)
     settings = _settings(
         {
             "name": entry.name,

@@ -46,7 +46,6 @@ def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:
 
 def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = False) -> Bundle:
     """The same for inputs that are loaded already."""
-    refuse_existing(out)
     require_classes(inputs.splits, inputs.class_names, needed=("fit",))
     detectors = new_detectors(inputs)
     with alone_in(out.with_name(out.name + ".partial")) as folder:

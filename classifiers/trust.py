@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from askance.classifiers.loading import EXAMPLES, TORCHVISION, build_classifier
+from askance.classifiers.loading import EXAMPLES, TORCHVISION, build_classifier, load_strictly
+from askance.classifiers.modules import copy_of
+from askance.detectors.bundle import BuildClassifier
 from askance.errors import ConfigError
 
 
-def trusting(allowed: Collection[str]) -> Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]:
+def trusting(allowed: Collection[str]) -> BuildClassifier:
     """`build_classifier` for bundles: a bundle is data, and its manifest alone has nothing imported.
 
     Args:
@@ -29,6 +31,19 @@ def trusting(allowed: Collection[str]) -> Callable[[str | None, Mapping[str, Any
                 f"trust it, allow it (--allow-factory {factory}, or allowed_factories)"
             )
         return build_classifier(factory, arguments, weights)
+
+    return build
+
+
+def standing_in(classifier: nn.Module | None, allowed: Collection[str]) -> BuildClassifier:
+    """What gives a bundle its classifier: a copy of a module at hand, with the bundle's weights; None: `trusting`."""
+    if classifier is None:
+        return trusting(allowed)
+
+    def build(factory: str | None, _arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+        own = copy_of(classifier)
+        load_strictly(factory or type(own).__name__, own, weights)
+        return own
 
     return build
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from askance.errors import DataError, listed, printable
 
@@ -41,6 +43,18 @@ def fault_in(names: Sequence[str]) -> str | None:
             return f"two classes are called {same!r} and {name!r}: class names must differ by more than case or blanks"
         seen[folded(name)] = name
     return None
+
+
+def _can_be_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    if (fault := fault_in(names)) is not None:
+        raise ValueError(fault)
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...], AfterValidator(_can_be_labels)]
+"""Names that the classes of one classifier can have."""
+Label = Annotated[str, AfterValidator(lambda name: _can_be_labels((name,))[0])]
+"""A name by itself that can be a label, too."""
 
 
 def order_fault(names: Sequence[str], own: Sequence[str]) -> str | None:

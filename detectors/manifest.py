@@ -6,16 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from askance.detectors.class_names import fault_in
+from askance.detectors.class_names import ClassNames, Label
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
@@ -41,12 +34,12 @@ class ClassifierEntry(FileEntry):
     that holds the logits, None where the answer is the logits.
     """
 
-    name: str
+    name: Label
     factory: str | None
     arguments: dict[str, Any] = {}
     layers: tuple[str, ...]
     preprocessing: Preprocessing
-    class_names: tuple[str, ...] = Field(min_length=2)
+    class_names: ClassNames = Field(min_length=2)
     output: Output | None = None
 
     @model_serializer(mode="wrap")
@@ -54,13 +47,6 @@ class ClassifierEntry(FileEntry):
         """Bundles without an output are as they were before there was such a field, their ids included."""
         content: dict[str, Any] = serialize(self)
         return content if self.output is not None else {k: v for k, v in content.items() if k != "output"}
-
-    @field_validator("name", "class_names")
-    @classmethod
-    def _can_be_a_label(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if (fault := fault_in((value,) if isinstance(value, str) else value)) is not None:
-            raise ValueError(fault)
-        return value
 
 
 class PackageEntry(_Part):

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from askance.errors import ConfigError, did_you_mean, listed, unknown_choice
+from askance.errors import ConfigError, did_you_mean, listed, telling, unknown_choice
 from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
 from askance.service.guard.tls import TlsConfig
@@ -263,8 +263,7 @@ def _look_beside(folder: Path, content: dict[str, Any]) -> None:
 
 def _explained(error: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:
     """The first thing wrong, in one line."""
-    # a misspelt setting that is required is two errors, missing and unknown: the second is the one that helps
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = telling(error.errors())
     name = ".".join(str(part) for part in first["loc"])
     source = f"{path}: " if path is not None and name not in given else ""
     if first["type"] == "extra_forbidden":

@@ -18,6 +18,7 @@ import prometheus_client
 import torch
 from PIL import Image
 
+from askance.classifiers import trusting
 from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
 from askance.service.config import ServerConfig
@@ -59,9 +60,8 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
 
 
 def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
-    return lambda: LoadedBundle.open(
-        path, allowed_factories=config.bundles.allowed_factories, single_pass=config.inference.single_pass
-    )
+    build = trusting(config.bundles.allowed_factories)
+    return lambda: LoadedBundle.open(path, build, single_pass=config.inference.single_pass)
 
 
 def run(

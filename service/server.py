@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from askance.service.guard.access import Access
 from askance.service.guard.admission import Admission, State
 from askance.service.guard.interceptor import Interceptor
 from askance.service.guard.tls import Certificates
-from askance.service.observability.http import MetricsServer, cannot_listen
+from askance.service.observability.http import MetricsServer, bound_socket, cannot_listen
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
@@ -266,22 +265,11 @@ def _connection_options(connections: ConnectionsConfig, drain_seconds: float) ->
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     """Bind gRPC's port; tried with a plain socket first, because gRPC logs lines of its own and hides the cause."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    cause: OSError | None = None
-    with contextlib.closing(socket.socket(family)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            cause = error
+    bound_socket("port", host, port).close()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if cause is None:
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            return (
-                server.add_insecure_port(address)
-                if credentials is None
-                else server.add_secure_port(address, credentials)
-            )
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError:  # taken since
-        pass
-    raise AskanceError(cannot_listen("port", host, port, cause))
+        raise AskanceError(cannot_listen("port", host, port, None)) from None

@@ -69,7 +69,7 @@ def test_opening_imports_nothing(sprung: Path) -> None:
     for attempt in (
         lambda: askance.open(bundle),
         lambda: askance.open(bundle, allowed_factories=["trap.models", "tra", "trap:other"]),
-        lambda: LoadedBundle.open(bundle),
+        lambda: LoadedBundle.open(bundle, trusting(())),
         lambda: evaluate(bundle, {}, attacks=[]),
     ):
         with pytest.raises(AskanceError, match=LINE):
@@ -113,7 +113,7 @@ def test_a_server_keeps_what_it_has(sprung: Path) -> None:
             server = service.server
             before = server.repository.default.version
             server._load = lambda: LoadedBundle.open(
-                sprung.with_name("bundle"), allowed_factories=server.config.bundles.allowed_factories
+                sprung.with_name("bundle"), trusting(server.config.bundles.allowed_factories)
             )
             with pytest.raises(BundleError, match=LINE):
                 await server.reload()

@@ -15,7 +15,7 @@ from askance.calibration.progress import say
 from askance.calibration.sources.source import Pools, Source, located
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import SHOWN, DataError, printable
+from askance.errors import DataError, listed, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -87,10 +87,9 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
             f"{source}: {printable(str(error.filename or root))} cannot be read: {error.strerror}"
         ) from None
     if listing.left_out:
-        names = ", ".join(printable(name) for name in listing.left_out[:SHOWN])
-        more = ", ..." if len(listing.left_out) > SHOWN else ""
+        names = listed([printable(name) for name in listing.left_out])
         say(
-            f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}{more}): "
+            f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}): "
             "only PNG and JPEG files right in the folder of a class are images"
         )
     return make_images(np.stack(arrays), np.array(labels), tuple(listing.files), source), None

@@ -89,6 +89,24 @@ class MetricsServer:
         self._thread.join()
 
 
+def bound_socket(setting: str, host: str, port: int, backlog: int | None = None) -> socket.socket:
+    """A socket bound to a port, which the caller closes; with a backlog it listens.
+
+    Raises:
+        AskanceError: it is in use, or the host is not this machine's; the message names the setting.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        if backlog is not None:
+            bound.listen(backlog)
+    except OSError as error:
+        bound.close()
+        raise AskanceError(cannot_listen(setting, host, port, error)) from None
+    return bound
+
+
 def cannot_listen(setting: str, host: str, port: int, error: OSError | None) -> str:
     """One line for people: which port cannot be listened on, and why."""
     if error is None or error.errno == errno.EADDRINUSE or "in use" in str(error):

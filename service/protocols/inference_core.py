@@ -22,6 +22,7 @@ from askance.service.protocols.inference_tensors import (
     error_of,
     images_of,
     outputs_of,
+    shown,
     top_classes,
 )
 from askance.service.runtime.model import LoadedBundle
@@ -157,7 +158,7 @@ def _deadline(request: InferenceRequest, deadline: float | None) -> float | None
     """The nearer one of the call's own deadline and what the parameter `timeout` says."""
     microseconds = request.parameters.get(TIMEOUT, 0)
     if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
-        raise invalid(f"parameters[{TIMEOUT}]", "a whole number of microseconds", repr(microseconds)[:42])
+        raise invalid(f"parameters[{TIMEOUT}]", "a whole number of microseconds", shown(microseconds))
     if microseconds == 0:
         return deadline
     own = time.monotonic() + microseconds / 1e6
@@ -188,7 +189,7 @@ def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, s
 def _asked(asked: RequestedOutput, known: dict[str, Output], bundle: LoadedBundle) -> Output:
     """One requested output, or its greatest values by the classification extension."""
     if asked.name not in known:
-        raise invalid("outputs", f"names among {', '.join(known)}", repr(asked.name[:40]))
+        raise invalid("outputs", f"names among {', '.join(known)}", shown(asked.name))
     output = known[asked.name]
     unknown = sorted(set(asked.parameters) - {CLASSIFICATION, "binary_data"})
     if unknown:
@@ -200,7 +201,7 @@ def _asked(asked: RequestedOutput, known: dict[str, Output], bundle: LoadedBundl
     if asked.name != "probabilities":
         raise invalid(where, "it on the output probabilities alone", f"it on {asked.name}")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= classes:
-        raise invalid(where, f"a number of classes from 1 to {classes}", repr(count)[:40])
+        raise invalid(where, f"a number of classes from 1 to {classes}", shown(count))
     return top_classes(output, bundle.screen.class_names, count)
 
 
@@ -210,7 +211,7 @@ def _detail(request: InferenceRequest) -> tuple[Role, ...] | None:
         return None
     asked = request.parameters[DETAIL]
     if asked not in _DETAILS:
-        raise invalid(f"parameters[{DETAIL}]", f"a string among {', '.join(_DETAILS)}", repr(asked)[:42])
+        raise invalid(f"parameters[{DETAIL}]", f"a string among {', '.join(_DETAILS)}", shown(asked))
     if request.outputs:
         raise invalid("outputs", f"none beside parameters[{DETAIL}]", f"{len(request.outputs)}")
     return _DETAILS[str(asked)]

@@ -121,15 +121,16 @@ def images_of(request: InferenceRequest, preprocessing: Preprocessing, max_batch
         return [InputImage(partial(_pixels, image), image.nbytes <= SMALL_BYTES) for image in images]
     if tensor.name == ENCODED:
         return [InputImage(partial(decode, content), False) for content in _files(tensor, max_batch)]
-    raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", _shown(tensor.name))
+    raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", shown(tensor.name))
 
 
 def _pixels(image: NDArray[Any], _preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
     return pixels_of(image, IMAGE)
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")
+def shown(value: object) -> str:
+    """A value as an error shows it; a text that a client made up may be of any length."""
+    return repr(value[:40] + "..." if isinstance(value, str) and len(value) > 40 else value)
 
 
 def _count(tensor: InputTensor, fits: bool, expected: str, max_batch: int) -> int:
@@ -143,7 +144,7 @@ def _count(tensor: InputTensor, fits: bool, expected: str, max_batch: int) -> in
 
 def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) -> NDArray[Any]:
     if tensor.datatype not in ("FP32", "UINT8"):
-        raise invalid(f"{IMAGE}.datatype", "FP32 or UINT8", _shown(tensor.datatype))
+        raise invalid(f"{IMAGE}.datatype", "FP32 or UINT8", shown(tensor.datatype))
     fits = tuple(tensor.shape[1:]) == shape
     count = _count(tensor, fits, f"[N, {', '.join(map(str, shape))}] (channels, height, width)", max_batch)
     dtype, values = _DTYPES[tensor.datatype], count * math.prod(shape)
@@ -167,7 +168,7 @@ def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) ->
 
 def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:
     if tensor.datatype != "BYTES":
-        raise invalid(f"{ENCODED}.datatype", "BYTES", _shown(tensor.datatype))
+        raise invalid(f"{ENCODED}.datatype", "BYTES", shown(tensor.datatype))
     fits = len(tensor.shape) in (1, 2) and tuple(tensor.shape[1:]) in ((), (1,))
     count = _count(tensor, fits, "[N] or [N, 1]", max_batch)
     elements = tensor.values if tensor.raw is None else _elements(tensor.raw, count)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import uvicorn
@@ -15,13 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from askance.errors import AskanceError
 from askance.service.call import Call
 from askance.service.config import ServerConfig
 from askance.service.guard.admission import Kind
-from askance.service.guard.endpoint import Behaviour, Endpoints, json_response
+from askance.service.guard.endpoint import Endpoints, json_response
 from askance.service.guard.tls import Certificates
-from askance.service.observability.http import cannot_listen
+from askance.service.observability.http import bound_socket
 from askance.service.protocols.base import Parts, Protocol
 from askance.service.protocols.inference_core import InferenceCore
 from askance.service.protocols.rest_connection import RestConnection
@@ -30,25 +29,14 @@ from askance.service.protocols.rest_messages import HEADER_LENGTH, infer_request
 STOP_SECONDS = 1  # for answers to leave, once every call is over
 IDLE_SECONDS = 3600  # that a connection without requests is kept, where the settings say for ever
 BACKLOG = 2048  # connections that wait to be accepted
+MODEL, VERSIONED = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+REPOSITORY = "/v2/repository/models/{model}"
 
 
 class RestProtocol(Protocol):
     """The protocol's paths under /v2."""
 
     name: ClassVar[str] = "rest"
-    methods: ClassVar[Mapping[str, Kind]] = {
-        "RestModelInfer": Kind.SCREENS,
-        "RestServerLive": Kind.PROBES,
-        "RestServerReady": Kind.PROBES,
-        "RestModelReady": Kind.PROBES,
-        "RestServerMetadata": Kind.ASKS,
-        "RestModelMetadata": Kind.ASKS,
-        "RestModelConfig": Kind.ASKS,
-        "RestModelStatistics": Kind.ASKS,
-        "RestRepositoryIndex": Kind.ASKS,
-        "RestRepositoryModelLoad": Kind.ADMINISTERS,
-        "RestRepositoryModelUnload": Kind.ADMINISTERS,
-    }
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -67,7 +55,7 @@ class RestProtocol(Protocol):
         config = self.parts.config
         if config.rest_port is None:
             return None
-        bound = _bound(config.host, config.rest_port)
+        bound = bound_socket("rest_port", config.host, config.rest_port, BACKLOG)
         self._server = _Server(_uvicorn_config(self._application(), config))
         self._serving = asyncio.create_task(self._server.serve([bound]), name="askance-rest")
         return int(bound.getsockname()[1])
@@ -85,25 +73,8 @@ class RestProtocol(Protocol):
         )
 
     def _routes(self) -> Iterator[Route]:
-        """Every path of the protocol; those of a model with and without its version."""
-        model, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-        repository = "/v2/repository"
-        table: tuple[tuple[str, str, Behaviour, tuple[str, ...]], ...] = (
-            ("GET", "RestServerLive", self._live, ("/v2/health/live",)),
-            ("GET", "RestServerReady", self._ready, ("/v2/health/ready",)),
-            ("GET", "RestServerMetadata", self._server_metadata, ("/v2", "/v2/")),
-            ("GET", "RestModelStatistics", self._statistics, ("/v2/models/stats",)),
-            ("GET", "RestModelStatistics", self._statistics, (f"{model}/stats", f"{versioned}/stats")),
-            ("GET", "RestModelMetadata", self._model_metadata, (model, versioned)),
-            ("GET", "RestModelReady", self._model_ready, (f"{model}/ready", f"{versioned}/ready")),
-            ("GET", "RestModelConfig", self._model_config, (f"{model}/config", f"{versioned}/config")),
-            ("POST", "RestModelInfer", self._infer, (f"{model}/infer", f"{versioned}/infer")),
-            ("POST", "RestRepositoryIndex", self._index, (f"{repository}/index",)),
-            ("POST", "RestRepositoryModelLoad", self._load, (f"{repository}/models/{{model}}/load",)),
-            ("POST", "RestRepositoryModelUnload", self._unload, (f"{repository}/models/{{model}}/unload",)),
-        )  # fmt: skip
-        for verb, method, behaviour, paths in table:
-            endpoint = self._endpoints.guarded(method, behaviour)
+        for verb, method, _, behaviour, paths in self._TABLE:
+            endpoint = self._endpoints.guarded(method, partial(behaviour, self))
             yield from (Route(path, endpoint, methods=[verb]) for path in paths)
 
     async def _live(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
@@ -139,7 +110,7 @@ class RestProtocol(Protocol):
         return json_response({})
 
     async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
-        call.received(len(body), "")
+        call.received(len(body), "")  # whatever becomes of reading it
         asked = infer_request(body, request.headers.get(HEADER_LENGTH), *_model(request))
         call.received(len(body), asked.id)
         answer = await self._core.infer(asked, call)
@@ -148,6 +119,25 @@ class RestProtocol(Protocol):
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
+
+    _TABLE: ClassVar = (
+        ("GET", "RestServerLive", Kind.PROBES, _live, ("/v2/health/live",)),
+        ("GET", "RestServerReady", Kind.PROBES, _ready, ("/v2/health/ready",)),
+        ("GET", "RestServerMetadata", Kind.ASKS, _server_metadata, ("/v2", "/v2/")),
+        (
+            "GET", "RestModelStatistics", Kind.ASKS, _statistics,
+            ("/v2/models/stats", f"{MODEL}/stats", f"{VERSIONED}/stats"),
+        ),
+        ("GET", "RestModelMetadata", Kind.ASKS, _model_metadata, (MODEL, VERSIONED)),
+        ("GET", "RestModelReady", Kind.PROBES, _model_ready, (f"{MODEL}/ready", f"{VERSIONED}/ready")),
+        ("GET", "RestModelConfig", Kind.ASKS, _model_config, (f"{MODEL}/config", f"{VERSIONED}/config")),
+        ("POST", "RestModelInfer", Kind.SCREENS, _infer, (f"{MODEL}/infer", f"{VERSIONED}/infer")),
+        ("POST", "RestRepositoryIndex", Kind.ASKS, _index, ("/v2/repository/index",)),
+        ("POST", "RestRepositoryModelLoad", Kind.ADMINISTERS, _load, (f"{REPOSITORY}/load",)),
+        ("POST", "RestRepositoryModelUnload", Kind.ADMINISTERS, _unload, (f"{REPOSITORY}/unload",)),
+    )  # fmt: skip
+    """HTTP method, name, kind, what answers, and the paths; the first path that fits is taken."""
+    methods: ClassVar[Mapping[str, Kind]] = {name: kind for _, name, kind, *_ in _TABLE}
 
 
 class _Server(uvicorn.Server):
@@ -160,6 +150,7 @@ class _Server(uvicorn.Server):
 
 
 def _uvicorn_config(application: Starlette, config: ServerConfig) -> uvicorn.Config:
+    # not gRPC's: each finds out for itself that the files have changed
     certificates = None if config.tls is None else Certificates(config.tls)
     return uvicorn.Config(
         application,
@@ -177,18 +168,6 @@ def _uvicorn_config(application: Starlette, config: ServerConfig) -> uvicorn.Con
         backlog=BACKLOG,
         ssl_context_factory=None if certificates is None else lambda *_: certificates.context(),
     )
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(BACKLOG)
-    except OSError as error:
-        bound.close()
-        raise AskanceError(cannot_listen("rest_port", host, port, error)) from None
-    return bound
 
 
 def _model(request: Request) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from askance.service.protocols.inference_tensors import (
     OutputTensor,
     Parameters,
     RequestedOutput,
+    shown,
 )
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -89,7 +90,7 @@ def infer_request(body: bytes, header_length: str | None, model: str, version: s
         left = len(body) - at
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= left:
             raise invalid(
-                f"inputs[{i}].parameters.{_BINARY_SIZE}", f"at most the {left} bytes that follow", _short(size)
+                f"inputs[{i}].parameters.{_BINARY_SIZE}", f"at most the {left} bytes that follow", shown(size)
             )
         if sent.data is not None:
             raise invalid(f"inputs[{i}].data", f"nothing beside {_BINARY_SIZE}", "both")
@@ -143,7 +144,7 @@ def _json_data(tensor: OutputTensor) -> list[Any]:
 
 def _length(text: str, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
-        raise invalid(f"header {HEADER_LENGTH}", f"the length of the JSON, at most the body's {most}", _short(text))
+        raise invalid(f"header {HEADER_LENGTH}", f"the length of the JSON, at most the body's {most}", shown(text))
     return int(text)
 
 
@@ -154,8 +155,7 @@ def _read(kind: type[M], content: bytes) -> M:
         raise StatusError(Code.INVALID_ARGUMENT, f"the body is not JSON: {error}", "invalid") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # a name that a client made up may be of any length
-        where = ".".join(_short(part).strip("'") for part in first["loc"]) or "body"
+        where = ".".join(shown(part).strip("'") for part in first["loc"]) or "body"
         what = "expected an object" if first["type"] == "model_type" else _plain(first["msg"])
         raise StatusError(Code.INVALID_ARGUMENT, f"{where}: {what}", "invalid") from None
 
@@ -191,11 +191,6 @@ def _texts(sent: _Input, where: str) -> list[bytes]:
         return [base64.b64decode(one, validate=True) for one in values]
     except (binascii.Error, ValueError):
         raise invalid(where, "base64, as the parameter content_type says", "something else") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def _plain(message: str) -> str:

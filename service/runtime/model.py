@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,30 +32,18 @@ class LoadedBundle:
     screen: Screen
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        build: BuildClassifier | None = None,
-        *,
-        allowed_factories: Collection[str] = (),
-        single_pass: bool = False,
-    ) -> LoadedBundle:
+    def open(cls, path: Path, build: BuildClassifier, *, single_pass: bool = False) -> LoadedBundle:
         """Open and verify the bundle at `path`.
 
         Args:
             path: the bundle's directory.
-            build: makes the classifier; None stands for `classifiers.trusting(allowed_factories)`.
-            allowed_factories: what a bundle may have imported beside the shipped classifiers and torchvision's.
+            build: makes the classifier, such as `classifiers.trusting`.
             single_pass: leave out the detectors that need views of each image.
 
         Raises:
-            BundleError: the bundle is missing, altered, incomplete, or does not fit its own description.
-            ConfigError: its factory is not allowed.
+            BundleError: the bundle is missing, altered, incomplete, or does not fit its own description, or `build`
+                refuses its factory.
         """
-        if build is None:
-            from askance.classifiers import trusting
-
-            build = trusting(allowed_factories)
         bundle = Bundle.open(path)
         manifest = bundle.manifest
         screen = bundle.screen(build, single_pass=single_pass)
