@@ -96,3 +96,28 @@ def triton_found(checks: Path, folder: Path, port: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found | {"bundle": bundle_id}
+
+
+def assert_own_words(triton: dict[str, Any], kind: str) -> None:
+    """All images, sent as `kind`, have the Screen's own words; the request's id comes back."""
+    assert_rows(triton[kind], list(expected()))
+    assert triton[kind]["bundle_id"] == triton["bundle"]
+    assert triton[kind]["id"] == ("seven" if kind == "uint8" else "")
+
+
+def assert_subset(triton: dict[str, Any]) -> None:
+    """Requested outputs come in the order asked for, explanations among them."""
+    assert triton["subset_names"] == ["verdict", "explanation", "p_value"]
+    for i, one in enumerate(expected()):
+        assert triton["subset"]["verdict"][i] == [one.verdict.value]
+        assert triton["subset"]["p_value"][i] == [one.fused.p_value]
+        explanation = json.loads(triton["subset"]["explanation"][i][0])
+        assert set(explanation) == {word.name for word in one.detectors}
+        assert all(explanation.values())
+
+
+def assert_bad_image_alone(triton: dict[str, Any]) -> None:
+    """The second image was spoilt: it fails, and its batch mates have their answers."""
+    rows: list[Whole | None] = list(expected())
+    rows[1] = None
+    assert_rows(triton["spoiled"], rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_support import IMAGES, answers, assert_rows, expected, triton_found
+from inference_support import (
+    IMAGES,
+    answers,
+    assert_bad_image_alone,
+    assert_own_words,
+    assert_rows,
+    assert_subset,
+    expected,
+    triton_found,
+)
 from PIL import Image
 from service_support import (
     CLASSES,
@@ -31,7 +39,6 @@ from service_support import (
     tiny_served,
     until,
 )
-from toy import Whole
 
 from askance.service.errors import Code, StatusError
 from askance.service.guard.admission import State
@@ -73,25 +80,15 @@ def test_tritonclient_finds_the_server_and_the_model(triton: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", ["uint8", "fp32", "encoded"])
 def test_tritonclient_gets_the_screens_own_words(triton: dict[str, Any], kind: str) -> None:
-    assert_rows(triton[kind], list(expected()))
-    assert triton[kind]["bundle_id"] == triton["bundle"]
-    assert triton[kind]["id"] == ("seven" if kind == "uint8" else "")
+    assert_own_words(triton, kind)
 
 
 def test_requested_outputs_come_in_the_order_asked_for(triton: dict[str, Any]) -> None:
-    assert triton["subset_names"] == ["verdict", "explanation", "p_value"]
-    for i, one in enumerate(expected()):
-        assert triton["subset"]["verdict"][i] == [one.verdict.value]
-        assert triton["subset"]["p_value"][i] == [one.fused.p_value]
-        explanation = json.loads(triton["subset"]["explanation"][i][0])
-        assert set(explanation) == {word.name for word in one.detectors}
-        assert all(explanation.values())
+    assert_subset(triton)
 
 
 def test_a_bad_image_fails_alone(triton: dict[str, Any]) -> None:
-    rows: list[Whole | None] = list(expected())
-    rows[1] = None
-    assert_rows(triton["spoiled"], rows)
+    assert_bad_image_alone(triton)
 
 
 REFUSED = {

@@ -17,7 +17,16 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from inference_support import IMAGES, SERVER, assert_rows, expected, triton_found
+from inference_support import (
+    IMAGES,
+    SERVER,
+    assert_bad_image_alone,
+    assert_own_words,
+    assert_rows,
+    assert_subset,
+    expected,
+    triton_found,
+)
 from PIL import Image
 from rest_support import INFER, LENGTH, Reply, as_binary, as_json, ask, binary_images
 from service_support import (
@@ -34,7 +43,6 @@ from service_support import (
     until,
 )
 from tls_support import Pems
-from toy import Whole
 
 from askance.errors import AskanceError
 from askance.service.call import Role
@@ -76,22 +84,15 @@ def test_tritonclient_finds_the_server_and_the_model(triton: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tritonclient_gets_the_screens_own_words(triton: dict[str, Any], kind: str) -> None:
-    assert_rows(triton[kind], list(expected()))
-    assert triton[kind]["bundle_id"] == triton["bundle"]
-    assert triton[kind]["id"] == ("seven" if kind == "uint8" else "")
+    assert_own_words(triton, kind)
 
 
 def test_requested_outputs_come_in_the_order_asked_for(triton: dict[str, Any]) -> None:
-    assert triton["subset_names"] == ["verdict", "explanation", "p_value"]
-    for i, one in enumerate(expected()):
-        assert triton["subset"]["verdict"][i] == [one.verdict.value]
-        assert set(json.loads(triton["subset"]["explanation"][i][0])) == {word.name for word in one.detectors}
+    assert_subset(triton)
 
 
 def test_a_bad_image_fails_alone(triton: dict[str, Any]) -> None:
-    rows: list[Whole | None] = list(expected())
-    rows[1] = None
-    assert_rows(triton["spoiled"], rows)
+    assert_bad_image_alone(triton)
 
 
 def test_the_classification_extension(triton: dict[str, Any]) -> None:
