@@ -96,6 +96,7 @@ def draw(rows: list[Row], title: str, out: Path) -> None:
     labels = [f"{row.attack} ({row.successful})" for row in rows]
     axes.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.6), xlabel="AUROC (95% interval)")
     axes.set_title(f"{title}: successful attacks against clean images", fontsize=10)
+    axes.margins(x=0.12)  # room for a name left of the leftmost mark
     axes.grid(axis="x", linewidth=0.4)
     handles = [
         Line2D([], [], color=COLOURS[name], marker=marker, label=label)
