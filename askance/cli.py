@@ -136,10 +136,13 @@ def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = 
 def serve(
     bundle: BundleArgument,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Server settings, TOML.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address that clients connect to [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 for a free one [default: 8500].")] = None,
     rest_port: Annotated[
         int | None, typer.Option(help="Port of the Open Inference Protocol over HTTP [default: not served].")
+    ] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address to read /metrics and /healthz at [default: 127.0.0.1].")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
     candidate: Annotated[
@@ -165,6 +168,7 @@ def serve(
             "host": host,
             "port": port,
             "rest_port": rest_port,
+            "metrics_host": metrics_host,
             "metrics_port": metrics_port,
             "bundles.allowed_factories": allow_factory or None,
             "rollout.candidate": candidate,

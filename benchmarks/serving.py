@@ -71,7 +71,9 @@ def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
         bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
         bundle_id = _publish(fixture, bundle)
         fixed.write_bytes(screen_response("", bundle_id, screening, verdict=True, scores=True).SerializeToString())
-        serve = ["-m", "askance", "serve", str(bundle), "--port", "0", "--metrics-port", "0", "--disclose"]
+        settings = Path(folder) / "server.toml"
+        settings.write_text("port = 0\nmetrics_port = 0\n[metrics]\npool_requests = 1\npool_seconds = 0.0\n")
+        serve = ["-m", "askance", "serve", str(bundle), "--config", str(settings), "--disclose"]
         askance = stack.enter_context(launched(serve))
         no_op = stack.enter_context(launched(["-m", "benchmarks.noop", str(fixed)]))
         plans = [

@@ -16,6 +16,7 @@ from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
+from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 ELSEWHERE_CUTOFF = 0.8  # how alike a misspelt setting must be to one of another table
@@ -177,6 +178,23 @@ class LogConfig(_Table):
     traces: bool = False
 
 
+class MetricsConfig(_Table):
+    """Who may read the metrics, and how much of how images were judged they show at a time.
+
+    Attributes:
+        token_sha256: SHA-256 of the bearer token that /metrics asks for, in hexadecimal (`askance token` makes both);
+            None asks for none. /healthz asks for none.
+        tls: where the certificates of that port are; None serves it in the clear.
+        pool_requests: verdicts, p-values, flags and times of stages are shown for so many requests together, at least.
+        pool_seconds: and not sooner than that after the last time.
+    """
+
+    token_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    tls: TlsConfig | None = None
+    pool_requests: int = Field(default=POOL_REQUESTS, ge=1)
+    pool_seconds: float = Field(default=POOL_SECONDS, ge=0)
+
+
 class ShutdownConfig(_Table):
     """How a server stops.
 
@@ -194,17 +212,19 @@ class ServerConfig(_Table):
     """The server's settings.
 
     Attributes:
-        host: the address to listen on; "0.0.0.0" or "::" for all.
+        host: the address that clients connect to; "0.0.0.0" or "::" for all.
         port: of gRPC; 0 takes a free one.
         rest_port: of the Open Inference Protocol over HTTP; 0 takes a free one, None serves none.
-        metrics_port: of HTTP, for /metrics and /healthz; 0 takes a free one.
-        bundles, inference, limits, connections, verdicts, access, rollout, log, shutdown: tables.
+        metrics_host: the address that /metrics and /healthz are read at; by default this machine alone reads them.
+        metrics_port: theirs, of HTTP; 0 takes a free one.
+        bundles, inference, limits, connections, verdicts, access, metrics, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8500, ge=0, le=65535)
     rest_port: int | None = Field(default=None, ge=0, le=65535)
+    metrics_host: str = Field(default="127.0.0.1", min_length=1)
     metrics_port: int = Field(default=9500, ge=0, le=65535)
     bundles: BundlesConfig = BundlesConfig()
     inference: InferenceConfig = InferenceConfig()
@@ -212,6 +232,7 @@ class ServerConfig(_Table):
     connections: ConnectionsConfig = ConnectionsConfig()
     verdicts: VerdictsConfig = VerdictsConfig()
     access: AccessConfig = AccessConfig()
+    metrics: MetricsConfig = MetricsConfig()
     tls: TlsConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     log: LogConfig = LogConfig()
@@ -254,9 +275,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _look_beside(folder: Path, content: dict[str, Any]) -> None:
     """File names that are not absolute are taken to be in the settings' own folder."""
-    tls, rollout = content.get("tls"), content.get("rollout")
-    if isinstance(tls, dict):
-        content["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
+    rollout = content.get("rollout")
+    for table in (content, content.get("metrics")):
+        if isinstance(table, dict) and isinstance(tls := table.get("tls"), dict):
+            table["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
     if isinstance(rollout, dict) and isinstance(rollout.get("candidate"), str):
         content["rollout"] = rollout | {"candidate": str(folder / rollout["candidate"])}
 

@@ -14,7 +14,7 @@ from askance.errors import AskanceError
 
 _LINE = re.compile(
     r"askance: serving bundle (?P<bundle>\w+) on (?P<host>\S+):(?P<port>\d+), "
-    r"metrics on http://\S+:(?P<metrics_port>\d+)/metrics"
+    r"metrics on (?P<metrics_scheme>https?)://(?P<metrics_host>\S+):(?P<metrics_port>\d+)/metrics"
     r"(, REST on \S+:(?P<rest_port>\d+)/v2)?"
 )
 
@@ -25,10 +25,12 @@ class Serving:
 
     Attributes:
         bundle_id: SHA-256 of the bundle (its first 12 digits, when parsed).
-        host: the address it listens on.
+        host: the address that clients connect to.
         port: of gRPC.
         metrics_port: of HTTP.
         rest_port: of the Open Inference Protocol over HTTP; None where it is not served.
+        metrics_host: the address that the metrics are read at.
+        metrics_scheme: "http", or "https".
     """
 
     bundle_id: str
@@ -36,13 +38,15 @@ class Serving:
     port: int
     metrics_port: int
     rest_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_scheme: str = "http"
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host, metrics_host = (f"[{one}]" if ":" in one else one for one in (self.host, self.metrics_host))
         rest = "" if self.rest_port is None else f", REST on {host}:{self.rest_port}/v2"
         return (
             f"askance: serving bundle {self.bundle_id[:12]} on {host}:{self.port}, "
-            f"metrics on http://{host}:{self.metrics_port}/metrics{rest}"
+            f"metrics on {self.metrics_scheme}://{metrics_host}:{self.metrics_port}/metrics{rest}"
         )
 
     @property
@@ -57,9 +61,10 @@ class Serving:
         match = _LINE.match(line)
         if match is None:
             return None
-        host = match["host"].removeprefix("[").removesuffix("]")
+        host, metrics_host = (match[name].removeprefix("[").removesuffix("]") for name in ("host", "metrics_host"))
         rest = None if match["rest_port"] is None else int(match["rest_port"])
-        return cls(match["bundle"], host, int(match["port"]), int(match["metrics_port"]), rest)
+        ports = int(match["port"]), int(match["metrics_port"]), rest
+        return cls(match["bundle"], host, *ports, metrics_host, match["metrics_scheme"])
 
 
 @contextmanager

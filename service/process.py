@@ -26,7 +26,7 @@ from askance.service.launch import Serving
 from askance.service.observability import log
 from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
-from askance.service.server import Server
+from askance.service.server import BoundPorts, Server
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +119,23 @@ async def _run(
                 asyncio.create_task(_follow(path, seen[path], config.rollout.watch_seconds, reload)) for path in sources
             ]
         if ready is not None and not stopping.is_set():
-            ports = server.ports
-            ready(Serving(served.bundle_id, config.host, ports.port, ports.metrics_port, ports.others.get("rest")))
+            ready(_serving(served, config, server.ports))
         await stopping.wait()
         logger.info("draining")
         for task in tasks:
             task.cancel()
+
+
+def _serving(served: LoadedBundle, config: ServerConfig, ports: BoundPorts) -> Serving:
+    return Serving(
+        served.bundle_id,
+        config.host,
+        ports.port,
+        ports.metrics_port,
+        ports.others.get("rest"),
+        config.metrics_host,
+        "http" if config.metrics.tls is None else "https",
+    )
 
 
 def _end_after(seconds: float) -> None:

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
 from askance.service.config import ConnectionsConfig, ServerConfig
-from askance.service.guard.access import Access
+from askance.service.guard.access import Access, token_check
 from askance.service.guard.admission import Admission, State
 from askance.service.guard.interceptor import Interceptor
 from askance.service.guard.tls import Certificates
@@ -68,7 +68,8 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), INFERENCES)
+        pool = config.metrics.pool_requests, config.metrics.pool_seconds
+        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), INFERENCES, *pool)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.inference.decode_threads, thread_name_prefix="askance-decode")
         self.repository = ModelRepository(config, self.metrics, self._inference)
@@ -91,11 +92,18 @@ class Server:
         """Bind all ports and answer, NOT_SERVING and UNAVAILABLE until a bundle is deployed.
 
         Raises:
-            AskanceError: a port is in use, or the host is not this machine's; the message names the port.
+            AskanceError: a port is in use, or its host is not this machine's; the message names the port.
+            ConfigError: certificates cannot be read.
         """
         config = self.config
+        token, tls = config.metrics.token_sha256, config.metrics.tls
         self._metrics_server = MetricsServer(
-            config.host, config.metrics_port, self.metrics.registry, lambda: self.admission.state.value
+            config.metrics_host,
+            config.metrics_port,
+            self.metrics.registry,
+            lambda: self.admission.state.value,
+            None if token is None else token_check(token),
+            None if tls is None else Certificates(tls, "metrics.tls").context(),
         )
         self._grpc = grpc.aio.server(
             interceptors=[Interceptor(SERVICES, self.admission, self.metrics)],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from service_support import encoded, noise, publish_tiny, tiny_screen, untypical
+from service_support import AT_ONCE_TOML, encoded, noise, publish_tiny, tiny_screen, untypical
 from toy import Whole, whole
 
 from askance.answers import Answer
@@ -24,7 +24,7 @@ SERVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from askance.__main__ import main
-ports = ["--port", "0", "--metrics-port", "0", "--rest-port", "0"]
+ports = ["--port", "0", "--metrics-port", "0", "--rest-port", "0", "--config", {str(AT_ONCE_TOML)!r}]
 sys.argv = ["askance", "serve", *sys.argv[1:], *ports, "--disclose", "--allow-factory", "service_support"]
 main()
 """

@@ -51,6 +51,8 @@ from askance.service.server import Server
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SIDE = 8
+AT_ONCE = {"pool_requests": 1, "pool_seconds": 0.0}  # what tells of single requests, for tests that count them
+AT_ONCE_TOML = Path(__file__).with_name("at_once.toml")
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {"channels": 1, "height": SIDE, "width": SIDE, "mean": (0.5,), "std": (0.25,)}
 GREY = Preprocessing.model_validate(TINY)
@@ -204,11 +206,17 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
 
 
 def config(**settings: Any) -> ServerConfig:
-    """Defaults on free ports, everything disclosed; a setting of a table is given by its own name alone."""
-    content: dict[str, Any] = {"port": 0, "metrics_port": 0, "access": {"anonymous": DISCLOSING}}
+    """Defaults on free ports, everything disclosed, each request counted at once; a setting of a table is given by its
+    own name alone.
+    """
+    content: dict[str, Any] = {"port": 0, "metrics_port": 0, "access": {"anonymous": DISCLOSING}, "metrics": AT_ONCE}
     for name, value in settings.items():
-        table = next((t for t, f in ServerConfig.model_fields.items() if name in settings_of(f)), None)
-        (content if table is None else content.setdefault(table, {}))[name] = value
+        own = () if name in ServerConfig.model_fields else ServerConfig.model_fields.items()
+        table = next((t for t, f in own if name in settings_of(f)), None)
+        if table is None:
+            content[name] = value
+        else:
+            content[table] = content.get(table, {}) | {name: value}
     return ServerConfig.model_validate(content)
 
 

@@ -207,10 +207,13 @@ def test_two_servers_do_not_share_a_port() -> None:
     asyncio.run(main())
 
 
-def test_a_host_that_is_not_ours_is_one_line() -> None:
+@pytest.mark.parametrize("host", ["host", "metrics_host"])
+def test_a_host_that_is_not_ours_is_one_line(host: str) -> None:
+    port = host.replace("host", "port")
+
     async def main() -> None:
-        with pytest.raises(AskanceError, match=r"^metrics_port 0 on 192\.0\.2\.1 cannot be listened on: Cannot assign"):
-            async with Server(config(host="192.0.2.1")):
+        with pytest.raises(AskanceError, match=rf"^{port} 0 on 192\.0\.2\.1 cannot be listened on: Cannot assign"):
+            async with Server(config(**{host: "192.0.2.1"})):
                 raise AssertionError("it listened")
 
     asyncio.run(main())

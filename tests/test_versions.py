@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from service_support import (
+    AT_ONCE_TOML,
     CREATED,
     Valve,
     config,
@@ -313,7 +314,7 @@ def test_a_bad_candidate_is_refused_and_the_one_before_stays(folder: Path) -> No
 
 
 def test_a_process_serves_a_bundle_and_a_candidate(folder: Path) -> None:
-    options = ("--candidate", folder / "two", "--port", "0", "--metrics-port", "0")
+    options = ("--candidate", folder / "two", "--config", AT_ONCE_TOML, "--port", "0", "--metrics-port", "0")
     with process_serving(folder / "one", *options) as (_, server):
         with Client(server.target) as client:
             client.screen(noise(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,6 +45,12 @@ def new_token() -> tuple[str, str]:
     """A bearer token of 256 random bits, and its SHA-256 in hexadecimal."""
     token = secrets.token_urlsafe(32)
     return token, hashlib.sha256(token.encode()).hexdigest()
+
+
+def token_check(token_sha256: str) -> Callable[[str], bool]:
+    """Whether the value of an `authorization` header shows the one token of that hash, compared in constant time."""
+    expected = bytes.fromhex(token_sha256)
+    return lambda header: (digest := _digest(header)) is not None and hmac.compare_digest(expected, digest)
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,18 @@ class Access:
 
     def _by_token(self, shown: Sequence[str | bytes]) -> Identity:
         text = shown[0].decode(errors="replace") if isinstance(shown[0], bytes) else shown[0]
-        if len(shown) > 1 or not text.lower().startswith(SCHEME):
+        digest = _digest(text)
+        if len(shown) > 1 or digest is None:
             raise unauthenticated("one header `authorization: Bearer TOKEN`")
-        digest = hashlib.sha256(text[len(SCHEME) :].strip().encode()).digest()
         # every token is compared, in constant time, so that the time taken says nothing of which one it nearly was
         found = [one for token, one in self._tokens if hmac.compare_digest(token, digest)]
         if not found:
             raise unauthenticated("a token that is known here")
         return found[0]
+
+
+def _digest(header: str) -> bytes | None:
+    """SHA-256 of the token that an `authorization` header shows; None where it shows none."""
+    if not header.lower().startswith(SCHEME):
+        return None
+    return hashlib.sha256(header[len(SCHEME) :].strip().encode()).digest()

@@ -38,13 +38,15 @@ class Certificates:
 
     Args:
         config: where the files are.
+        table: of the settings, for the error messages.
 
     Raises:
         ConfigError: they cannot be read, or do not fit together.
     """
 
-    def __init__(self, config: TlsConfig) -> None:
+    def __init__(self, config: TlsConfig, table: str = "tls") -> None:
         self._config = config
+        self._table = table
         self._stamp = self._stamps()
         self._now, self._context = self._read()
 
@@ -101,20 +103,19 @@ class Certificates:
             try:
                 contents.append(path.read_bytes())
             except OSError as error:
-                raise ConfigError(f"tls: {path} cannot be read: {error.strerror}") from None
+                raise ConfigError(f"{self._table}: {path} cannot be read: {error.strerror}") from None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self._config.certificate, self._config.key)
         except (ssl.SSLError, OSError) as error:
-            raise ConfigError(
-                f"tls: {self._config.certificate} and {self._config.key} are not a certificate and its key: {error}"
-            ) from None
+            pair = f"{self._config.certificate} and {self._config.key}"
+            raise ConfigError(f"{self._table}: {pair} are not a certificate and its key: {error}") from None
         if self._config.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(self._config.client_ca)
             except (ssl.SSLError, OSError) as error:
-                raise ConfigError(f"tls: {self._config.client_ca} holds no certificates: {error}") from None
+                raise ConfigError(f"{self._table}: {self._config.client_ca} holds no certificates: {error}") from None
         certificate, key, *rest = contents
         made: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
             [(key, certificate)], rest[0] if rest else None

@@ -6,10 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from askance.answers import JUDGED, Answer
 from askance.errors import ScreenError
+from askance.service.observability.pooled import P_VALUE_BUCKETS, Pool, coarse
 
 OUTCOMES = ("compared", "failed", "skipped")
-# Fine near 0, where the levels live; tenths above, so that a departure from uniformity shows.
-P_VALUE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 class CandidateMetrics:
@@ -17,10 +16,14 @@ class CandidateMetrics:
 
     Args:
         registry: gets the metrics.
+        pool: a Pool of their own: a candidate sees fewer images than are answered, and theirs are to be many, too.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, pool: Pool) -> None:
         self._info = Gauge("askance_candidate_info", "The candidate bundle; always 1.", ["id"], registry=registry)
+        self._pool = pool
+        registry.register(pool)
+        registry = pool.registry
         self._images = Counter(
             "askance_candidate_images",
             "Answered images, by what became of them at the candidate: compared, failed, or skipped for want of time.",
@@ -41,7 +44,7 @@ class CandidateMetrics:
         )
         self._p_value = Histogram(
             "askance_candidate_p_value",
-            "The candidate's fused p-values; uniform on clean traffic.",
+            "The candidate's fused p-values, coarsely; uniform on clean traffic.",
             buckets=P_VALUE_BUCKETS,
             registry=registry,
         )
@@ -60,16 +63,18 @@ class CandidateMetrics:
             self._info.labels(bundle_id).set(1)
 
     def skipped(self) -> None:
-        """Count an image that the candidate had no time for."""
-        self._images.labels("skipped").inc()
+        """Count an image that the candidate had no time for; it is shown with the next ones that it had time for."""
+        with self._pool.counting():
+            self._images.labels("skipped").inc()
 
-    def compared(self, answered: Answer, candidate: Answer | ScreenError) -> None:
-        """Count an image that was answered and screened, and what the candidate says of it."""
-        if isinstance(candidate, ScreenError) or candidate.verdict is None or candidate.p_value is None:
-            self._images.labels("failed").inc()
-            return
-        assert answered.verdict is not None
-        self._images.labels("compared").inc()
-        self._verdicts.labels(answered.verdict.value, candidate.verdict.value).inc()
-        self._predictions.labels("same" if answered.label == candidate.label else "different").inc()
-        self._p_value.observe(candidate.p_value)
+    def compared(self, answered: Answer, candidate: Answer | ScreenError, request: object) -> None:
+        """Count an image of a request that was answered and screened, and what the candidate says of it."""
+        with self._pool.counting(request):
+            if isinstance(candidate, ScreenError) or candidate.verdict is None or candidate.p_value is None:
+                self._images.labels("failed").inc()
+                return
+            assert answered.verdict is not None
+            self._images.labels("compared").inc()
+            self._verdicts.labels(answered.verdict.value, candidate.verdict.value).inc()
+            self._predictions.labels("same" if answered.label == candidate.label else "different").inc()
+            self._p_value.observe(coarse(candidate.p_value))

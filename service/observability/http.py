@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -17,10 +21,21 @@ from askance.errors import AskanceError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 32  # at a time, each with a thread of its own; one more takes the place of the oldest
+CONNECTION_SECONDS = 10.0  # that one may take, whatever it does: a scrape takes a few milliseconds
+
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+    tls: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._open: dict[socket.socket, float] = {}  # when each was accepted, the oldest first
+        self._opening = threading.Lock()
+        super().__init__(address, _SilentHandler)
 
     def server_bind(self) -> None:
         """Bind without http.server's look-up of the host's full name, which can hang without DNS."""
@@ -30,14 +45,47 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A connection; its handshake is left to its own thread, which may wait for it."""
+        accepted, address = super().get_request()
+        accepted.settimeout(CONNECTION_SECONDS)
+        if self.tls is not None:
+            accepted = self.tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        with self._opening:
+            self._open[accepted] = time.monotonic()
+            if len(self._open) > CONNECTIONS:
+                _cut(next(iter(self._open)))
+        return accepted, address
+
+    def service_actions(self) -> None:
+        """Between connections: cut those that take too long."""
+        latest = time.monotonic() - CONNECTION_SECONDS
+        with self._opening:
+            for connection in [one for one, since in self._open.items() if since < latest]:
+                _cut(connection)
+
+    def close_request(self, request: Any) -> None:
+        """A connection is over."""
+        with self._opening:
+            self._open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """A connection that was cut, or never spoke HTTP; nothing that an operator should see to."""
+        logger.debug("a connection to the metrics from %s failed", client_address, exc_info=True)
+
+
+def _cut(connection: socket.socket) -> None:
+    """End a connection; whoever reads from it, or writes to it, finds out."""
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # not TLS's own, which is the thread's
+
 
 class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 
 class _SilentHandler(WSGIRequestHandler):
-    timeout = 10  # seconds; a client that says nothing does not keep its thread
-
     def log_message(self, *_arguments: Any) -> None:
         """Say nothing: probes come every few seconds."""
 
@@ -45,18 +93,29 @@ class _SilentHandler(WSGIRequestHandler):
 class MetricsServer:
     """Serves /metrics and /healthz on a daemon thread from construction until `close`.
 
-    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text.
+    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; to anyone.
 
     Args:
         host, port: where to listen; port 0 takes a free one, `port` then says which.
         registry: the metrics.
         state: what the server is doing, in a word.
+        may_read: whether the value of an `authorization` header, "" where there is none, lets a client read the
+            metrics; None lets everyone.
+        tls: the server's certificate; None serves in the clear.
 
     Raises:
         AskanceError: the port is in use, or the host is not this machine's.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        state: Callable[[], str],
+        may_read: Callable[[str], bool] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         metrics = make_wsgi_app(registry)
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -64,6 +123,9 @@ class MetricsServer:
             if environ["REQUEST_METHOD"] != "GET":
                 return _plain(start_response, "405 Method Not Allowed", "only GET")
             if path == "/metrics":
+                if may_read is not None and not may_read(environ.get("HTTP_AUTHORIZATION", "")):
+                    challenge = ("WWW-Authenticate", "Bearer")
+                    return _plain(start_response, "401 Unauthorized", "expected the metrics' bearer token", challenge)
                 answer: Iterable[bytes] = metrics(environ, start_response)
                 return answer
             if path == "/healthz":
@@ -72,9 +134,10 @@ class MetricsServer:
             return _plain(start_response, "404 Not Found", "see /metrics and /healthz")
 
         try:
-            self._server = (_ServerV6 if ":" in host else _Server)((host, port), _SilentHandler)
+            self._server = (_ServerV6 if ":" in host else _Server)((host, port))
         except OSError as error:
             raise AskanceError(cannot_listen("metrics_port", host, port, error)) from None
+        self._server.tls = tls
         self._server.set_app(app)
         self.port = self._server.server_port
         self._thread = threading.Thread(
@@ -114,6 +177,6 @@ def cannot_listen(setting: str, host: str, port: int, error: OSError | None) -> 
     return f"{setting} {port} on {host} cannot be listened on: {error.strerror or error}"
 
 
-def _plain(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+def _plain(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
     return [f"{text}\n".encode()]

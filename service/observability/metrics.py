@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
 from askance.service.errors import REASONS, Code
-from askance.service.observability.candidate_metrics import P_VALUE_BUCKETS, CandidateMetrics
+from askance.service.observability.candidate_metrics import CandidateMetrics
+from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, POOL_SECONDS, Pool, coarse
 from askance.service.observability.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
@@ -50,14 +51,29 @@ class BundleDescription:
 class Metrics:
     """The metrics of one server, in a registry of their own.
 
+    What depends on how images were judged, and what the inference thread did with them, is shown for many requests at a
+    time (see Pool).
+
     Args:
         max_batch: the largest batch, which bounds the buckets of batch sizes.
         methods: the names of all protocols' methods, which bound the label of that name.
         inferences: those among them that have images screened.
+        pool_requests: how many requests are shown together.
+        pool_seconds: the least time between two times that some are.
     """
 
-    def __init__(self, max_batch: int, methods: Sequence[str] = (), inferences: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        max_batch: int,
+        methods: Sequence[str] = (),
+        inferences: Collection[str] = (),
+        pool_requests: int = POOL_REQUESTS,
+        pool_seconds: float = POOL_SECONDS,
+    ) -> None:
         self.registry = registry = CollectorRegistry()
+        self._pool = Pool(pool_requests, pool_seconds)
+        registry.register(self._pool)
+        pooled = self._pool.registry
         self._inferences = tuple(inferences)
         self.last_inference = 0.0
         """When an image was last screened, in Unix time; 0 before the first."""
@@ -80,41 +96,41 @@ class Metrics:
         self._blocked = Counter(
             "askance_blocked",
             "Predictions withheld, because the image was judged adversarial (policy block).",
-            registry=registry,
+            registry=pooled,
         )
         self._unscreened = Counter(
             "askance_unscreened",
             "Images that the detectors failed on or had no time for, answered with the prediction alone or an error.",
             ["reason"],
-            registry=registry,
+            registry=pooled,
         )
-        self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=registry)
-        self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=registry)
+        self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=pooled)
+        self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=pooled)
         self._adversarial = Counter(
             "askance_adversarial_predictions",
             "Classes predicted for the images judged adversarial.",
             ["label"],
-            registry=registry,
+            registry=pooled,
         )
         self._flags = Counter(
             "askance_detector_flags",
             "Images flagged, by detector (fused: all of them together) and level.",
             ["detector", "level"],
-            registry=registry,
+            registry=pooled,
         )
         self._p_value = Histogram(
             "askance_p_value",
-            "Conformal p-values, by detector; uniform on clean traffic, so its shape shows drift.",
+            "Conformal p-values, by detector, coarsely; uniform on clean traffic, so its shape shows drift.",
             ["detector"],
             buckets=P_VALUE_BUCKETS,
-            registry=registry,
+            registry=pooled,
         )
         self._stage_seconds = Histogram(
             "askance_stage_seconds",
             "Time in each stage: decode and queue per image, respond per request, the others per batch.",
             ["stage"],
             buckets=SECONDS_BUCKETS,
-            registry=registry,
+            registry=pooled,
         )
         self._batch_size = Histogram(
             "askance_batch_size",
@@ -145,7 +161,7 @@ class Metrics:
             ["level"],
             registry=registry,
         )
-        self.candidate = CandidateMetrics(registry)
+        self.candidate = CandidateMetrics(registry, Pool(pool_requests, pool_seconds))
         """Of a candidate bundle with the one that answers."""
         for method in methods:
             self._request_seconds.labels(method)
@@ -165,14 +181,15 @@ class Metrics:
 
     def serves(self, bundle: BundleDescription) -> None:
         """Show the bundle that is now served, and start its series at zero."""
-        for label in bundle.class_names:
-            self._predictions.labels(label)
-            self._adversarial.labels(label)
-        for detector in (*bundle.detectors, FUSED):
-            self._p_value.labels(detector)
-            self._stage_seconds.labels(detector)
-            for level in bundle.levels:
-                self._flags.labels(detector, level)
+        with self._pool.counting():
+            for label in bundle.class_names:
+                self._predictions.labels(label)
+                self._adversarial.labels(label)
+            for detector in (*bundle.detectors, FUSED):
+                self._p_value.labels(detector)
+                self._stage_seconds.labels(detector)
+                for level in bundle.levels:
+                    self._flags.labels(detector, level)
         for level, target in bundle.levels.items():
             self._expected.labels(level).set(target)
         self._bundle_info.clear()
@@ -219,7 +236,8 @@ class Metrics:
 
     def stage(self, name: str, seconds: float) -> None:
         """Observe one stage; `detectors.screen.Observe` in shape, safe to call from any thread."""
-        self._stage_seconds.labels(name).observe(seconds)
+        with self._pool.counting():
+            self._stage_seconds.labels(name).observe(seconds)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -236,26 +254,29 @@ class Metrics:
 
     def unscreened(self, reason: str) -> None:
         """Count an image that the detectors did not have their say on, by one of UNSCREENED_REASONS."""
-        self._unscreened.labels(reason).inc()
+        with self._pool.counting(request=object()):  # a server that screens none says so, too
+            self._unscreened.labels(reason).inc()
 
-    def answered(self, answer: Answer) -> None:
-        """Count one answer."""
+    def answered(self, answer: Answer, request: object) -> None:
+        """Count one answer of a request's."""
         self.last_inference = time.time()
-        if answer.prediction is not None:
-            self._predictions.labels(answer.prediction.label).inc()
-        if answer.screening is None or answer.verdict is None:
-            return
-        self._verdicts.labels(answer.verdict.value).inc()
-        if answer.verdict is Verdict.ADVERSARIAL:
-            self._adversarial.labels(answer.label).inc()
-        for word in (*answer.screening.detectors, answer.screening.fused):
-            self._p_value.labels(word.name).observe(word.p_value)
-            for level in word.flags:
-                self._flags.labels(word.name, level).inc()
+        with self._pool.counting(request):
+            if answer.prediction is not None:
+                self._predictions.labels(answer.prediction.label).inc()
+            if answer.screening is None or answer.verdict is None:
+                return
+            self._verdicts.labels(answer.verdict.value).inc()
+            if answer.verdict is Verdict.ADVERSARIAL:
+                self._adversarial.labels(answer.label).inc()
+            for word in (*answer.screening.detectors, answer.screening.fused):
+                self._p_value.labels(word.name).observe(coarse(word.p_value))
+                for level in word.flags:
+                    self._flags.labels(word.name, level).inc()
 
     def blocked(self) -> None:
         """Count a prediction withheld."""
-        self._blocked.inc()
+        with self._pool.counting():
+            self._blocked.inc()
 
     def _value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0

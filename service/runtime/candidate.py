@@ -37,14 +37,14 @@ class Candidate:
         self._executor = executor
         self._metrics = metrics
         self._idle = idle
-        self._answered: asyncio.Queue[tuple[Tensor, Answer]] = asyncio.Queue(WAITING_IMAGES)
+        self._answered: asyncio.Queue[tuple[Tensor, Answer, object]] = asyncio.Queue(WAITING_IMAGES)
         self._worker = asyncio.create_task(self._work(), name="askance-candidate")
         metrics.candidate(bundle.bundle_id)
 
-    def offer(self, image: Tensor, answer: Answer) -> None:
-        """An image [C, H, W] and what was answered; never waits."""
+    def offer(self, image: Tensor, answer: Answer, request: object) -> None:
+        """An image [C, H, W], what was answered, and the request that it is of; never waits."""
         try:
-            self._answered.put_nowait((image, answer))
+            self._answered.put_nowait((image, answer, request))
         except asyncio.QueueFull:
             self._metrics.skipped()
 
@@ -56,10 +56,11 @@ class Candidate:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            image, answered = await self._answered.get()
+            image, answered, request = await self._answered.get()
             while not self._idle():
                 await asyncio.sleep(POLL_SECONDS)
-            self._metrics.compared(answered, await loop.run_in_executor(self._executor, self._screen, image))
+            said = await loop.run_in_executor(self._executor, self._screen, image)
+            self._metrics.compared(answered, said, request)
 
     def _screen(self, image: Tensor) -> Answer | ScreenError:
         try:
