@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from askance.service.errors import REASONS
 from askance.service.guard.admission import Kind
@@ -48,8 +49,29 @@ def test_times_are_taken_of_every_method_that_screens() -> None:
 def test_every_alert_has_its_page() -> None:
     pages = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert pages == ALERTS
-    anchors = re.findall(r"runbook_url: docs/runbook.md#(\w+)", RULES.read_text())
-    assert anchors == [alert.lower() for alert in ALERTS]
+    links = re.findall(r"runbook_url: '(.*)#(\w+)'", RULES.read_text())
+    assert [anchor for _, anchor in links] == [alert.lower() for alert in ALERTS]
+    assert {base for base, _ in links} == {'{{ or $externalLabels.askance_runbook "docs/runbook.md" }}'}
+
+
+def test_every_alert_that_an_attacker_may_cause_names_the_technique() -> None:
+    """And every id is one that docs/security.md explains, as it is spelt there."""
+    security = (ROOT / "docs" / "security.md").read_text()
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    named = {
+        rule["alert"]: [
+            one for key in ("atlas", "aisvs") for one in rule["annotations"].get(key, "").split(", ") if one
+        ]
+        for rule in rules
+        if "alert" in rule
+    }
+    assert all(
+        re.fullmatch(r"AML\.T\d{4}|v1\.0-C1[12]\.\d\.\d", one) and f"`{one}`" in security
+        for ids in named.values()
+        for one in ids
+    )
+    of_the_verdicts = next(g for g in yaml.safe_load(RULES.read_text())["groups"] if g["name"] == "askance-verdicts")
+    assert all(named[rule["alert"]] for rule in of_the_verdicts["rules"] if "alert" in rule)
 
 
 def test_every_alert_is_tested_firing() -> None:
