@@ -38,4 +38,5 @@ connection.request('GET', '/healthz'); \
 sys.exit(connection.getresponse().status != 200)"]
 # Without a shell in between, SIGTERM reaches the server, and it drains.
 ENTRYPOINT ["askance"]
-CMD ["serve", "/bundle", "--host", "0.0.0.0"]
+# The health check asks from inside, Prometheus from outside: publish port 9500 where it is meant to be read.
+CMD ["serve", "/bundle", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -78,6 +79,11 @@ def test_every_alert_is_tested_firing() -> None:
     text = RULES.with_name("rules_test.yml").read_text()
     firing = set(re.findall(r"alertname: (\w+)\n\s+exp_alerts:", text))
     assert firing == set(ALERTS)
+
+
+def test_the_image_serves_clients_and_prometheus_from_outside() -> None:
+    (command,) = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert json.loads(command) == ["serve", "/bundle", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]
 
 
 ROUTES = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"

@@ -73,7 +73,7 @@ def test_kustomize_renders_them() -> None:
 
 
 def test_the_settings_fit_the_pod() -> None:
-    assert SETTINGS.host == "0.0.0.0"
+    assert (SETTINGS.host, SETTINGS.metrics_host) == ("0.0.0.0", "0.0.0.0")  # probes come from the node
     assert {"grpc": SETTINGS.port, "metrics": SETTINGS.metrics_port} == PORTS
     assert (
         SETTINGS.shutdown.lame_duck_seconds + SETTINGS.shutdown.drain_seconds + 10

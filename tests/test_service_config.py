@@ -20,8 +20,9 @@ def test_the_shipped_file_holds_every_default() -> None:
     text = SHIPPED.read_text()
     content = tomllib.loads(text)
     assert set(content) == set(ServerConfig.model_fields) - {"tls", "rest_port"}
-    assert all(f"# {name}" in text for name in ("[[access.clients]]", "[tls]", "candidate =", "rest_port ="))
-    without_default = {"access": {"clients"}, "rollout": {"candidate"}}
+    optional = ("[[access.clients]]", "[tls]", "candidate =", "rest_port =", "token_sha256 =", "[metrics.tls]")
+    assert all(f"# {name}" in text for name in optional)
+    without_default = {"access": {"clients"}, "rollout": {"candidate"}, "metrics": {"token_sha256", "tls"}}
     for name, field in ServerConfig.model_fields.items():
         settings = getattr(field.annotation, "model_fields", None)
         if settings is not None:
@@ -30,12 +31,14 @@ def test_the_shipped_file_holds_every_default() -> None:
 
 def test_files_are_looked_for_beside_the_settings(tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
-    path.write_text("[rollout]\ncandidate = 'next'\n[tls]\ncertificate = 'a.pem'\nkey = '/b.key'\n")
+    pair = "certificate = 'a.pem'\nkey = '/b.key'\n"
+    path.write_text(f"[rollout]\ncandidate = 'next'\n[tls]\n{pair}[metrics.tls]\n{pair}")
     config = ServerConfig.load(path)
     assert config.rollout.candidate == tmp_path / "next"
     tls = config.tls
     assert tls is not None
     assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "a.pem", Path("/b.key"), None)
+    assert config.metrics.tls == tls
 
 
 def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ CONNECTION_SECONDS = 10.0  # that one may take, whatever it does: a scrape takes
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # connections that wait to be accepted; with 5 a burst of them would delay a scrape
     tls: ssl.SSLContext | None = None
 
     def __init__(self, address: tuple[str, int]) -> None:
