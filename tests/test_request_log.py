@@ -41,10 +41,12 @@ from service_support import (
 from test_policy import batch
 
 from askance.errors import ConfigError
-from askance.service.call import request_id_of
+from askance.service.call import Call, request_id_of
 from askance.service.client_messages import request_of
 from askance.service.config import Policy
 from askance.service.observability.log import Ids, LogFormat, handler
+from askance.service.observability.metrics import Metrics
+from askance.service.observability.requests import RequestLog
 from askance.service.observability.tracing import export_traces
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
@@ -139,6 +141,22 @@ def test_at_info_only_what_is_flagged_or_failed_here_is_logged(caplog: pytest.Lo
             ("INFO", "ModelInfer", "OK", ""),
         ]
         assert lines(caplog)[3]["verdicts"] == ["CLEAN", "ADVERSARIAL"]
+
+    with logged(caplog, logging.INFO):
+        asyncio.run(main())
+
+
+def test_no_answer_waits_for_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Only what is flagged gets one: whoever measures must not see it by that."""
+
+    async def main() -> None:
+        call = Call("Screen", "id")
+        call.notes["verdicts"] = ["ADVERSARIAL"]
+        with RequestLog(Metrics(1, ["Screen"])).request(call):
+            pass
+        assert lines(caplog) == []
+        await asyncio.sleep(0)
+        assert [line["verdicts"] for line in lines(caplog)] == [["ADVERSARIAL"]]
 
     with logged(caplog, logging.INFO):
         asyncio.run(main())

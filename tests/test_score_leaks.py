@@ -24,7 +24,7 @@ from service_support import AT_ONCE, Running, config, noise, tiny_screen, tiny_s
 from toy import Whole, whole
 
 from askance.answers import Verdict
-from askance.service.call import Role
+from askance.service.call import REQUEST_ID, Role
 from askance.service.client_messages import request_of
 from askance.service.config import Policy
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, coarse
@@ -286,5 +286,37 @@ def test_copies_of_an_image_in_one_request_are_one_request() -> None:
             await settled(service)
             for name in ("askance_p_value_count", "askance_verdicts_total", "askance_candidate_verdicts_total"):
                 assert sum(value for (series, _), value in (await metrics(service)).items() if series == name) == 0
+
+    asyncio.run(main())
+
+
+async def form(service: Running, image: NDArray[np.uint8]) -> tuple[Any, ...]:
+    """What of an answer is not the prediction itself: which fields it has, or its error, and what comes along."""
+    call = service.stub.Screen(request_of(image))
+    said: tuple[Any, ...]
+    try:
+        said = tuple(field.name for field, _ in (await call).ListFields())
+    except grpc.aio.AioRpcError as error:
+        said = (error.code(), error.details())
+    along = [(key, "" if key == REQUEST_ID else value) for key, value in await call.trailing_metadata()]
+    return (*said, *sorted(along))
+
+
+def test_under_monitor_all_answers_have_one_form() -> None:
+    async def main() -> None:
+        async with victim("monitor", AT_ONCE) as service:
+            assert len({await form(service, image) for image in IMAGES}) == 1
+
+    asyncio.run(main())
+
+
+def test_under_block_all_blocked_images_get_one_error() -> None:
+    """However sure the detectors are of them."""
+    bad = [i for i, word in enumerate(WORDS) if word.verdict is Verdict.ADVERSARIAL]
+    assert len({tuple(ps[i] for ps in p_values().values()) for i in bad}) > 1
+
+    async def main() -> None:
+        async with victim("block", AT_ONCE) as service:
+            assert len({await form(service, IMAGES[i]) for i in bad}) == 1
 
     asyncio.run(main())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -71,7 +72,7 @@ class RequestLog:
                 seconds = time.perf_counter() - start
                 self._metrics.finished(call.method, code, reason, seconds)
                 _mark(span, call, code)
-                _log(call, code, reason, seconds)
+                _afterwards(_log, call, code, reason, seconds)
 
 
 def _mark(span: Span, call: Call, code: Code) -> None:
@@ -83,6 +84,14 @@ def _mark(span: Span, call: Call, code: Code) -> None:
     span.set_attributes({f"askance.{name}": value for name, value in call.notes.items()})
     if code is Code.INTERNAL:
         span.set_status(Status(StatusCode.ERROR))
+
+
+def _afterwards(write: Callable[..., None], *arguments: Any) -> None:
+    """Write a line once the answer is on its way: an image that gets one must not be told by when it is answered."""
+    try:
+        asyncio.get_running_loop().call_soon(write, *arguments)
+    except RuntimeError:  # outside of a server nobody waits
+        write(*arguments)
 
 
 def _log(call: Call, code: Code, reason: str | None, seconds: float) -> None:
