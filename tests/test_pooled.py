@@ -159,7 +159,7 @@ def test_the_page_is_of_both_formats() -> None:
     pooled = Pooled(requests=1, seconds=0)
     for p in (0.003, 0.2, 1.0):
         pooled.answer(object(), p)
-    text = openmetrics(pooled.page).decode()
-    (histogram,) = [family for family in parsed(text) if family.name == "p"]
+    text = openmetrics(pooled.page).decode()  # type: ignore[no-untyped-call]
+    (histogram,) = [family for family in parsed(text) if family.name == "p"]  # type: ignore[no-untyped-call]
     assert {sample.name for sample in histogram.samples} == {"p_bucket", "p_count", "p_sum"}
     assert 'p_bucket{le="0.01"} 1.0' in generate_latest(pooled.page).decode()

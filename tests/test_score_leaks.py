@@ -204,7 +204,7 @@ def attacked(policy: str, pool: Mapping[str, float], look: Look, candidate: bool
 def test_the_attacker_finds_what_is_there_to_be_found() -> None:
     """Else that he finds nothing says nothing."""
     for told in (["?"] * COUNT, [str(one.verdict) for one in WORDS]):
-        values = {(name, ()): ps for name, ps in p_values().items()}
+        values: dict[Series, NDArray[np.float64]] = {(name, ()): ps for name, ps in p_values().items()}
         assert set(Attacker(values, told).found()) >= {f"p-values of {name}" for name in p_values()}
     blind = Attacker({(name, ()): bit.astype(float) for name, bit in bits().items()}, ["?"] * COUNT).found()
     assert {"ADVERSARIAL", "CLEAN", "fused <= 0.01", "self_organizing_map <= 0.5"} <= set(blind)
