@@ -89,7 +89,7 @@ def test_requests_that_are_over_do_not_pass_for_others() -> None:
     pooled = Pooled()
     pooled.now += 10
     for _ in range(3):
-        pooled.answer([])
+        pooled.answer(object())
     assert pooled.shown() == (3, 3)
 
 

@@ -55,7 +55,9 @@ class _Server(ThreadingMixIn, WSGIServer):
         with self._opening:
             self._open[accepted] = time.monotonic()
             if len(self._open) > CONNECTIONS:
-                _cut(next(iter(self._open)))
+                oldest = next(iter(self._open))
+                del self._open[oldest]  # its thread, which finds out, need not have ended before the next one comes
+                _cut(oldest)
         return accepted, address
 
     def service_actions(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Metric
@@ -53,8 +53,7 @@ class Pool(Collector):
         """The pooled metrics as they are; count in them inside `counting` alone."""
         self._requests, self._seconds, self._clock = requests, seconds, clock
         self._lock = threading.Lock()
-        # those that nobody was shown, up to as many as are wanted; kept alive, or another would take one's identity
-        self._waiting: dict[int, object] = {}
+        self._waiting: set[object] = set()  # requests that nobody was shown, up to as many as are wanted
         self._published = clock()
         self._shown: dict[_Key, float] = {}
 
@@ -63,13 +62,13 @@ class Pool(Collector):
         """A block that counts, safe on any thread: what it counts is published together.
 
         Args:
-            request: what it is about, however many blocks are: a batch is one request, so that copies of an image in
-                one message are not many. None where it is about none, or about many.
+            request: stands for the request that it is about, by its identity: a batch is one, so that copies of an
+                image in one message are not many. None where it is about none, or about many.
         """
         with self._lock:
             yield
             if request is not None and len(self._waiting) < self._requests:
-                self._waiting[id(request)] = request
+                self._waiting.add(request)
 
     def describe(self) -> list[Metric]:
         """The metrics' names and types."""
@@ -84,16 +83,18 @@ class Pool(Collector):
                 self._shown = {_key(sample): sample.value for family in families for sample in family.samples}
                 self._published = now
                 self._waiting.clear()
-            return [self._as_shown(family) for family in families]
+            shown = self._shown  # never altered, only replaced
+        return [_as_shown(family, shown) for family in families]
 
-    def _as_shown(self, family: Metric) -> Metric:
-        shown = Metric(family.name, family.documentation, family.type, family.unit)
-        shown.samples = [
-            sample._replace(value=self._shown.get(_key(sample), 0.0))
-            for sample in family.samples
-            if not sample.name.endswith("_created")  # a time, not a count
-        ]
-        return shown
+
+def _as_shown(family: Metric, shown: Mapping[_Key, float]) -> Metric:
+    made = Metric(family.name, family.documentation, family.type, family.unit)
+    made.samples = [
+        sample._replace(value=shown.get(_key(sample), 0.0))
+        for sample in family.samples
+        if not sample.name.endswith("_created")  # a time, not a count
+    ]
+    return made
 
 
 def _key(sample: Sample) -> _Key:

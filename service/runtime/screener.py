@@ -92,27 +92,39 @@ class Screener:
         with ExitStack() as stack:
             stack.enter_context(self.budget.hold(call.size))
             slots = [stack.enter_context(version.batcher.slot()) for _ in images]
+            request = object()  # stands for this one where many are counted together; holds nothing of it
             outcomes = await asyncio.gather(
-                *(self._screen(image, slot, version, explain, call) for image, slot in zip(images, slots, strict=True))
+                *(
+                    self._screen(image, slot, version, explain, call.deadline, request)
+                    for image, slot in zip(images, slots, strict=True)
+                )
             )
         call.notes |= {"bundle": version.version, "verdicts": [verdict_of(outcome) for outcome in outcomes]}
         return version.bundle, outcomes
 
-    async def _screen(self, image: InputImage, slot: Slot, version: ModelVersion, explain: bool, call: Call) -> Outcome:
+    async def _screen(
+        self,
+        image: InputImage,
+        slot: Slot,
+        version: ModelVersion,
+        explain: bool,
+        deadline: float | None,
+        request: object,
+    ) -> Outcome:
         is_default = version is self._repository.default
         try:
             with self._metrics.timed("decode"):
                 pixels = await self._read(image, version.bundle)
-            answer = await slot.screen(pixels, explain, call.deadline)
+            answer = await slot.screen(pixels, explain, deadline)
         except StatusError as error:
             slot.free()
             return error
         if is_default:  # alerts go by what answers whoever names no version
-            self._metrics.answered(answer, call)
+            self._metrics.answered(answer, request)
         if answer.screening is None:
             return answer
         if is_default and (candidate := self._repository.candidate) is not None:
-            candidate.offer(pixels, answer, call)
+            candidate.offer(pixels, answer, request)
         if self._config.verdicts.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
             self._metrics.blocked()
             return Answer(None, Verdict.BLOCKED, reason=answers.BLOCKED, bundle_id=answer.bundle_id)
