@@ -157,7 +157,7 @@ def _load(plan: Plan) -> list[Slice]:
 def _sums(serving: Serving) -> dict[tuple[str, str], float]:
     """The server's sums and counts so far: {(stage or PER_BATCH, "sum" or "count"): value}."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{serving.host}:{serving.metrics_port}/metrics", timeout=10) as answer:
+    with opener.open(f"http://{serving.metrics_host}:{serving.metrics_port}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {
         (sample.labels.get("stage", PER_BATCH), kind): sample.value

@@ -72,6 +72,15 @@ def test_what_was_shown_counts_towards_nothing_again() -> None:
     assert pooled.shown() == (3, 3)
 
 
+def test_who_asks_for_one_metric_sees_no_more_of_it() -> None:
+    """`/metrics?name[]=flags_total`, as prometheus_client has it."""
+    pooled = Pooled()
+    pooled.now += 10
+    pooled.answer(object())
+    (family,) = pooled.page.restricted_registry(["flags_total"]).collect()
+    assert [sample.value for sample in family.samples] == [0]
+
+
 def test_a_batch_is_one_request() -> None:
     pooled = Pooled()
     pooled.now += 10

@@ -483,4 +483,7 @@ def test_the_line_of_a_server_reads_back() -> None:
     everywhere = Serving("0123456789ab", "::", 1, 2)
     assert Serving.parse(str(everywhere)) == everywhere
     assert everywhere.target == "[::1]:1"
+    apart = Serving("0123456789ab", "0.0.0.0", 1, 2, 3, "::1", "https")
+    assert "metrics on https://[::1]:2/metrics, REST on 0.0.0.0:3/v2" in str(apart)
+    assert Serving.parse(str(apart)) == apart
     assert Serving.parse("something else") is None
