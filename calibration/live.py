@@ -25,9 +25,9 @@ from askance.classifiers.modules import copy_of
 from askance.classifiers.shared_state import ordinary
 from askance.classifiers.trust import standing_in
 from askance.detectors import Bundle, Levels, Options
-from askance.detectors.bundle import refuse_existing
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.publishing import refuse_existing
 from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 

@@ -141,9 +141,12 @@ class BundlesConfig(_Table):
     Attributes:
         allowed_factories: what builds a bundle's classifier, beside the shipped ones and torchvision's: import paths
             ("package.module:callable"), or modules whole. A bundle that wants another is refused, nothing imported.
+        require_signature: a keyring, a PEM file of Ed25519 public keys, read anew for each bundle; one that none of
+            them has signed is refused. None takes unsigned bundles.
     """
 
     allowed_factories: tuple[str, ...] = ()
+    require_signature: Path | None = None
 
 
 class RolloutConfig(_Table):
@@ -254,11 +257,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _look_beside(folder: Path, content: dict[str, Any]) -> None:
     """File names that are not absolute are taken to be in the settings' own folder."""
-    tls, rollout = content.get("tls"), content.get("rollout")
+    tls = content.get("tls")
     if isinstance(tls, dict):
         content["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
-    if isinstance(rollout, dict) and isinstance(rollout.get("candidate"), str):
-        content["rollout"] = rollout | {"candidate": str(folder / rollout["candidate"])}
+    for table, name in (("rollout", "candidate"), ("bundles", "require_signature")):
+        settings = content.get(table)
+        if isinstance(settings, dict) and isinstance(settings.get(name), str):
+            content[table] = settings | {name: str(folder / settings[name])}
 
 
 def _explained(error: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:

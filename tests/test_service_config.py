@@ -20,8 +20,11 @@ def test_the_shipped_file_holds_every_default() -> None:
     text = SHIPPED.read_text()
     content = tomllib.loads(text)
     assert set(content) == set(ServerConfig.model_fields) - {"tls", "rest_port"}
-    assert all(f"# {name}" in text for name in ("[[access.clients]]", "[tls]", "candidate =", "rest_port ="))
-    without_default = {"access": {"clients"}, "rollout": {"candidate"}}
+    assert all(
+        f"# {name}" in text
+        for name in ("[[access.clients]]", "[tls]", "candidate =", "rest_port =", "require_signature =")
+    )
+    without_default = {"access": {"clients"}, "rollout": {"candidate"}, "bundles": {"require_signature"}}
     for name, field in ServerConfig.model_fields.items():
         settings = getattr(field.annotation, "model_fields", None)
         if settings is not None:

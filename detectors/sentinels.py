@@ -1,0 +1,209 @@
+"""Sentinels: images kept in a bundle with the answers that they got, which tell whether it still works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from askance.answers import FUSED, Answer, Verdict
+from askance.detectors.conformal import threshold
+from askance.detectors.manifest import Expected
+from askance.detectors.screen import SINGLE_PASS, Screen
+from askance.errors import AskanceError, BundleError, ScreenError, one_line
+
+MOST_IMAGES = 16  # of each kind, clean and attacked: one batch
+MOST_BYTES = 2 * 1024 * 1024  # of each kind; one clean image is kept whatever its size
+BATCH = 2 * MOST_IMAGES
+STIR = 1e-3  # standard deviation of what is added to the pixels of a candidate: as much as TF32 loses
+STILL = 0.02  # of a score's spread on clean images, the most that this may move it
+TOLERANCE = 0.05  # of the same, the most that a sentinel's score may differ from the one recorded
+LEAST = 1e-6  # where a score has no spread
+
+
+@dataclass(frozen=True)
+class Sentinels:
+    """Images and the answers to be expected of a bundle's Screen.
+
+    Attributes:
+        images: float32 [N, C, H, W] in [0, 1]; N may be 0.
+        expected: N answers.
+        fused: which of the fused scores the Screen goes by.
+    """
+
+    images: Tensor
+    expected: tuple[Expected, ...]
+    fused: str = FUSED
+
+    @classmethod
+    def none(cls, shape: tuple[int, int, int]) -> Self:
+        """No images at all: of a Screen it is only tried whether it can answer."""
+        return cls(torch.empty(0, *shape), ())
+
+    @classmethod
+    def read(
+        cls, tensors: Mapping[str, Tensor], expected: tuple[Expected, ...], shape: tuple[int, int, int], fused: str
+    ) -> Self:
+        """From a bundle's file, as `choose` gave its tensors.
+
+        Raises:
+            BundleError: the file holds something else.
+        """
+        clean, attacked = tensors.get("clean"), tensors.get("attacked")
+        if (
+            clean is None
+            or attacked is None
+            or len(tensors) > 2
+            or clean.dtype != torch.uint8
+            or attacked.dtype != torch.float32
+            or clean.shape[1:] != shape
+            or attacked.shape[1:] != shape
+            or len(clean) + len(attacked) != len(expected)
+            or max(len(clean), len(attacked)) > MOST_IMAGES
+        ):
+            raise BundleError("its sentinels are not the images that the manifest tells of: calibrate again")
+        return cls(torch.cat([clean.float() / 255, attacked]), expected, fused)
+
+    @torch.no_grad()
+    def prove(self, screen: Screen) -> None:
+        """Screen them in one batch, and judge the answers; without sentinels, a black image, and its answer counts not.
+
+        Raises:
+            BundleError: the classifier or a detector fails, or an answer is not the one expected; the message begins
+                with what the bundle does.
+        """
+        images = self.images if self.expected else torch.zeros(1, *screen.preprocessing.shape)
+        try:
+            answers = screen(images.to(screen.device))
+        except AskanceError as error:
+            raise BundleError(f"cannot screen an image: {error}") from None
+        except Exception as error:
+            raise BundleError(f"cannot screen an image: {one_line(error)}") from error
+        if not self.expected:
+            return
+        spreads = _spreads(screen, self.fused)
+        wrong = [
+            fault
+            for answer, expected in zip(answers, self.expected, strict=True)
+            if (fault := _fault(answer, expected, self.fused, spreads)) is not None
+        ]
+        if wrong:
+            raise BundleError(
+                f"answers {len(wrong)} of its {len(self.expected)} sentinel images otherwise than when it was "
+                f"calibrated (the first: {wrong[0]}): its weights, or what computes with them, have changed; calibrate "
+                "again on this machine"
+            )
+
+
+def _fault(answer: Answer | ScreenError, expected: Expected, fused: str, spreads: Mapping[str, float]) -> str | None:
+    """What is wrong with an answer; None where nothing is."""
+    if isinstance(answer, ScreenError):
+        return str(answer)
+    assert answer.prediction is not None
+    if answer.prediction.label != expected.label:
+        return f"{answer.prediction.label!r} in place of {expected.label!r}"
+    if answer.verdict != expected.verdicts.get(fused):
+        return f"{answer.verdict} in place of {expected.verdicts.get(fused, 'none')}"
+    for name, score in _scores(answer, fused).items():
+        if name not in expected.scores:
+            return f"no score of {name} was recorded"
+        if not abs(score - expected.scores[name]) <= TOLERANCE * spreads[name] + LEAST:
+            return f"{name} {score:.4g} in place of {expected.scores[name]:.4g}"
+    return None
+
+
+def _scores(answer: Answer, fused: str) -> dict[str, float]:
+    """Every score of an answer, the fused one under the name `fused`."""
+    assert answer.screening is not None
+    scores = {word.name: word.score for word in answer.screening.detectors}
+    return scores | {fused: answer.screening.fused.score}
+
+
+def _spreads(screen: Screen, fused: str) -> dict[str, float]:
+    """How far apart clean scores are: from the first to the last hundredth of each table."""
+    tables = {**screen.calibration.tables, fused: screen.calibration.fused.table}
+    ends = {name: (len(values) // 100, len(values) - 1 - len(values) // 100) for name, values in tables.items()}
+    return {name: float(tables[name][high] - tables[name][low]) for name, (low, high) in ends.items()}
+
+
+def choose(
+    screens: Mapping[str, Screen], clean: Tensor, attacked: Tensor
+) -> tuple[dict[str, Tensor], tuple[Expected, ...]]:
+    """Pick sentinels: far from the thresholds, unmoved by what another machine's rounding does, of many classes.
+
+    Args:
+        screens: by the fused score that they go by: FUSED, and SINGLE_PASS where there is one.
+        clean: candidates, uint8 [n, C, H, W].
+        attacked: candidates, float32 [m, C, H, W] in [0, 1]; m may be 0.
+
+    Returns:
+        The tensors of the bundle's file, and the answers, clean images first. There may be none.
+    """
+    kept, expected = {}, []
+    for name, candidates, flagged_first in (("clean", clean, False), ("attacked", attacked.float(), True)):
+        pixels = candidates.float() / 255 if candidates.dtype == torch.uint8 else candidates
+        answers = _steady(screens, pixels)
+        flagged = {i: one.label for i, one in answers.items() if one.verdicts[FUSED] is not Verdict.CLEAN}
+        calm = {i: one.label for i, one in answers.items() if i not in flagged}
+        order = [*_in_turns(flagged), *_in_turns(calm)] if flagged_first else _in_turns({**calm, **flagged})
+        each = max(1, candidates[:1].numel() * candidates.element_size())
+        rows = order[: min(MOST_IMAGES, max(MOST_BYTES // each, 0 if flagged_first else 1))]
+        kept[name] = candidates[rows].contiguous()
+        expected += [answers[i] for i in rows]
+    return kept, tuple(expected)
+
+
+def _steady(screens: Mapping[str, Screen], pixels: Tensor) -> dict[int, Expected]:
+    """The answers to images that can be sentinels, by position."""
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    stirred = (pixels + STIR * noise).clamp(0, 1)
+    found: dict[int, Expected] = {}
+    for fused, screen in screens.items():
+        spreads, table = _spreads(screen, fused), screen.calibration.fused.table
+        limits = [threshold(table, alpha) for _, alpha in screen.calibration.levels.items()]
+        pairs = zip(_answers(screen, pixels), _answers(screen, stirred), strict=True)
+        steady = {}
+        for i, (answer, moved) in enumerate(pairs):
+            if isinstance(answer, ScreenError) or isinstance(moved, ScreenError):
+                continue
+            scores, after = _scores(answer, fused), _scores(moved, fused)
+            still = all(abs(scores[name] - after[name]) <= STILL * spreads[name] for name in scores)
+            clear = all(abs(scores[fused] - limit) >= 2 * TOLERANCE * spreads[fused] + LEAST for limit in limits)
+            assert answer.prediction is not None
+            assert moved.prediction is not None
+            if still and clear and answer.prediction.index == moved.prediction.index:
+                assert answer.verdict is not None
+                steady[i] = Expected(label=answer.prediction.label, verdicts={fused: answer.verdict}, scores=scores)
+        found = steady if fused == FUSED else _both(found, steady)
+    return found
+
+
+def _both(whole: Mapping[int, Expected], single: Mapping[int, Expected]) -> dict[int, Expected]:
+    """The answers of two Screens in one, for the images that are steady under both."""
+    return {
+        i: one.model_copy(
+            update={
+                "verdicts": one.verdicts | single[i].verdicts,
+                "scores": one.scores | {SINGLE_PASS: single[i].scores[SINGLE_PASS]},
+            }
+        )
+        for i, one in whole.items()
+        if i in single
+    }
+
+
+def _answers(screen: Screen, pixels: Tensor) -> list[Answer | ScreenError]:
+    return [answer for part in pixels.split(BATCH) if len(part) for answer in screen(part)]
+
+
+def _in_turns(labels: Mapping[int, str]) -> list[int]:
+    """Positions, one of each label in turn."""
+    by_label: dict[str, list[int]] = {}
+    for i, label in labels.items():
+        by_label.setdefault(label, []).append(i)
+    rounds: Sequence[tuple[int | None, ...]] = list(zip_longest(*by_label.values()))
+    return [i for i in chain.from_iterable(rounds) if i is not None]
