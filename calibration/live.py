@@ -142,7 +142,7 @@ def evaluate(
     _refuse_unknown(evaluation, evaluate)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     entry = opened.manifest.classifier
-    weights = opened.tensors(entry.file)
+    weights = opened.tensors(entry)
     module = standing_in(classifier, allowed_factories)(entry.factory, entry.arguments, weights)
     settings = _settings(
         {

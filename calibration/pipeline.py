@@ -156,7 +156,7 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
         class_names=entry.class_names,
         output=entry.output,
     )
-    weights = bundle.tensors(entry.file)  # as they were verified: the file may be another by now
+    weights = bundle.tensors(entry)  # as they were verified: the file may be another by now
     return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights))
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from askance.answers import FUSED
 from askance.detectors.detector import Detector
 from askance.detectors.files import read_file, real_folder
-from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, Manifest
+from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, FileEntry, Manifest
 from askance.detectors.output import select_output
 from askance.detectors.registry import DETECTORS, unfitted
 from askance.detectors.screen import SINGLE_PASS, Calibration, Screen
 from askance.detectors.sentinels import Sentinels
 from askance.detectors.signatures import Keyring, read_signatures
 from askance.detectors.tables import calibration_from
+from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, listed, one_line, printable
 from askance.evaluation import Evaluation
 from askance.notebook import table as html_table
@@ -87,16 +88,26 @@ class Bundle:
                 )
         return cls(path, manifest, files)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one safetensors file.
+    def tensors(self, entry: FileEntry) -> dict[str, Tensor]:
+        """The tensors of one of the manifest's entries.
 
         Raises:
-            BundleError: it is not one.
+            BundleError: its file is no safetensors file, or its tensors are others than the entry says.
         """
+        name = entry.file
         try:
-            return load_safetensors(self._files[name])
+            tensors = load_safetensors(self._files[name])
         except Exception as error:  # a header may say anything
             raise BundleError(f"{self.path}: {name} is not a safetensors file ({one_line(error)})") from None
+        found = described(tensors)
+        for tensor in sorted({*found, *entry.tensors}):
+            if found.get(tensor) != entry.tensors.get(tensor):
+                raise BundleError(
+                    f"{self.path}: {name} has not the tensors that the manifest tells of ({printable(tensor)} is "
+                    f"{found.get(tensor, 'absent')}, expected {printable(entry.tensors.get(tensor, 'absent'))}): "
+                    "calibrate again"
+                )
+        return tensors
 
     def _repr_html_(self) -> str:
         entry, calibration = self.manifest.classifier, self.manifest.calibration
@@ -139,9 +150,10 @@ class Bundle:
         """
         detectors = {}
         for entry in self.manifest.detectors:
+            tensors = self.tensors(entry)
             try:
                 _require_package(entry)
-                detector = unfitted(entry.kind, entry.options).restore(self.tensors(entry.file))
+                detector = unfitted(entry.kind, entry.options).restore(tensors)
             except ValidationError as error:
                 raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
             except AskanceError as error:
@@ -160,8 +172,9 @@ class Bundle:
             BundleError: they are not what was promised of them when the bundle was published.
         """
         entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
+        tensors = self.tensors(entry)
         try:
-            return calibration_from(entry, kinds, self.tensors(entry.file))
+            return calibration_from(entry, kinds, tensors)
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
@@ -172,7 +185,7 @@ class Bundle:
             BundleError: a weight is NaN or infinite.
         """
         entry = self.manifest.classifier
-        weights = self.tensors(entry.file)
+        weights = self.tensors(entry)
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise BundleError(f"{self.path}: the weights {printable(name)} hold NaN or infinity: calibrate again")
@@ -189,7 +202,7 @@ class Bundle:
         """
         manifest, entry = self.manifest, self.manifest.sentinels
         fused = SINGLE_PASS if single_pass and manifest.calibration.single_pass else FUSED
-        tensors, shape = self.tensors(entry.file), manifest.classifier.preprocessing.shape
+        tensors, shape = self.tensors(entry), manifest.classifier.preprocessing.shape
         try:
             return Sentinels.read(tensors, entry.expected, shape, fused)
         except BundleError as error:

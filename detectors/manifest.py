@@ -31,10 +31,11 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """A file of the bundle and its SHA-256."""
+    """A file of tensors: its SHA-256, and what each tensor is, in words (`detectors.tensors.described`)."""
 
     file: str
     sha256: str
+    tensors: dict[str, str]
 
 
 class StoredFile(_Part):

@@ -29,6 +29,7 @@ from askance.detectors.files import PUBLIC, SECRET
 from askance.detectors.manifest import (
     ClassifierEntry,
     DetectorEntry,
+    FileEntry,
     Manifest,
     PackageEntry,
     SentinelsEntry,
@@ -38,6 +39,7 @@ from askance.detectors.registry import DETECTORS
 from askance.detectors.screen import SINGLE_PASS, Calibration
 from askance.detectors.sentinels import choose
 from askance.detectors.tables import entry_of, tensors_of
+from askance.detectors.tensors import contiguous, described
 from askance.errors import BundleError
 
 CLASSIFIER, CALIBRATION, SENTINELS = (f"{part}.safetensors" for part in ("classifier", "calibration", "sentinels"))
@@ -79,29 +81,28 @@ def publish(
         CalibrationError: the tables cannot support the levels.
     """
     refuse_existing(path)
-    files: dict[str, bytes] = {CLASSIFIER: save_safetensors(contiguous(weights))}
+    files: dict[str, bytes] = {}
+    of_classifier = _kept(files, CLASSIFIER, weights)
     entries = []
     for kind, detector in detectors.items():
         detector.require_fitted()
         package = DETECTORS.package(kind)
-        files[f"{kind}.safetensors"] = save_safetensors(contiguous(detector.state_dict()))
         entries.append(
             DetectorEntry(
                 kind=kind,
                 options=detector.options.model_dump(mode="json"),
                 package=None if package is None else PackageEntry(name=package.name, version=package.version),
-                file=f"{kind}.safetensors",
-                sha256=sha256(files[f"{kind}.safetensors"]),
+                **_kept(files, f"{kind}.safetensors", detector.state_dict()).model_dump(),
             )
         )
-    files[CALIBRATION] = save_safetensors(contiguous(tensors_of(calibration)))
+    of_calibration = _kept(files, CALIBRATION, tensors_of(calibration))
     files[EVALUATION] = json.dumps(evaluation, indent=2, allow_nan=False).encode()
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        classifier=ClassifierEntry(**classifier, file=CLASSIFIER, sha256=sha256(files[CLASSIFIER])),
+        classifier=ClassifierEntry(**classifier, **of_classifier.model_dump()),
         detectors=tuple(entries),
-        calibration=entry_of(calibration, CALIBRATION, sha256(files[CALIBRATION])),
-        sentinels=SentinelsEntry(file=SENTINELS, sha256="", expected=()),
+        calibration=entry_of(calibration, of_calibration),
+        sentinels=SentinelsEntry(file=SENTINELS, sha256="", tensors={}, expected=()),
         evaluation=dict(summary),
         files={},
         provenance=dict(provenance),
@@ -124,8 +125,7 @@ def _with_sentinels(
     modes = {FUSED: False} | ({SINGLE_PASS: True} if manifest.calibration.single_pass else {})
     screens = {fused: bundle.screen(build, single_pass=single) for fused, single in modes.items()}
     tensors, expected = choose(screens, clean, attacked)
-    files[SENTINELS] = save_safetensors(contiguous(tensors))
-    entry = SentinelsEntry(file=SENTINELS, sha256=sha256(files[SENTINELS]), expected=expected)
+    entry = SentinelsEntry(**_kept(files, SENTINELS, tensors).model_dump(), expected=expected)
     chosen = Bundle(bundle.path, manifest.model_copy(update={"sentinels": entry}), files)
     for fused, screen in screens.items():
         chosen.sentinels(single_pass=modes[fused]).prove(screen)
@@ -133,9 +133,10 @@ def _with_sentinels(
     return chosen.manifest
 
 
-def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, as safetensors wants them."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _kept(files: dict[str, bytes], name: str, tensors: Mapping[str, Tensor]) -> FileEntry:
+    """Tensors as one more of the files, and what the manifest says of them."""
+    files[name] = save_safetensors(contiguous(tensors))
+    return FileEntry(file=name, sha256=sha256(files[name]), tensors=described(tensors))
 
 
 def refuse_existing(path: Path) -> None:

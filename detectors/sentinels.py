@@ -20,8 +20,9 @@ MOST_IMAGES = 16  # of each kind, clean and attacked: one batch
 MOST_BYTES = 2 * 1024 * 1024  # of each kind; one clean image is kept whatever its size
 BATCH = 2 * MOST_IMAGES
 STIR = 1e-3  # standard deviation of what is added to the pixels of a candidate: as much as TF32 loses
-STILL = 0.02  # of a score's spread on clean images, the most that this may move it
-TOLERANCE = 0.05  # of the same, the most that a sentinel's score may differ from the one recorded
+STILL = 0.01  # of a score's spread on clean images, the most that this may move it
+TOLERANCE = 0.02  # of the same, the most that a sentinel's score may differ from the one recorded
+MARGIN = 0.1  # of the same, the least that its fused score is away from a threshold
 LEAST = 1e-6  # where a score has no spread
 
 
@@ -135,6 +136,8 @@ def choose(
 ) -> tuple[dict[str, Tensor], tuple[Expected, ...]]:
     """Pick sentinels: far from the thresholds, unmoved by what another machine's rounding does, of many classes.
 
+    Clean ones are judged clean; of the attacked ones, those that are judged adversarial come first.
+
     Args:
         screens: by the fused score that they go by: FUSED, and SINGLE_PASS where there is one.
         clean: candidates, uint8 [n, C, H, W].
@@ -144,14 +147,19 @@ def choose(
         The tensors of the bundle's file, and the answers, clean images first. There may be none.
     """
     kept, expected = {}, []
-    for name, candidates, flagged_first in (("clean", clean, False), ("attacked", attacked.float(), True)):
+    for name, candidates, verdicts, least in (
+        ("clean", clean, (Verdict.CLEAN,), 1),
+        ("attacked", attacked.float(), (Verdict.ADVERSARIAL, Verdict.SUSPECT, Verdict.CLEAN), 0),
+    ):
         pixels = candidates.float() / 255 if candidates.dtype == torch.uint8 else candidates
         answers = _steady(screens, pixels)
-        flagged = {i: one.label for i, one in answers.items() if one.verdicts[FUSED] is not Verdict.CLEAN}
-        calm = {i: one.label for i, one in answers.items() if i not in flagged}
-        order = [*_in_turns(flagged), *_in_turns(calm)] if flagged_first else _in_turns({**calm, **flagged})
+        order = [
+            i
+            for wanted in verdicts
+            for i in _in_turns({i: one.label for i, one in answers.items() if one.verdicts[FUSED] is wanted})
+        ]
         each = max(1, candidates[:1].numel() * candidates.element_size())
-        rows = order[: min(MOST_IMAGES, max(MOST_BYTES // each, 0 if flagged_first else 1))]
+        rows = order[: min(MOST_IMAGES, max(MOST_BYTES // each, least))]
         kept[name] = candidates[rows].contiguous()
         expected += [answers[i] for i in rows]
     return kept, tuple(expected)
@@ -172,7 +180,7 @@ def _steady(screens: Mapping[str, Screen], pixels: Tensor) -> dict[int, Expected
                 continue
             scores, after = _scores(answer, fused), _scores(moved, fused)
             still = all(abs(scores[name] - after[name]) <= STILL * spreads[name] for name in scores)
-            clear = all(abs(scores[fused] - limit) >= 2 * TOLERANCE * spreads[fused] + LEAST for limit in limits)
+            clear = all(abs(scores[fused] - limit) >= MARGIN * spreads[fused] + LEAST for limit in limits)
             assert answer.prediction is not None
             assert moved.prediction is not None
             if still and clear and answer.prediction.index == moved.prediction.index:

@@ -10,7 +10,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.detectors.conformal import check_level, threshold
 from askance.detectors.fusion import Fusion
-from askance.detectors.manifest import CalibrationEntry
+from askance.detectors.manifest import CalibrationEntry, FileEntry
 from askance.detectors.screen import SINGLE_PASS, Calibration, Fused
 from askance.errors import BundleError
 
@@ -27,8 +27,8 @@ def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
     return tensors
 
 
-def entry_of(calibration: Calibration, file: str, sha256: str) -> CalibrationEntry:
-    """What a manifest says of a calibration in `file`.
+def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
+    """What a manifest says of a calibration that is kept in a file.
 
     Raises:
         CalibrationError: the tables are too short for the levels.
@@ -48,8 +48,7 @@ def entry_of(calibration: Calibration, file: str, sha256: str) -> CalibrationEnt
         components=calibration.fused.fusion.names,
         two_sided=tuple(sorted(calibration.fused.fusion.two_sided)),
         single_pass=() if calibration.single_pass is None else calibration.single_pass.fusion.names,
-        file=file,
-        sha256=sha256,
+        **kept.model_dump(include=set(FileEntry.model_fields)),
     )
 
 
@@ -89,7 +88,7 @@ def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], tensors: Map
     calibration = Calibration(
         entry.levels, {kind: tensors[f"scores/{kind}"] for kind in kinds}, parts[FUSED], parts.get(SINGLE_PASS)
     )
-    recomputed = entry_of(calibration, entry.file, entry.sha256)
+    recomputed = entry_of(calibration, entry)
     for field in CalibrationEntry.model_fields:
         if getattr(recomputed, field) != getattr(entry, field):
             raise BundleError(f"the calibration's {field} in the manifest are not those of its tables: {_AGAIN}")

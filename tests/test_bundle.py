@@ -26,6 +26,7 @@ from askance.detectors.fusion import all_components
 from askance.detectors.manifest import Manifest
 from askance.detectors.publishing import publish
 from askance.detectors.screen import read_all
+from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, CalibrationError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
@@ -257,7 +258,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None], sealed: bool = Tr
     (path / "manifest.json").write_text(json.dumps(content))
 
 
-def replace_file(path: Path, name: str, content: bytes) -> None:
+def replace_file(path: Path, name: str, content: bytes, tensors: dict[str, Tensor] | None = None) -> None:
+    """Put other content in a file's place, and in the manifest what hashes, and words, then fit it."""
     (path / name).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
 
@@ -266,15 +268,18 @@ def replace_file(path: Path, name: str, content: bytes) -> None:
         for entry in (manifest["classifier"], manifest["calibration"], manifest["sentinels"], *manifest["detectors"]):
             if entry["file"] == name:
                 entry["sha256"] = digest
+                entry["tensors"] = entry["tensors"] if tensors is None else described(tensors)
 
     edit(path, change)
 
 
-def replace_tensors(path: Path, name: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+def replace_tensors(
+    path: Path, name: str, change: Callable[[dict[str, Tensor]], None], described_anew: bool = True
+) -> None:
     tensors = load_file(path / name)
     change(tensors)
     save_file(tensors, path / name)
-    replace_file(path, name, (path / name).read_bytes())
+    replace_file(path, name, (path / name).read_bytes(), tensors if described_anew else None)
 
 
 def drop(tensors: dict[str, Tensor], name: str) -> None:
@@ -340,8 +345,7 @@ def test_a_signed_file_that_is_not_safetensors(bundle: Path) -> None:
 
 
 def test_weights_of_another_classifier_are_refused(bundle: Path) -> None:
-    save_file(dict(DigitsCNN(classes=7).state_dict()), bundle / "classifier.safetensors")
-    replace_file(bundle, "classifier.safetensors", (bundle / "classifier.safetensors").read_bytes())
+    replace_tensors(bundle, "classifier.safetensors", lambda tensors: tensors.update(DigitsCNN(classes=7).state_dict()))
     refused(bundle, r"the weights do not fit classifier 'digits_cnn': fc2\.bias|fc2\.weight is \[7, 64\]")
 
 
