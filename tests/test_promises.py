@@ -327,7 +327,12 @@ def test_what_is_no_file_is_not_opened(bundle: Path, name: str, kind: str, monke
     make(bundle / name)
     opened: list[Any] = []
     own = os.open
-    monkeypatch.setattr(os, "open", lambda path, *given, **more: opened.append(path) or own(path, *given, **more))
+
+    def noted(path: Any, *given: Any, **more: Any) -> int:
+        opened.append(path)
+        return own(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", noted)
     refused(bundle, match)
     assert bundle / name not in opened
 

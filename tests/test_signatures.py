@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from service_support import build_tiny, config, publish_tiny, running
 
 import askance
+from askance.calibration.live import evaluate
 from askance.classifiers import trusting
 from askance.detectors import Bundle
 from askance.detectors.signatures import SIGNATURES, sign
@@ -96,8 +97,8 @@ def test_openssl_verifies_it_too(signed: Path, keys: Keys, tmp_path: Path) -> No
     if openssl is None:
         pytest.skip("no openssl on this machine")
     (tmp_path / "raw").write_bytes(bytes.fromhex((signed / SIGNATURES).read_text().split()[2]))
-    command = [openssl, "pkeyutl", "-verify", "-pubin", "-inkey", keys.keyring, "-rawin"]
-    command += ["-in", signed / "manifest.json", "-sigfile", tmp_path / "raw"]
+    command = [openssl, "pkeyutl", "-verify", "-pubin", "-inkey", str(keys.keyring), "-rawin"]
+    command += ["-in", str(signed / "manifest.json"), "-sigfile", str(tmp_path / "raw")]
     assert "Verified Successfully" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -178,11 +179,18 @@ def test_keys_that_cannot_sign(unsigned: Path, keys: Keys, tmp_path: Path) -> No
 
 
 def test_everything_that_opens_bundles_asks(unsigned: Path, signed: Path, keys: Keys) -> None:
-    for attempt in (
-        lambda path: askance.open(path, allowed_factories=[FACTORY], require_signature=keys.keyring).close(),
-        lambda path: LoadedBundle.open(path, trusting([FACTORY]), require_signature=keys.keyring).screen.close(),
-    ):
+    def in_process(path: Path) -> None:
+        askance.open(path, allowed_factories=[FACTORY], require_signature=keys.keyring).close()
+
+    def served(path: Path) -> None:
+        LoadedBundle.open(path, trusting([FACTORY]), require_signature=keys.keyring).screen.close()
+
+    def evaluated(path: Path) -> None:
+        evaluate(path, {}, attacks=[], require_signature=keys.keyring)
+
+    for attempt in (in_process, served):
         attempt(signed)
+    for attempt in (in_process, served, evaluated):
         with pytest.raises(BundleError, match="is not signed"):
             attempt(unsigned)
 
