@@ -235,7 +235,7 @@ def test_fitted_detectors_are_their_owners_alone(
 ) -> None:
     """Half-done ones, and attacked images, as well as published ones; a trained classifier is no secret."""
     monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pipeline.Stages, "remove", lambda _self: None)
+    monkeypatch.setattr("askance.calibration.stages.Stages.remove", lambda _self: None)
     calibrate(small(digits_run.config), tmp_path / "bundle")
     files = [path for folder in ("bundle.partial", "cache") for path in (tmp_path / folder).rglob("*.safetensors")]
     assert any("fit-library_network" in path.name for path in files)

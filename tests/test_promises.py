@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from service_support import config
 from test_bundle import edit, publish_trained, refused, replace_file, replace_tensors, screen_of, seal
 from torch import Tensor, nn
 from toy import Trained, answered
@@ -30,6 +32,7 @@ from askance.detectors.sentinels import MOST_IMAGES
 from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, ScreenError
 from askance.service.runtime.model import LoadedBundle
+from askance.service.server import Server
 
 
 @pytest.fixture(scope="module")
@@ -587,3 +590,31 @@ def test_any_change_of_the_tables_and_detectors_is_refused_or_changes_nothing(
     replace_tensors(bundle, name, changed, described_anew=False)
     refused_or_the_same(bundle, held_out)
     shutil.copy(published / name, bundle / name)
+
+
+# A server
+
+
+def test_a_server_judges_a_bundle_before_it_answers(bundle: Path, published: Path) -> None:
+    """A bundle whose every image would fail, or be judged otherwise, does not take the place of one that works."""
+    served = {"now": published}
+
+    def load() -> LoadedBundle:
+        return LoadedBundle.open(served["now"], build_classifier)
+
+    async def main() -> None:
+        async with Server(config()) as server:
+            before = (await server.deploy(load)).version
+            for change in (torch.Tensor.neg, lambda weights: torch.full_like(weights, torch.nan)):
+                path = Path(shutil.copytree(published, bundle.with_name(f"changed {change}")))
+                with_weights(path, change)
+                served["now"] = path
+                with pytest.raises(BundleError, match=r"of its 32 sentinel images otherwise|hold NaN or infinity"):
+                    await server.reload()
+                assert server.repository.default.version == before
+                async with Server(config()) as another:
+                    with pytest.raises(BundleError, match=r"of its 32 sentinel images otherwise|hold NaN or infinity"):
+                        await another.deploy(load)
+                    assert another.admission.state == "loading"
+
+    asyncio.run(main())
