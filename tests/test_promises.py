@@ -592,6 +592,45 @@ def test_any_change_of_the_tables_and_detectors_is_refused_or_changes_nothing(
     shutil.copy(published / name, bundle / name)
 
 
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
+@given(data=st.data())
+def test_any_other_score_of_a_table_is_refused_or_changes_no_verdict(
+    published: Path, bundle: Path, held_out: HeldOut, data: st.DataObject
+) -> None:
+    """What decides is the score at a threshold, and that is in the manifest, too."""
+    table = data.draw(st.sampled_from(TABLES[:3]))
+    position, step = data.draw(st.integers(0, 299)), data.draw(st.sampled_from([-1, 1, 0.01, 1e9]))
+    shutil.copy(published / "calibration.safetensors", bundle / "calibration.safetensors")
+    shutil.copy(published / "manifest.json", bundle / "manifest.json")
+
+    def nudged(values: Tensor) -> Tensor:
+        near = values[min(max(position + int(step), 0), 299)] if abs(step) == 1 else values[position] * (1 + step)
+        return torch.where(torch.arange(300) == position, near, values)
+
+    replace_tensors(bundle, "calibration.safetensors", change_table(table, nudged))
+    refused_or_the_same(bundle, held_out)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{", "evaluation.json is not JSON: calibrate again"),
+        (b'{"classifier": NaN}', "evaluation.json is not JSON: calibrate again"),
+        (b"[" * 100_000, "evaluation.json is not JSON: calibrate again"),
+        (b"[]", "evaluation.json is not valid"),
+        (b'{"classifier": {"accuracy": "all"}}', r"evaluation.json is not valid: classifier\.accuracy"),
+    ],
+    ids=["cut short", "NaN", "deep", "a list", "no number"],
+)
+def test_figures_that_are_none(bundle: Path, content: bytes, match: str) -> None:
+    replace_file(bundle, "evaluation.json", content)
+    with pytest.raises(BundleError, match=match) as caught:
+        Bundle.open(bundle).evaluation()
+    assert str(caught.value).isprintable()
+
+
 # A server
 
 

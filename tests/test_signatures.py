@@ -102,6 +102,22 @@ def test_openssl_verifies_it_too(signed: Path, keys: Keys, tmp_path: Path) -> No
     assert "Verified Successfully" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def test_keys_as_the_docs_make_them(unsigned: Path, keys: Keys, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl on this machine")
+    path = Path(shutil.copytree(unsigned, tmp_path / "bundle"))
+    private, keyring = tmp_path / "private.pem", tmp_path / "keyring.pem"
+    subprocess.run([openssl, "genpkey", "-algorithm", "ed25519", "-out", str(private)], check=True)
+    with keyring.open("wb") as file:
+        file.write(public_of(keys.theirs))
+        file.flush()
+        subprocess.run([openssl, "pkey", "-in", str(private), "-pubout"], stdout=file, check=True)
+    sign(path, Bundle.open(path).signed_content, private)
+    Bundle.open(path, require_signature=keyring)
+    refused(path, keys.keyring, "none of the 1 keys of the keyring")
+
+
 def test_who_has_not_signed_is_refused(unsigned: Path, signed: Path, keys: Keys) -> None:
     refused(unsigned, keys.keyring, "bundle is not signed, and only signed bundles are taken here: askance sign")
     ours = keys.ours.public_key().public_bytes_raw().hex()[:16]
