@@ -187,8 +187,8 @@ def test_what_sentinels_are(published: Path) -> None:
     expected = manifest.sentinels.expected
     assert {one.verdicts["fused"].value for one in expected[:16]} == {"CLEAN"}
     of_attacked = [one.verdicts["fused"].value for one in expected[16:]]
-    assert of_attacked == sorted(of_attacked)  # those that are judged ADVERSARIAL come first
-    assert of_attacked.count("ADVERSARIAL") >= 8
+    assert of_attacked == sorted(of_attacked, key=["ADVERSARIAL", "SUSPECT", "CLEAN"].index)
+    assert of_attacked.count("ADVERSARIAL") >= 4
     assert len({one.label for one in expected[:16]}) >= 8
     assert set(expected[0].verdicts) == {"fused", "fused_single_pass"}
     images = torch.cat([clean.float() / 255, attacked])
@@ -243,6 +243,25 @@ def test_another_library_is_noticed(bundle: Path) -> None:
     loaded = LoadedBundle.open(bundle, build)
     with pytest.raises(BundleError, match=LINE):
         loaded.warm_up()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-5, 1e-4, 5e-4])
+def test_the_rounding_of_another_machine_is_no_fault(published: Path, scale: float) -> None:
+    """A GPU's TF32 keeps ten bits: 5e-4. Some images then cross a step of a score; such are no sentinels."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(100 + seed)
+
+        def rounded(_module: nn.Module, _inputs: Any, out: Tensor, generator: torch.Generator = generator) -> Tensor:
+            return out * (1 + scale * torch.randn(out.shape, generator=generator))
+
+        def build(*given: Any, hook: Any = rounded) -> nn.Module:
+            classifier = build_classifier(*given)
+            for module in classifier.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.register_forward_hook(hook)
+            return classifier
+
+        LoadedBundle.open(published, build).warm_up()
 
 
 def test_other_sentinels_than_the_manifests(bundle: Path, tmp_path: Path) -> None:
