@@ -65,6 +65,14 @@ AllowOption = Annotated[
         help="May be imported to build the bundle's classifier.",
     ),
 ]
+SignatureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="KEYRING",
+        help="Take only what one of these public keys (PEM) has signed.",
+    ),
+]
 
 
 @app.command(short_help="The whole job on handwritten digits, in a minute.")
@@ -120,14 +128,19 @@ def calibrate(
 
 
 @app.command(short_help="The tables again, on other data or attacks.")
-def evaluate(bundle: BundleArgument, config: ConfigArgument, json: JsonOption = None) -> None:
+def evaluate(
+    bundle: BundleArgument,
+    config: ConfigArgument,
+    require_signature: SignatureOption = None,
+    json: JsonOption = None,
+) -> None:
     """The tables again, for a published BUNDLE on the data and attacks of CONFIG."""
     from askance.calibration.config import load_config
     from askance.calibration.pipeline import evaluate_bundle
     from askance.detectors.bundle import Bundle
     from askance.output import print_evaluation, write_json
 
-    evaluation = evaluate_bundle(Bundle.open(bundle), load_config(config))
+    evaluation = evaluate_bundle(Bundle.open(bundle, require_signature=require_signature), load_config(config))
     print_evaluation(evaluation)
     write_json(json, evaluation.as_json())
 
@@ -153,6 +166,7 @@ def serve(
         bool | None, typer.Option("--single-pass", help="Leave out detectors that need extra forward passes.")
     ] = None,
     allow_factory: AllowOption = None,
+    require_signature: SignatureOption = None,
     disclose: Annotated[
         bool, typer.Option("--disclose", help="Show scores and explanations to everyone, for trials.")
     ] = False,
@@ -171,6 +185,7 @@ def serve(
             "metrics_host": metrics_host,
             "metrics_port": metrics_port,
             "bundles.allowed_factories": allow_factory or None,
+            "bundles.require_signature": require_signature,
             "rollout.candidate": candidate,
             "inference.single_pass": single_pass,
             "access.anonymous": DISCLOSING if disclose else None,
@@ -225,17 +240,36 @@ def token() -> None:
 def inspect(
     bundle: BundleArgument,
     allow_factory: AllowOption = None,
+    require_signature: SignatureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier is built for that."""
-    from askance.classifiers import trusting
+    """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier answers its sentinels."""
     from askance.detectors.bundle import Bundle
-    from askance.output import print_bundle, write_json
+    from askance.output import print_bundle, print_proof, write_json
+    from askance.screened import ScreenedClassifier
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, require_signature=require_signature)
     print_bundle(opened)
     write_json(json, opened.manifest.model_dump(mode="json"))
-    opened.screen(trusting(allow_factory or ())).close()
+    with ScreenedClassifier(opened, allowed_factories=allow_factory or ()):
+        print_proof(opened)
+
+
+@app.command(short_help="Sign a bundle.")
+def sign(
+    bundle: BundleArgument,
+    key: Annotated[
+        Path, typer.Option("--key", metavar="FILE", help="Ed25519, PEM: openssl genpkey -algorithm ed25519.")
+    ],
+) -> None:
+    """Sign BUNDLE, once it is found intact; other signatures of it stay."""
+    from askance.detectors.bundle import Bundle
+    from askance.detectors.signatures import sign as sign_bundle
+    from askance.output import console
+
+    opened = Bundle.open(bundle)
+    public = sign_bundle(bundle, opened.signed_content, key)
+    console.print(f"bundle {opened.manifest.id[:12]} in {bundle} is signed by {public[:16]}", soft_wrap=True)
 
 
 @app.command(short_help="Copy the configs, .proto files and deploy/ that come along.")

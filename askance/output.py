@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from askance.answers import JUDGED, Answer, Verdict
+from askance.answers import FUSED, JUDGED, Answer, Verdict
 from askance.detectors.bundle import Bundle
-from askance.errors import ConfigError, DataError
+from askance.errors import ConfigError, DataError, printable
 from askance.evaluation import Evaluation
 from askance.service.client_messages import ServiceError
 
@@ -188,6 +188,14 @@ def _coloured(verdict: str | None) -> str:
     return f"[{colour}]{verdict}[/{colour}]"
 
 
+def print_proof(bundle: Bundle) -> None:
+    """What the sentinels of a bundle were answered, once they were."""
+    verdicts = [one.verdicts[FUSED] for one in bundle.manifest.sentinels.expected]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in JUDGED if verdict in verdicts)
+    line = f"{len(verdicts)} images answered as at calibration ({counts})" if verdicts else "none: nothing was proved"
+    console.print(f"{'sentinels':12}{line}")
+
+
 def print_bundle(bundle: Bundle) -> None:
     """What a verified bundle says of itself."""
     manifest = bundle.manifest
@@ -207,18 +215,16 @@ def print_bundle(bundle: Bundle) -> None:
     if packages:
         lines["packages"] = ", ".join(packages)
     for name, line in lines.items():
-        console.print(f"{name:12}{line}", soft_wrap=True, markup=False)
+        console.print(f"{name:12}{printable(line)}", soft_wrap=True, markup=False)
     table = Table(title="detectors", title_justify="left")
     for column in ("detector", "flags above (suspect)", "flags above (adversarial)", "tensors"):
         table.add_column(column, justify="left" if column == "detector" else "right")
     files = {detector.kind: detector.file for detector in manifest.detectors}
     for name, thresholds in calibration.thresholds.items():
-        size = f"{bundle.size(files[name]) / 1e6:.2f} MB" if name in files else "-"
+        size = f"{manifest.files[files[name]].size / 1e6:.2f} MB" if name in files else "-"
         table.add_row(name, f"{thresholds['suspect']:.4g}", f"{thresholds['adversarial']:.4g}", size)
     console.print(table)
-    if "auroc" in manifest.evaluation:
-        attacks = manifest.evaluation["auroc"]
-        console.print(
-            "fused AUROC: " + ", ".join(f"{attack} {row['fused']:.3f}" for attack, row in attacks.items()),
-            soft_wrap=True,
-        )
+    fused = {attack: row[FUSED] for attack, row in manifest.evaluation.get("auroc", {}).items() if FUSED in row}
+    if fused:
+        line = ", ".join(f"{attack} {figure:.3f}" for attack, figure in fused.items())
+        console.print(f"fused AUROC: {printable(line)}", soft_wrap=True, markup=False)

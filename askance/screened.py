@@ -18,7 +18,7 @@ from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
 from askance.classifiers.trust import standing_in
 from askance.detectors.bundle import Bundle
 from askance.detectors.screen import Screen
-from askance.errors import DataError, ScreenError
+from askance.errors import BundleError, DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
 
 BATCH_IMAGES = 32
@@ -31,6 +31,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     allowed_factories: Collection[str] = (),
     device: str | torch.device = "cpu",
     single_pass: bool = False,
+    require_signature: str | PathLike[str] | None = None,
 ) -> ScreenedClassifier:
     """Open and verify a bundle: the classifier, its detectors and their calibration, ready to be called.
 
@@ -41,19 +42,21 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
             or "package.module"), beside the shipped ones and torchvision's.
         device: where the classifier and the detectors run.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
+        require_signature: a keyring, a PEM file of Ed25519 public keys, one of which must have signed the bundle.
 
     Raises:
-        BundleError: the bundle is missing, altered, incomplete, or does not fit its own description; its weights are
-            not the module's; its factory is not allowed.
-        ConfigError: there is no such device.
+        BundleError: the bundle is missing, altered, incomplete, not signed, or does not fit its own description; its
+            weights are not the module's; its factory is not allowed; its sentinels are not answered as they were.
+        ConfigError: there is no such device; the keyring cannot be used.
 
     Example:
         >>> screen = askance.open("digits-bundle")  # doctest: +SKIP
         >>> screen("digit.png").verdict  # doctest: +SKIP
         <Verdict.CLEAN: 'CLEAN'>
     """
+    keyring = None if require_signature is None else Path(require_signature)
     return ScreenedClassifier(
-        Bundle.open(Path(bundle)),
+        Bundle.open(Path(bundle), require_signature=keyring),
         classifier=classifier,
         allowed_factories=allowed_factories,
         device=device,
@@ -72,7 +75,8 @@ class ScreenedClassifier:
         single_pass: as for `askance.open`.
 
     Raises:
-        BundleError: a part of the bundle does not fit, or its factory is not allowed.
+        BundleError: a part of the bundle does not fit, its factory is not allowed, or its sentinels are not answered as
+            they were at calibration.
         ConfigError: there is no such device.
     """
 
@@ -87,7 +91,12 @@ class ScreenedClassifier:
     ) -> None:
         self.bundle = bundle
         build = standing_in(classifier, allowed_factories)
+        sentinels = bundle.sentinels(single_pass=single_pass)
         self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
+        try:
+            sentinels.prove(self._screen)
+        except BundleError as error:
+            raise BundleError(f"{bundle.path} {error}") from error.__cause__
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, too, and one image

@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from askance.detectors.bundle import publish
+from askance.classifiers import build_classifier
+from askance.detectors.publishing import publish
 from askance.service.client_messages import request_of
 from askance.service.launch import Serving, launched
 from askance.service.protocols.screening_messages import screen_response
@@ -27,6 +29,7 @@ ASKANCE, NO_OP = "askance", "no-op"
 FIGURES = ("requests_per_second", "p50_ms", "p99_ms")
 PER_BATCH = "askance_batch_size"
 STAGES = "askance_stage_seconds"
+SENTINEL_CANDIDATES = 64  # images
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def _publish(fixture: Fixture, path: Path) -> str:
         weights=fixture.classifier.state_dict(),
         detectors=screen.detectors,
         calibration=screen.calibration,
+        build=build_classifier,
+        clean=fixture.images[:SENTINEL_CANDIDATES],
+        attacked=torch.empty(0, *network.preprocessing.shape),
         evaluation={},
         summary={},
         provenance={"benchmark": fixture.data},

@@ -33,6 +33,7 @@ from askance.errors import CalibrationError, ConfigError
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
+CLEAN_CANDIDATES, ATTACKED_CANDIDATES = 128, 64  # images that sentinels are chosen from
 
 
 class Harness:
@@ -194,6 +195,24 @@ def calibration_of(harness: Harness) -> Calibration:
         viewers=harness.viewers,
         train=partial(_trained, harness),
     )
+
+
+def sentinel_candidates(harness: Harness) -> tuple[Tensor, Tensor]:
+    """Images that a bundle's sentinels are chosen from: of the calibration split, none of them of the evaluation's.
+
+    Returns:
+        Clean ones, uint8 [N, C, H, W]; and attacked ones, float32 [M, C, H, W] in [0, 1], by the seen attacks, or by
+        the first attack of the evaluation where none is seen.
+    """
+    config = harness.inputs.settings.evaluation
+    calibrate = harness.inputs.splits["calibrate"]
+    seen = harness.seen
+    if not seen:
+        right = calibrate[harness.split("calibrate").correct]
+        seen = harness.attack(right[:ATTACKED_CANDIDATES], config.attacks[:1])
+    share = -(-ATTACKED_CANDIDATES // len(seen))
+    attacked = torch.cat([pixels[:share] for _, pixels in seen.values()])
+    return calibrate[:CLEAN_CANDIDATES].x, attacked
 
 
 def _trained(harness: Harness, fusion: Fusion) -> Fusion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,19 +72,19 @@ class CalibrationInputs:
         return Target(self.factory, self.arguments, self.weights, self.preprocessing, live, self.output)
 
 
-def load_inputs(config: Config) -> CalibrationInputs:
+def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> CalibrationInputs:
     """Load the classifier, weights and data of a config and check that they fit one another.
+
+    Args:
+        config: whose they are.
+        weights: in place of the file that the config names.
 
     Raises:
         ConfigError, DataError, CalibrationError: they do not.
     """
     wanted = config.classifier
-    if not wanted.weights.exists():
-        raise ConfigError(
-            f"the classifier's weights {wanted.weights} do not exist: "
-            "put them there, or under ASKANCE_DATA, or train an example classifier with `askance train CONFIG`"
-        )
-    weights = load_weights(wanted.weights)
+    if weights is None:
+        weights = _weights(wanted.weights)
     classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
     weights = fitting(weights, classifier.state_dict())
     splits = load_splits(config.data, config.splits, wanted.preprocessing)
@@ -106,6 +107,15 @@ def load_inputs(config: Config) -> CalibrationInputs:
             wanted.output,
         )
     )
+
+
+def _weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.exists():
+        raise ConfigError(
+            f"the classifier's weights {path} do not exist: "
+            "put them there, or under ASKANCE_DATA, or train an example classifier with `askance train CONFIG`"
+        )
+    return load_weights(path)
 
 
 def checked(inputs: CalibrationInputs) -> CalibrationInputs:

@@ -25,9 +25,9 @@ from askance.classifiers.modules import copy_of
 from askance.classifiers.shared_state import ordinary
 from askance.classifiers.trust import standing_in
 from askance.detectors import Bundle, Levels, Options
-from askance.detectors.bundle import refuse_existing
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.publishing import refuse_existing
 from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 
@@ -118,6 +118,7 @@ def evaluate(
     attacks: Sequence[Attack | Mapping[str, Any]],
     classifier: nn.Module | None = None,
     allowed_factories: Collection[str] = (),
+    require_signature: str | PathLike[str] | None = None,
     batch_size: int = 500,
     seed: int = 0,
     **evaluation: Any,
@@ -132,6 +133,7 @@ def evaluate(
         attacks: on the evaluation split.
         classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's weights.
         allowed_factories: what builds the bundle's classifier and may be imported for that, as for `askance.open`.
+        require_signature: a keyring, as for `askance.open`; a bundle that is open already has been asked.
         batch_size: images per forward pass.
         seed: of the shuffling, where `data` is one set.
         evaluation: more of a config's [evaluation].
@@ -140,9 +142,10 @@ def evaluate(
         AskanceError: the bundle, the data or the attacks cannot be used.
     """
     _refuse_unknown(evaluation, evaluate)
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    keyring = None if require_signature is None else Path(require_signature)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), require_signature=keyring)
     entry = opened.manifest.classifier
-    weights = opened.tensors(entry.file)
+    weights = opened.tensors(entry)
     module = standing_in(classifier, allowed_factories)(entry.factory, entry.arguments, weights)
     settings = _settings(
         {

@@ -18,14 +18,15 @@ from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
 from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
-from askance.calibration.harness import Harness, calibration_of, gather
+from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages, alone_in
-from askance.classifiers.trust import is_trusted
+from askance.classifiers import build_classifier
+from askance.classifiers.trust import is_trusted, standing_in
 from askance.detectors import Bundle, Capture, Detector
-from askance.detectors.bundle import publish, refuse_existing
+from askance.detectors.publishing import publish, refuse_existing
 from askance.errors import ConfigError
 from askance.evaluation import Evaluation
 
@@ -70,6 +71,7 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
     sizes = {name: len(images) for name, images in inputs.splits.items()}
     evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}
+    clean, attacked = sentinel_candidates(harness)
     publish(
         out,
         classifier={
@@ -84,6 +86,9 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
         weights=inputs.weights,
         detectors=detectors,
         calibration=calibration,
+        build=standing_in(inputs.classifier, ()) if inputs.factory is None else build_classifier,
+        clean=clean,
+        attacked=attacked,
         evaluation=evaluation.as_json(),
         summary=evaluation.summary(),
         provenance={
@@ -151,7 +156,8 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
         class_names=entry.class_names,
         output=entry.output,
     )
-    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier})))
+    weights = bundle.tensors(entry)  # as they were verified: the file may be another by now
+    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights))
 
 
 def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:

@@ -17,7 +17,7 @@ from torch import Tensor
 from askance.calibration.digests import json_digest
 from askance.calibration.files import write_atomically
 from askance.calibration.progress import say
-from askance.detectors.bundle import contiguous
+from askance.detectors.tensors import contiguous
 from askance.errors import CalibrationError
 
 

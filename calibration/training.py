@@ -13,6 +13,7 @@ from askance.calibration.files import write_atomically
 from askance.calibration.images import Images
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
+from askance.detectors.files import PUBLIC
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
@@ -85,7 +86,7 @@ def train(
         select_output(classifier, config.classifier.output)
         fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
     state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    write_atomically(path, save_safetensors(state))
+    write_atomically(path, save_safetensors(state), PUBLIC)
     parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
     unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
     return {

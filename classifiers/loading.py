@@ -18,7 +18,7 @@ from askance.classifiers.modules import in_eval_mode, unwrapped
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
 from askance.classifiers.shared_state import undone
 from askance.classifiers.torchvision_compat import import_torchvision, prepare_torchvision
-from askance.errors import ConfigError, did_you_mean, one_line
+from askance.errors import ConfigError, did_you_mean, one_line, printable
 
 Factory = Callable[..., nn.Module]
 
@@ -186,4 +186,4 @@ def _with_values(classifier: nn.Module) -> dict[str, Tensor]:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(printable, names[:SHOWN])) + more

@@ -1,45 +1,39 @@
-"""The bundle on disk: published by one atomic rename, never changed afterwards, verified when opened."""
+"""The bundle on disk, opened: verified whole before anything in it is used (detectors.publishing writes it)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from askance.answers import FUSED
-from askance.detectors.conformal import check_level, threshold
 from askance.detectors.detector import Detector
-from askance.detectors.fusion import Fusion
-from askance.detectors.manifest import (
-    SCHEMA_VERSION,
-    CalibrationEntry,
-    ClassifierEntry,
-    DetectorEntry,
-    FileEntry,
-    Manifest,
-    PackageEntry,
-)
+from askance.detectors.files import read_file, real_folder
+from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, FileEntry, Manifest
 from askance.detectors.output import select_output
 from askance.detectors.registry import DETECTORS, unfitted
-from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
-from askance.errors import AskanceError, BundleError, listed
+from askance.detectors.screen import SINGLE_PASS, Calibration, Screen
+from askance.detectors.sentinels import Sentinels
+from askance.detectors.signatures import Keyring, read_signatures
+from askance.detectors.tables import calibration_from
+from askance.detectors.tensors import described
+from askance.errors import AskanceError, BundleError, listed, one_line, printable
 from askance.evaluation import Evaluation
 from askance.notebook import table as html_table
 
 MANIFEST = "manifest.json"
+EVALUATION = "evaluation.json"
+REPORT = "report/"
+MOST_MANIFEST_BYTES = 16 * 2**20
+MOST_BYTES = 8 * 2**30  # of all files together, two billion parameters: whatever a manifest says, no more is read
 BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
 """(factory, arguments, weights) -> the classifier in eval mode; the factory is None where there is none."""
 
@@ -47,134 +41,6 @@ BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]]
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, as safetensors wants them."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
-    tensors = {f"scores/{name}": values for name, values in calibration.tables.items()}
-    tensors["components"] = calibration.fused.fusion.tables
-    for name, fused in _fused(calibration).items():
-        tensors |= {f"scores/{name}": fused.table}
-        tensors |= {f"{name}/weights": fused.fusion.weights, f"{name}/biases": fused.fusion.biases}
-    return contiguous(tensors)
-
-
-def _fused(calibration: Calibration) -> dict[str, Fused]:
-    """The fused scores by name."""
-    single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass}
-    return {FUSED: calibration.fused} | single
-
-
-def publish(
-    path: Path,
-    *,
-    classifier: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    detectors: Mapping[str, Detector],
-    calibration: Calibration,
-    evaluation: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    extra_files: Mapping[str, bytes] | None = None,
-) -> Manifest:
-    """Write a bundle and publish it at `path` by one rename; on any failure nothing is left behind.
-
-    Args:
-        path: must not exist.
-        classifier: ClassifierEntry's fields but `file` and `sha256`.
-        weights: the classifier's state dict.
-        detectors: fitted, by kind.
-        calibration: their tables.
-        evaluation: the whole of evaluation.json.
-        summary: the part of it that the manifest carries.
-        provenance: data digests, seeds, package versions, host.
-        extra_files: {relative path: content}, such as the report.
-
-    Raises:
-        BundleError: `path` exists.
-        CalibrationError: the tables cannot support the levels.
-    """
-    refuse_existing(path)
-    fused = {name: one.table for name, one in _fused(calibration).items()}
-    for name, alpha in calibration.levels.items():
-        for scores in (*calibration.tables.values(), *fused.values()):
-            check_level(alpha, scores.shape[-1], name)
-
-    files: dict[str, bytes] = {"classifier.safetensors": save_safetensors(contiguous(weights))}
-    entries = []
-    for kind, detector in detectors.items():
-        detector.require_fitted()
-        package = DETECTORS.package(kind)
-        files[f"{kind}.safetensors"] = save_safetensors(contiguous(detector.state_dict()))
-        entries.append(
-            DetectorEntry(
-                kind=kind,
-                options=detector.options.model_dump(mode="json"),
-                package=None if package is None else PackageEntry(name=package.name, version=package.version),
-                file=f"{kind}.safetensors",
-                sha256=sha256(files[f"{kind}.safetensors"]),
-            )
-        )
-    files["calibration.safetensors"] = save_safetensors(_calibration_tensors(calibration))
-    files["evaluation.json"] = json.dumps(evaluation, indent=2, allow_nan=False).encode()
-    files |= extra_files or {}
-    tables = {**calibration.tables, **fused}
-    manifest = Manifest(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        classifier=ClassifierEntry(
-            **classifier, file="classifier.safetensors", sha256=sha256(files["classifier.safetensors"])
-        ),
-        detectors=tuple(entries),
-        calibration=CalibrationEntry(
-            samples=min(t.shape[-1] for t in calibration.tables.values()),
-            fusion_samples=calibration.fused.table.shape[-1],
-            levels=calibration.levels,
-            thresholds={
-                name: {level: threshold(t, alpha) for level, alpha in calibration.levels.items()}
-                for name, t in tables.items()
-            },
-            components=calibration.fused.fusion.names,
-            two_sided=tuple(sorted(calibration.fused.fusion.two_sided)),
-            single_pass=() if calibration.single_pass is None else calibration.single_pass.fusion.names,
-            file="calibration.safetensors",
-            sha256=sha256(files["calibration.safetensors"]),
-        ),
-        evaluation=dict(summary),
-        files={name: sha256(content) for name, content in sorted(files.items())},
-        provenance=dict(provenance),
-    )
-    manifest = manifest.model_copy(update={"id": manifest.digest()})
-    files[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode()
-    _write(path, files)
-    return manifest
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise BundleError when `path` exists: a published bundle is never changed."""
-    if path.exists():
-        raise BundleError(f"{path} exists and a bundle is never changed: choose another path, or remove it first")
-
-
-def _write(path: Path, files: Mapping[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for name, content in files.items():
-            target = staging / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        staging.chmod(0o755)
-        staging.rename(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True)
@@ -186,44 +52,62 @@ class Bundle:
     _files: Mapping[str, bytes]
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: Path, *, require_signature: Path | None = None) -> Bundle:
         """Read and verify the bundle at `path`.
 
+        Args:
+            path: its folder.
+            require_signature: a keyring; nothing of the bundle is parsed unless one of its keys has signed.
+
         Raises:
-            BundleError: it is not there, incomplete, altered, or of another schema; the message says which.
+            BundleError: it is not there, incomplete, altered, of another schema, or not signed; the message says which.
+            ConfigError: the keyring cannot be used.
         """
-        manifest = _read_manifest(path)
-        files = {}
+        folder = real_folder(path)
+        try:
+            content = read_file(folder, MANIFEST, MOST_MANIFEST_BYTES)
+        except FileNotFoundError:
+            raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST}") from None
+        if require_signature is not None:
+            Keyring.read(require_signature).verify(path, content, read_signatures(folder))
+        manifest = _parsed(path, content)
+        require_only_what_bundles_hold(path, manifest)
+        files = {MANIFEST: content}
         for name, expected in manifest.files.items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise BundleError(f"{path}: the manifest names a file outside the bundle, {name!r}")
             try:
-                files[name] = (path / name).read_bytes()
-            except OSError as error:
+                files[name] = read_file(folder, name, expected.size)
+            except FileNotFoundError:
                 raise BundleError(
-                    f"{path}: {name} cannot be read ({error.strerror}): the bundle is incomplete, copy it again"
+                    f"{path}: {name} cannot be read (No such file or directory): the bundle is incomplete, "
+                    "copy it again"
                 ) from None
-            if sha256(files[name]) != expected:
+            if sha256(files[name]) != expected.sha256:
                 raise BundleError(
                     f"{path}: {name} has been altered or truncated (its SHA-256 is not the manifest's): "
                     "copy the bundle or calibrate it again"
                 )
-        entries: list[FileEntry] = [manifest.classifier, manifest.calibration, *manifest.detectors]
-        for entry in entries:
-            if manifest.files.get(entry.file) != entry.sha256:
-                raise BundleError(f"{path}: {entry.file} does not belong to this manifest (its SHA-256 differs)")
         return cls(path, manifest, files)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one safetensors file.
+    def tensors(self, entry: FileEntry) -> dict[str, Tensor]:
+        """The tensors of one of the manifest's entries.
 
         Raises:
-            BundleError: it is not one.
+            BundleError: its file is no safetensors file, or its tensors are others than the entry says.
         """
+        name = entry.file
         try:
-            return load_safetensors(self._files[name])
-        except (KeyError, SafetensorError) as error:
-            raise BundleError(f"{self.path}: {name} is not a safetensors file ({error})") from None
+            tensors = load_safetensors(self._files[name])
+        except Exception as error:  # a header may say anything
+            raise BundleError(f"{self.path}: {name} is not a safetensors file ({one_line(error)})") from None
+        found = described(tensors)
+        for tensor in sorted({*found, *entry.tensors}):
+            if found.get(tensor) != entry.tensors.get(tensor):
+                raise BundleError(
+                    f"{self.path}: {name} has not the tensors that the manifest tells of ({printable(tensor)} is "
+                    f"{found.get(tensor, 'absent')}, expected {printable(entry.tensors.get(tensor, 'absent'))}): "
+                    "calibrate again"
+                )
+        return tensors
 
     def _repr_html_(self) -> str:
         entry, calibration = self.manifest.classifier, self.manifest.calibration
@@ -240,9 +124,10 @@ class Bundle:
         head = ("flags above", *(f"{level} ({target:.1%})" for level, target in levels.items()))
         return f"<div>{html_table((), lines)}{html_table(head, rows)}</div>"
 
-    def size(self, name: str) -> int:
-        """Bytes of one file."""
-        return len(self._files[name])
+    @property
+    def signed_content(self) -> bytes:
+        """The manifest's bytes, as they were read: what a signature is over."""
+        return self._files[MANIFEST]
 
     def evaluation(self) -> Evaluation:
         """The content of evaluation.json.
@@ -251,9 +136,11 @@ class Bundle:
             BundleError: it is not an evaluation.
         """
         try:
-            return Evaluation.from_json(json.loads(self._files["evaluation.json"]))
+            return Evaluation.from_json(_json(self._files[EVALUATION]))
         except ValidationError as error:
-            raise BundleError(f"{self.path}: evaluation.json is not valid: {_first(error)}") from None
+            raise BundleError(f"{self.path}: {EVALUATION} is not valid: {_first(error)}") from None
+        except (ValueError, RecursionError):
+            raise BundleError(f"{self.path}: {EVALUATION} is not JSON: calibrate again") from None
 
     def detectors(self) -> dict[str, Detector]:
         """The fitted detectors, by kind.
@@ -263,13 +150,16 @@ class Bundle:
         """
         detectors = {}
         for entry in self.manifest.detectors:
+            tensors = self.tensors(entry)
             try:
                 _require_package(entry)
-                detector = unfitted(entry.kind, entry.options).restore(self.tensors(entry.file))
+                detector = unfitted(entry.kind, entry.options).restore(tensors)
             except ValidationError as error:
                 raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
             except AskanceError as error:
                 raise BundleError(f"{self.path}: {error}") from None
+            except Exception as error:  # whatever a detector makes of options and tensors that are not its own
+                raise BundleError(f"{self.path}: {entry.kind} cannot be restored ({one_line(error)})") from error
             if not detector.is_fitted:
                 raise BundleError(f"{self.path}: {entry.kind} is not fitted: calibrate again")
             detectors[entry.kind] = detector.eval()
@@ -279,30 +169,44 @@ class Bundle:
         """The conformal tables.
 
         Raises:
-            BundleError: a table is missing.
+            BundleError: they are not what was promised of them when the bundle was published.
         """
-        tensors, entry = self.tensors(self.manifest.calibration.file), self.manifest.calibration
-
-        def fused(name: str, components: tuple[str, ...]) -> Fused:
-            rows = [entry.components.index(component) for component in components]
-            either = set(entry.two_sided) & set(components)
-            trained = tensors[f"{name}/weights"], tensors[f"{name}/biases"]
-            return Fused(Fusion(components, either, tensors["components"][rows], *trained), tensors[f"scores/{name}"])
-
+        entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
+        tensors = self.tensors(entry)
         try:
-            return Calibration(
-                levels=entry.levels,
-                tables={detector.kind: tensors[f"scores/{detector.kind}"] for detector in self.manifest.detectors},
-                fused=fused(FUSED, entry.components),
-                single_pass=fused(SINGLE_PASS, entry.single_pass) if entry.single_pass else None,
-            )
-        except KeyError as error:
-            raise BundleError(f"{self.path}: the calibration has no table {error}") from None
+            return calibration_from(entry, kinds, tensors)
+        except AskanceError as error:
+            raise BundleError(f"{self.path}: {error}") from None
 
     def classifier(self, build: BuildClassifier) -> nn.Module:
-        """The classifier, built by `build` from the bundle's own weights."""
+        """The classifier, built by `build` from the bundle's own weights.
+
+        Raises:
+            BundleError: a weight is NaN or infinite.
+        """
         entry = self.manifest.classifier
-        return select_output(build(entry.factory, entry.arguments, self.tensors(entry.file)), entry.output)
+        weights = self.tensors(entry)
+        for name, tensor in weights.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise BundleError(f"{self.path}: the weights {printable(name)} hold NaN or infinity: calibrate again")
+        return select_output(build(entry.factory, entry.arguments, weights), entry.output)
+
+    def sentinels(self, *, single_pass: bool = False) -> Sentinels:
+        """The images that show whether the Screen works, with its answers.
+
+        Args:
+            single_pass: of the Screen.
+
+        Raises:
+            BundleError: they are not what the manifest says.
+        """
+        manifest, entry = self.manifest, self.manifest.sentinels
+        fused = SINGLE_PASS if single_pass and manifest.calibration.single_pass else FUSED
+        tensors, shape = self.tensors(entry), manifest.classifier.preprocessing.shape
+        try:
+            return Sentinels.read(tensors, entry.expected, shape, fused)
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {error}") from None
 
     def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
         """The Screen this bundle describes.
@@ -314,13 +218,14 @@ class Bundle:
         Raises:
             BundleError: a part does not fit; the message names the bundle.
         """
+        entry = self.manifest.classifier
         try:
             detectors, whole = self.detectors(), self.calibration()
             calibration = whole.in_a_single_pass() if single_pass else whole
             return Screen(
                 self.classifier(build),
-                self.manifest.classifier.preprocessing,
-                self.manifest.classifier.class_names,
+                entry.preprocessing,
+                entry.class_names,
                 {name: detector for name, detector in detectors.items() if name in calibration.tables},
                 calibration,
                 self.manifest.id,
@@ -331,26 +236,62 @@ class Bundle:
             raise BundleError(f"{self.path}: {error}") from None
 
 
-def _read_manifest(path: Path) -> Manifest:
+def require_only_what_bundles_hold(path: Path, manifest: Manifest) -> None:
+    """Raise BundleError unless a manifest names the files that bundles hold, of no more bytes than are ever read."""
+    own = {EVALUATION, *(entry.file for entry in manifest.entries)}
+    for name in manifest.files:
+        if any(part in ("", ".", "..") for part in name.split("/")) or not name.isprintable() or "\\" in name:
+            raise BundleError(f"{path}: the manifest names a file outside the bundle, {name!r}")
+    for entry in manifest.entries:
+        stored = manifest.files.get(entry.file)
+        if stored is None or stored.sha256 != entry.sha256:
+            raise BundleError(f"{path}: {printable(entry.file)} does not belong to this manifest (its SHA-256 differs)")
+    for name in manifest.files:
+        if name not in own and not name.startswith(REPORT):
+            raise BundleError(f"{path}: the manifest names a file that bundles do not hold, {name!r}")
+    if EVALUATION not in manifest.files:
+        raise BundleError(f"{path}: the manifest names no {EVALUATION}: the bundle is incomplete, copy it again")
+    total = sum(stored.size for stored in manifest.files.values())
+    if total > MOST_BYTES:
+        raise BundleError(f"{path}: the manifest tells of {total} bytes in all, expected at most {MOST_BYTES}")
+
+
+def _parsed(path: Path, text: bytes) -> Manifest:
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
-    except OSError:
-        raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST}") from None
-    except ValueError:
+        content = _json(text)
+    except (ValueError, RecursionError):
         raise BundleError(f"{path}: {MANIFEST} is not JSON: the bundle is damaged") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version!r}, this askance reads version {SCHEMA_VERSION}: "
+            f"{path} has schema version {version!r:.40}, this askance reads version {SCHEMA_VERSION}: "
             "make it anew with `askance calibrate CONFIG --out BUNDLE`"
         )
     try:
         manifest = Manifest.model_validate(content)
+        sealed = manifest.sealed()
     except ValidationError as error:
         raise BundleError(f"{path}: {MANIFEST} is not valid: {_first(error)}") from None
-    if manifest.digest() != manifest.id:
+    except (ValueError, RecursionError):
+        raise BundleError(f"{path}: {MANIFEST} is not valid: it holds text or numbers that JSON has not") from None
+    if sealed.id != manifest.id:
         raise BundleError(f"{path}: {MANIFEST} has been altered (its content does not hash to its id)")
+    if sealed.checksum != manifest.checksum:
+        raise BundleError(f"{path}: {MANIFEST} has been altered (all of it does not hash to its checksum)")
     return manifest
+
+
+def _json(text: bytes) -> Any:
+    """JSON without NaN and infinity, which it has not.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _require_package(entry: DetectorEntry) -> None:
@@ -365,4 +306,4 @@ def _require_package(entry: DetectorEntry) -> None:
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+    return printable(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}")

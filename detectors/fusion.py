@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from askance.detectors.conformal import table
 from askance.detectors.detector import Reading
 from askance.detectors.surprisal import Surprisal, harmonic_mean
-from askance.errors import CalibrationError
+from askance.errors import CalibrationError, listed
 
 EVEN_ODDS = 0.01  # the harmonic mean of all p at which the untrained opinion gives even odds
 
@@ -94,7 +94,7 @@ class Fusion(nn.Module):
             CalibrationError: the components are not the ones it was fitted on.
         """
         if tuple(components) != self.names:
-            raise CalibrationError(f"fusion was calibrated on {list(self.names)}, got {list(components)}")
+            raise CalibrationError(f"fusion was calibrated on {listed(self.names)}; got {listed(list(components))}")
         values: Tensor = self._surprisal(torch.stack([components[name] for name in self.names]).float())
         return values
 

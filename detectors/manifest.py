@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from askance.answers import Verdict
 from askance.detectors.class_names import ClassNames, Label
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+NO_CONTENT = frozenset({"id", "checksum", "created", "provenance"})
+"""What the id leaves out: when, where and from what files a bundle was made. The same content has the same id."""
+
+
+def _a_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected a time with its zone, such as 2026-01-02T03:04:05+00:00")
+    return text
 
 
 class _Part(BaseModel):
@@ -21,10 +31,18 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """A file of the bundle and its SHA-256."""
+    """A file of tensors: its SHA-256, and what each tensor is, in words (`detectors.tensors.described`)."""
 
     file: str
     sha256: str
+    tensors: dict[str, str]
+
+
+class StoredFile(_Part):
+    """What a file's content is: its SHA-256, and its size in bytes."""
+
+    sha256: str
+    size: int = Field(ge=0)
 
 
 class ClassifierEntry(FileEntry):
@@ -52,8 +70,8 @@ class ClassifierEntry(FileEntry):
 class PackageEntry(_Part):
     """An installed package, by the name and version that `pip` has."""
 
-    name: str
-    version: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]*$")
 
 
 class DetectorEntry(FileEntry):
@@ -79,21 +97,64 @@ class CalibrationEntry(FileEntry):
     single_pass: tuple[str, ...]
 
 
+class Expected(_Part):
+    """What one sentinel image is answered: the class, the verdicts by fused score, and every score."""
+
+    label: str
+    verdicts: dict[str, Verdict]
+    scores: dict[str, float]
+
+
+class SentinelsEntry(FileEntry):
+    """The images that show whether the bundle still works, in `file`, and their answers: clean ones, then attacked."""
+
+    expected: tuple[Expected, ...]
+
+
+class Figures(BaseModel):
+    """The figures of the evaluation that stand in the manifest, the AUROC of each scorer on each attack among them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    auroc: dict[str, dict[str, float]] = {}
+
+
+def _are_figures(content: dict[str, Any]) -> dict[str, Any]:
+    Figures.model_validate(content)
+    return content
+
+
 class Manifest(_Part):
-    """Everything a bundle says of itself; `id` is the SHA-256 over all of it, hashes of the files included."""
+    """Everything a bundle says of itself.
+
+    `id` is the SHA-256 over its content, hashes of the files included, and `checksum` that over all of it, so that not
+    even a date is altered by accident. Who wants to know who made a bundle, asks for its signature.
+    """
 
     schema_version: int = SCHEMA_VERSION
     id: str = ""
-    created: str
+    checksum: str = ""
+    created: Annotated[str, AfterValidator(_a_time)]
     classifier: ClassifierEntry
-    detectors: tuple[DetectorEntry, ...]
+    detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     calibration: CalibrationEntry
-    evaluation: dict[str, Any]
-    files: dict[str, str]
+    sentinels: SentinelsEntry
+    evaluation: Annotated[dict[str, Any], AfterValidator(_are_figures)]
+    files: dict[str, StoredFile]
     provenance: dict[str, Any]
 
-    def digest(self) -> str:
-        """SHA-256 over the JSON of everything but `id`; order counts, because layers go by it."""
-        content = self.model_dump(mode="json", exclude={"id"})
+    @property
+    def entries(self) -> tuple[FileEntry, ...]:
+        """What of it has a file of tensors."""
+        return (self.classifier, self.calibration, self.sentinels, *self.detectors)
+
+    def sealed(self) -> Manifest:
+        """The same with its id and its checksum."""
+        named = self.model_copy(update={"id": self._digest(NO_CONTENT)})
+        return named.model_copy(update={"checksum": named._digest({"checksum"})})
+
+    def _digest(self, left_out: set[str] | frozenset[str]) -> str:
+        """SHA-256 over the JSON of the rest; order counts, because layers go by it."""
+        content = self.model_dump(mode="json", exclude=set(left_out))
         canonical = json.dumps(content, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 
@@ -24,8 +24,8 @@ class Preprocessing(BaseModel):
     channels: Literal[1, 3]
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
     resize: Literal["refuse", "bilinear"] = "refuse"
 
     @model_validator(mode="after")

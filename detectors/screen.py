@@ -21,6 +21,7 @@ from askance.detectors.tap import Capture
 from askance.errors import ConfigError, ScreenError
 
 SINGLE_PASS = "fused_single_pass"
+MOST_FLAGGED = 0.5  # of clean inputs: a level above it says nothing
 Observe = Callable[[str, float], None]  # (stage, seconds)
 
 
@@ -34,8 +35,8 @@ class Levels(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Levels:
-        if not 0 < self.adversarial <= self.suspect < 1:
-            raise ValueError("levels must satisfy 0 < adversarial <= suspect < 1")
+        if not 0 < self.adversarial <= self.suspect <= MOST_FLAGGED:
+            raise ValueError(f"levels must satisfy 0 < adversarial <= suspect <= {MOST_FLAGGED:g}")
         return self
 
     def flags(self, p: float) -> tuple[str, ...]:

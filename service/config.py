@@ -142,9 +142,12 @@ class BundlesConfig(_Table):
     Attributes:
         allowed_factories: what builds a bundle's classifier, beside the shipped ones and torchvision's: import paths
             ("package.module:callable"), or modules whole. A bundle that wants another is refused, nothing imported.
+        require_signature: a keyring, a PEM file of Ed25519 public keys, read anew for each bundle; one that none of
+            them has signed is refused. None takes unsigned bundles.
     """
 
     allowed_factories: tuple[str, ...] = ()
+    require_signature: Path | None = None
 
 
 class RolloutConfig(_Table):
@@ -275,12 +278,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _look_beside(folder: Path, content: dict[str, Any]) -> None:
     """File names that are not absolute are taken to be in the settings' own folder."""
-    rollout = content.get("rollout")
     for table in (content, content.get("metrics")):
         if isinstance(table, dict) and isinstance(tls := table.get("tls"), dict):
             table["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
-    if isinstance(rollout, dict) and isinstance(rollout.get("candidate"), str):
-        content["rollout"] = rollout | {"candidate": str(folder / rollout["candidate"])}
+    for table_name, name in (("rollout", "candidate"), ("bundles", "require_signature")):
+        settings = content.get(table_name)
+        if isinstance(settings, dict) and isinstance(settings.get(name), str):
+            content[table_name] = settings | {name: str(folder / settings[name])}
 
 
 def _explained(error: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:

@@ -61,7 +61,12 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
 
 def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
     build = trusting(config.bundles.allowed_factories)
-    return lambda: LoadedBundle.open(path, build, single_pass=config.inference.single_pass)
+    return lambda: LoadedBundle.open(
+        path,
+        build,
+        single_pass=config.inference.single_pass,
+        require_signature=config.bundles.require_signature,
+    )
 
 
 def run(

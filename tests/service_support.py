@@ -37,9 +37,10 @@ from askance.detectors import (
     SelfOrganizingMapOptions,
     Tap,
 )
-from askance.detectors.bundle import publish
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.publishing import publish
 from askance.detectors.screen import Observe
+from askance.detectors.sentinels import Sentinels
 from askance.errors import ScreenError
 from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
@@ -56,6 +57,7 @@ AT_ONCE_TOML = Path(__file__).with_name("at_once.toml")
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {"channels": 1, "height": SIDE, "width": SIDE, "mean": (0.5,), "std": (0.25,)}
 GREY = Preprocessing.model_validate(TINY)
+NO_SENTINELS = Sentinels.none(GREY.shape)
 RGB = Preprocessing.model_validate(TINY | {"channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3})
 
 
@@ -109,7 +111,9 @@ def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen:
 
 def tiny_served(screen: Screen | None = None) -> LoadedBundle:
     """A LoadedBundle without a bundle on disk."""
-    return LoadedBundle("0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen)
+    return LoadedBundle(
+        "0123456789abcdef" * 4, CREATED, "tiny", tiny_screen() if screen is None else screen, NO_SENTINELS
+    )
 
 
 def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: float = 0.0) -> str:
@@ -134,6 +138,9 @@ def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: f
         weights=classifier.state_dict(),
         detectors=detectors,
         calibration=calibration,
+        build=lambda *_: classifier,
+        clean=torch.from_numpy(np.stack([noise(seed) for seed in range(40)])),
+        attacked=torch.from_numpy(untypical())[None].float() / 255,
         evaluation={},
         summary={},
         provenance={},

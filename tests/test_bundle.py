@@ -21,16 +21,23 @@ from toy import LAYERS, NAMES, Trained, answered, new_detectors
 from askance.answers import Answer
 from askance.classifiers import DigitsCNN, build_classifier
 from askance.detectors import Bundle, Calibration, Screen
-from askance.detectors.bundle import publish
 from askance.detectors.conformal import p_value
 from askance.detectors.fusion import all_components
 from askance.detectors.manifest import Manifest
+from askance.detectors.publishing import publish
 from askance.detectors.screen import read_all
+from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, CalibrationError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"
 EVALUATION = {"classifier": {"accuracy": 0.98, "images": 9}, "auroc": {"pgd": {"fused": 0.875}}}
+
+
+def candidates(trained: Trained) -> dict[str, Tensor]:
+    """What sentinels are chosen from."""
+    images, labels = (part[:80] for part in trained.part("calibrate"))
+    return {"clean": (255 * images).round().to(torch.uint8), "attacked": trained.attack(images, labels, 0.2, 5)}
 
 
 def publish_trained(trained: Trained, path: Path, **changes: Any) -> Manifest:
@@ -46,6 +53,8 @@ def publish_trained(trained: Trained, path: Path, **changes: Any) -> Manifest:
         "weights": trained.classifier.state_dict(),
         "detectors": trained.detectors,
         "calibration": trained.calibration,
+        "build": build_classifier,
+        **candidates(trained),
         "evaluation": EVALUATION,
         "summary": {"accuracy": 0.98},
         "provenance": {"seeds": {"fit": 0}},
@@ -142,22 +151,23 @@ def single_pass_of(path: Path) -> Screen:
 
 def test_what_a_bundle_holds(published: Path) -> None:
     files = {str(path.relative_to(published)) for path in published.rglob("*") if path.is_file()}
-    tensors = {f"{kind}.safetensors" for kind in (*KINDS, "classifier", "calibration")}
+    tensors = {f"{kind}.safetensors" for kind in (*KINDS, "classifier", "calibration", "sentinels")}
     assert files == tensors | {"manifest.json", "evaluation.json", "report/index.html"}
     assert (published / "report/index.html").read_bytes() == REPORT
     assert published.stat().st_mode & 0o777 == 0o755
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 4
+    assert manifest["schema_version"] == 5
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
     assert manifest["evaluation"] == {"accuracy": 0.98}
     assert manifest["provenance"] == {"seeds": {"fit": 0}}
     assert manifest["calibration"]["samples"] == manifest["calibration"]["fusion_samples"] == 300
-    for name, digest in manifest["files"].items():
-        assert hashlib.sha256((published / name).read_bytes()).hexdigest() == digest
+    for name, stored in manifest["files"].items():
+        content = (published / name).read_bytes()
+        assert stored == {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     assert set(manifest["files"]) == files - {"manifest.json"}
     assert len(manifest["id"]) == 64
 
@@ -175,7 +185,7 @@ def test_manifest_thresholds_flag_what_the_p_values_flag(trained: Trained, publi
 
 def test_id_is_the_hash_of_all_content(trained: Trained, published: Path, tmp_path: Path) -> None:
     manifest = Bundle.open(published).manifest
-    assert manifest.id == manifest.digest()
+    assert manifest == manifest.model_copy(update={"id": "", "checksum": ""}).sealed()
     weights = {name: tensor + 1e-6 for name, tensor in trained.classifier.state_dict().items()}
     assert publish_trained(trained, tmp_path / "other", weights=weights).id != manifest.id
     assert publish_trained(trained, tmp_path / "summary", summary={"accuracy": 0.97}).id != manifest.id
@@ -232,55 +242,64 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     refused(bundle, "manifest.json is not JSON: the bundle is damaged")
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], None], sign: bool = True) -> None:
-    """Change the manifest; signed, as somebody would who knows how the id is made."""
+def seal(content: dict[str, Any]) -> None:
+    """Make a manifest's hashes fit, as somebody would who knows how they are made."""
+    for name, left_out in (("id", ["id", "checksum", "created", "provenance"]), ("checksum", ["checksum"])):
+        rest = {key: value for key, value in content.items() if key not in left_out}
+        content[name] = hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None], sealed: bool = True) -> None:
+    """Change the manifest."""
     content = json.loads((path / "manifest.json").read_text())
     change(content)
-    if sign:
-        rest = {key: value for key, value in content.items() if key != "id"}
-        canonical = json.dumps(rest, separators=(",", ":"))
-        content["id"] = hashlib.sha256(canonical.encode()).hexdigest()
+    if sealed:
+        seal(content)
     (path / "manifest.json").write_text(json.dumps(content))
 
 
-def replace_file(path: Path, name: str, content: bytes) -> None:
+def replace_file(path: Path, name: str, content: bytes, tensors: dict[str, Tensor] | None = None) -> None:
+    """Put other content in a file's place, and in the manifest what hashes, and words, then fit it."""
     (path / name).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
 
     def change(manifest: dict[str, Any]) -> None:
-        manifest["files"][name] = digest
-        for entry in (manifest["classifier"], manifest["calibration"], *manifest["detectors"]):
+        manifest["files"][name] = {"sha256": digest, "size": len(content)}
+        for entry in (manifest["classifier"], manifest["calibration"], manifest["sentinels"], *manifest["detectors"]):
             if entry["file"] == name:
                 entry["sha256"] = digest
+                entry["tensors"] = entry["tensors"] if tensors is None else described(tensors)
 
     edit(path, change)
 
 
-def replace_tensors(path: Path, name: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+def replace_tensors(
+    path: Path, name: str, change: Callable[[dict[str, Tensor]], None], described_anew: bool = True
+) -> None:
     tensors = load_file(path / name)
     change(tensors)
     save_file(tensors, path / name)
-    replace_file(path, name, (path / name).read_bytes())
+    replace_file(path, name, (path / name).read_bytes(), tensors if described_anew else None)
 
 
 def drop(tensors: dict[str, Tensor], name: str) -> None:
     del tensors[name]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, None, "4"])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, None, "5"])
 def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
     refused(
         bundle,
-        f"has schema version {version!r}, this askance reads version 4: "
+        f"has schema version {version!r}, this askance reads version 5: "
         "make it anew with `askance calibrate CONFIG --out BUNDLE`",
     )
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 4")
-    (bundle / "manifest.json").write_text('{"schema_version": 4}')
+    refused(bundle, "has schema version None, this askance reads version 5")
+    (bundle / "manifest.json").write_text('{"schema_version": 5}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 
@@ -291,13 +310,14 @@ def test_json_that_is_no_manifest(bundle: Path) -> None:
         lambda m: m["classifier"]["class_names"].reverse(),
         lambda m: m["detectors"].pop(),
         lambda m: m["provenance"].update(seeds={"fit": 1}),
+        lambda m: m.update(created="2020-01-02T03:04:05+00:00"),
         lambda m: m.update(id="0" * 64),
     ],
-    ids=["levels", "class names", "detector", "provenance", "id"],
+    ids=["levels", "class names", "detector", "provenance", "created", "id"],
 )
 def test_an_altered_manifest_is_refused(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    edit(bundle, change, sign=False)
-    refused(bundle, r"manifest\.json has been altered \(its content does not hash to its id\)")
+    edit(bundle, change, sealed=False)
+    refused(bundle, r"manifest\.json has been altered \((its content|all of it) does not hash to its (id|checksum)\)")
 
 
 def test_an_unknown_manifest_key_is_named(bundle: Path) -> None:
@@ -308,7 +328,7 @@ def test_an_unknown_manifest_key_is_named(bundle: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname"])
 def test_a_file_outside_the_bundle_is_never_read(bundle: Path, name: str) -> None:
     (bundle.parent / "secret").write_text("secret")
-    edit(bundle, lambda manifest: manifest["files"].update({name: "0" * 64}))
+    edit(bundle, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "size": 6}}))
     refused(bundle, f"the manifest names a file outside the bundle, '{name}'")
 
 
@@ -325,8 +345,7 @@ def test_a_signed_file_that_is_not_safetensors(bundle: Path) -> None:
 
 
 def test_weights_of_another_classifier_are_refused(bundle: Path) -> None:
-    save_file(dict(DigitsCNN(classes=7).state_dict()), bundle / "classifier.safetensors")
-    replace_file(bundle, "classifier.safetensors", (bundle / "classifier.safetensors").read_bytes())
+    replace_tensors(bundle, "classifier.safetensors", lambda tensors: tensors.update(DigitsCNN(classes=7).state_dict()))
     refused(bundle, r"the weights do not fit classifier 'digits_cnn': fc2\.bias|fc2\.weight is \[7, 64\]")
 
 

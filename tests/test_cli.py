@@ -82,7 +82,7 @@ def test_help_is_instant_and_names_every_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
-    for command in ("demo", "train", "calibrate", "evaluate", "serve", "screen", "inspect"):
+    for command in ("demo", "train", "calibrate", "evaluate", "serve", "screen", "inspect", "sign"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -100,7 +100,8 @@ def test_inspect_shows_an_intact_bundle(
     assert run(["inspect", str(digits_run.bundle.path), "--json", str(tmp_path / "m.json")]) == 0
     shown = capsys.readouterr().out
     manifest = digits_run.bundle.manifest
-    assert f"{manifest.id} (intact: 8 files verified)" in shown
+    assert f"{manifest.id} (intact: 9 files verified)" in shown
+    assert "sentinels   32 images answered as at calibration (16 CLEAN, 16 ADVERSARIAL)" in shown
     assert "250 clean images, fused score 400" in shown
     for kind in ("library_network", "introspection", "self_organizing_map", "semantic_signature", "fused"):
         assert kind in shown

@@ -71,7 +71,7 @@ def test_fusion_refuses_other_weights(weights: list[list[float]]) -> None:
 )
 def test_fusion_refuses_other_components(names: list[str]) -> None:
     fusion = Fusion.fit({"a": torch.arange(4.0), "b": torch.arange(4.0)}, set())
-    with pytest.raises(CalibrationError, match=r"fusion was calibrated on \['a', 'b'\], got \['"):
+    with pytest.raises(CalibrationError, match="fusion was calibrated on a, b; got "):
         fusion.score({name: torch.zeros(1) for name in names})
 
 
@@ -100,7 +100,7 @@ def test_levels_are_inclusive() -> None:
 
 @pytest.mark.parametrize("bad", [{"suspect": 0.001}, {"adversarial": 0.0}, {"suspect": 1.0}, {"suspicious": 0.1}])
 def test_levels_out_of_order_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValidationError, match=r"0 < adversarial <= suspect < 1|Extra inputs are not permitted"):
+    with pytest.raises(ValidationError, match=r"0 < adversarial <= suspect <= 0\.5|Extra inputs are not permitted"):
         Levels.model_validate(bad)
 
 

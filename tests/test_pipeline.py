@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,7 +31,7 @@ from askance.calibration.metrics import FIGURES
 from askance.calibration.pipeline import calibrate, evaluate_bundle
 from askance.calibration.scoring import score
 from askance.classifiers import build_classifier
-from askance.detectors import Levels, LibraryNetwork
+from askance.detectors import Bundle, Levels, LibraryNetwork, publishing
 from askance.detectors.conformal import table
 from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 from askance.evaluation import ClassFigures, Evaluation
@@ -191,6 +194,61 @@ def test_a_killed_calibration_goes_on_where_it_was(
     assert resumed.evaluation() == whole.evaluation()
     with pytest.raises(BundleError, match="exists and a bundle is never changed"):
         calibrate(config, out)
+
+
+def test_the_same_inputs_give_the_same_id(
+    digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another day, another folder, nothing cached, a machine of another name: what answers is the same."""
+    monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
+    first = calibrate(small(digits_run.config), tmp_path / "first")
+    elsewhere = Path(
+        shutil.copytree(digits_run.folder, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("bundle*"))
+    )
+    monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "another cache"))
+    monkeypatch.setattr("platform.platform", lambda: "Linux-of-another-machine")
+    monkeypatch.setattr(publishing, "datetime", Mock(now=lambda _zone: datetime(2030, 1, 2, tzinfo=UTC)))
+    second = calibrate(small(load_config(elsewhere / "digits.toml")), tmp_path / "second")
+    assert second.manifest.created != first.manifest.created
+    assert second.manifest.provenance != first.manifest.provenance
+    assert second.manifest.checksum != first.manifest.checksum
+    assert second.manifest.id == first.manifest.id
+    other = digits_run.config.model_copy(update={"levels": Levels(suspect=0.1)})
+    assert calibrate(small(other), tmp_path / "other").manifest.id != first.manifest.id
+
+
+def test_sentinels_are_of_the_calibration_split(digits_run: DigitsRun) -> None:
+    splits, entry = load_inputs(digits_run.config).splits, digits_run.bundle.manifest.sentinels
+    kept = digits_run.bundle.tensors(entry)
+    verdicts = [one.verdicts[FUSED].value for one in entry.expected]
+    assert verdicts == ["CLEAN"] * 16 + ["ADVERSARIAL"] * 16
+    own = {image.numpy().tobytes() for image in splits["calibrate"].x}
+    assert {image.numpy().tobytes() for image in kept["clean"]} <= own
+    epsilon = 0.2  # of the first attack, FGSM: there is no seen one
+    for image in kept["attacked"]:
+        distances = {name: (part.pixels() - image).flatten(1).abs().amax(dim=1).min() for name, part in splits.items()}
+        assert distances["calibrate"] <= epsilon + 1e-6 < distances["evaluate"]
+
+
+def test_fitted_detectors_are_their_owners_alone(
+    digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-done ones, and attacked images, as well as published ones; a trained classifier is no secret."""
+    monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("askance.calibration.stages.Stages.remove", lambda _self: None)
+    calibrate(small(digits_run.config), tmp_path / "bundle")
+    files = [path for folder in ("bundle.partial", "cache") for path in (tmp_path / folder).rglob("*.safetensors")]
+    assert any("fit-library_network" in path.name for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert digits_run.config.classifier.weights.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_was_verified_is_what_is_evaluated(digits_run: DigitsRun, tmp_path: Path) -> None:
+    """Whatever takes a file's place once the bundle is open."""
+    bundle = Bundle.open(Path(shutil.copytree(digits_run.bundle.path, tmp_path / "bundle")))
+    (bundle.path / "classifier.safetensors").write_bytes(b"another")
+    evaluated = evaluate_bundle(bundle, digits_run.config)
+    assert evaluated.classifier == digits_run.bundle.evaluation().classifier
 
 
 def edited(digits_run: DigitsRun, tmp_path: Path, *changes: tuple[str, str]) -> Config:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from service_support import (
     CREATED,
+    NO_SENTINELS,
     Valve,
     build_tiny,
     config,
@@ -166,8 +167,8 @@ def test_there_is_nothing_to_reload_before_anything_is_served() -> None:
 
 def test_a_request_under_way_is_answered_by_the_bundle_it_began_with() -> None:
     valve = Valve()
-    old = LoadedBundle("a" * 64, CREATED, "tiny", valve)
-    new = LoadedBundle("b" * 64, CREATED, "tiny", tiny_screen())
+    old = LoadedBundle("a" * 64, CREATED, "tiny", valve, NO_SENTINELS)
+    new = LoadedBundle("b" * 64, CREATED, "tiny", tiny_screen(), NO_SENTINELS)
 
     async def main() -> None:
         async with running(old) as service:

@@ -20,9 +20,22 @@ def test_the_shipped_file_holds_every_default() -> None:
     text = SHIPPED.read_text()
     content = tomllib.loads(text)
     assert set(content) == set(ServerConfig.model_fields) - {"tls", "rest_port"}
-    optional = ("[[access.clients]]", "[tls]", "candidate =", "rest_port =", "token_sha256 =", "[metrics.tls]")
+    optional = (
+        "[[access.clients]]",
+        "[tls]",
+        "candidate =",
+        "rest_port =",
+        "require_signature =",
+        "token_sha256 =",
+        "[metrics.tls]",
+    )
     assert all(f"# {name}" in text for name in optional)
-    without_default = {"access": {"clients"}, "rollout": {"candidate"}, "metrics": {"token_sha256", "tls"}}
+    without_default = {
+        "access": {"clients"},
+        "rollout": {"candidate"},
+        "bundles": {"require_signature"},
+        "metrics": {"token_sha256", "tls"},
+    }
     for name, field in ServerConfig.model_fields.items():
         settings = getattr(field.annotation, "model_fields", None)
         if settings is not None:

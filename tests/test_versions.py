@@ -17,6 +17,7 @@ import torch
 from service_support import (
     AT_ONCE_TOML,
     CREATED,
+    NO_SENTINELS,
     Valve,
     config,
     http_get,
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def served(letter: str, screen: Any = None) -> LoadedBundle:
-    return LoadedBundle(letter * 64, CREATED, "tiny", tiny_screen() if screen is None else screen)
+    return LoadedBundle(letter * 64, CREATED, "tiny", tiny_screen() if screen is None else screen, NO_SENTINELS)
 
 
 def ask(version: str = "") -> pb.ModelInferRequest:
@@ -304,7 +305,9 @@ def test_a_bad_candidate_is_refused_and_the_one_before_stays(folder: Path) -> No
             assert (await service.versions())[1] not in before  # whatever becomes of the default one
             before = await service.versions()
             service.server._load = good
-            service.server._load_candidate = lambda: LoadedBundle("c" * 64, CREATED, "other", tiny_screen())
+            service.server._load_candidate = lambda: LoadedBundle(
+                "c" * 64, CREATED, "other", tiny_screen(), NO_SENTINELS
+            )
             with pytest.raises(BundleError, match="is of the classifier 'other'"):
                 await service.server.reload()
             assert await service.versions() == before

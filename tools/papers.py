@@ -113,7 +113,7 @@ class Study:
         self.detectors = bundle.detectors()
         self.classifier = bundle.classifier(build_classifier)
         self.tap = Tap(self.classifier, [*entry.layers], entry.preprocessing.normalize)
-        self.target = Target(entry.factory, entry.arguments, bundle.tensors(entry.file), entry.preprocessing)
+        self.target = Target(entry.factory, entry.arguments, bundle.tensors(entry), entry.preprocessing)
         self.clean = self.splits["evaluate"]
         capture = torch.cat([c.predicted for c in self.stream(self.clean)])
         self.starts = self.clean[capture == self.clean.y][:ATTACKED]

@@ -187,6 +187,7 @@ def check(mirror: str, torch_index: str) -> None:
         environment = dict(line.split("=", 1) for line in config["Env"])
         check_content(root, environment["PATH"].split(":"))
         bundle, digit = publish(folder)
+        output("chown", "-R", config["User"], str(bundle))  # its files are their owner's alone
         described = folder / "config.json"
         described.write_text(json.dumps(config))
         # A network of its own: the image's own ports are free there, and nobody else can reach them.

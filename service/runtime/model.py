@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.screen import Screen
-from askance.errors import AskanceError, BundleError
+from askance.detectors.sentinels import Sentinels
+from askance.errors import BundleError
 from askance.service.observability.metrics import BundleDescription
 from askance.service.runtime.batcher import Batcher
 
@@ -24,30 +23,37 @@ class LoadedBundle:
         created: when it was calibrated.
         classifier: the classifier's name.
         screen: the classifier, its detectors and their calibration.
+        sentinels: what the screen has to answer before it may answer clients.
     """
 
     bundle_id: str
     created: datetime
     classifier: str
     screen: Screen
+    sentinels: Sentinels
 
     @classmethod
-    def open(cls, path: Path, build: BuildClassifier, *, single_pass: bool = False) -> LoadedBundle:
+    def open(
+        cls, path: Path, build: BuildClassifier, *, single_pass: bool = False, require_signature: Path | None = None
+    ) -> LoadedBundle:
         """Open and verify the bundle at `path`.
 
         Args:
             path: the bundle's directory.
             build: makes the classifier, such as `classifiers.trusting`.
             single_pass: leave out the detectors that need views of each image.
+            require_signature: a keyring, one of whose keys must have signed the bundle.
 
         Raises:
-            BundleError: the bundle is missing, altered, incomplete, or does not fit its own description, or `build`
-                refuses its factory.
+            BundleError: the bundle is missing, altered, incomplete, not signed, or does not fit its own description, or
+                `build` refuses its factory.
+            ConfigError: the keyring cannot be used.
         """
-        bundle = Bundle.open(path)
-        manifest = bundle.manifest
+        bundle = Bundle.open(path, require_signature=require_signature)
+        manifest, sentinels = bundle.manifest, bundle.sentinels(single_pass=single_pass)
         screen = bundle.screen(build, single_pass=single_pass)
-        return cls(manifest.id, datetime.fromisoformat(manifest.created), manifest.classifier.name, screen)
+        created = datetime.fromisoformat(manifest.created)
+        return cls(manifest.id, created, manifest.classifier.name, screen, sentinels)
 
     @property
     def version(self) -> str:
@@ -77,19 +83,15 @@ class LoadedBundle:
         )
 
     def warm_up(self) -> None:
-        """Screen one black image: what cannot work fails now, and the first client does not wait.
+        """Screen the sentinels: what does not work fails now, and the first client does not wait.
 
         Raises:
-            BundleError: the classifier or a detector fails on it.
+            BundleError: the classifier or a detector fails, or a sentinel is not answered as it was at calibration.
         """
         try:
-            self.screen(torch.zeros(1, *self.screen.preprocessing.shape))
-        except AskanceError as error:
-            raise BundleError(f"bundle {self.bundle_id[:12]} cannot screen an image: {error}") from None
-        except Exception as error:
-            raise BundleError(
-                f"bundle {self.bundle_id[:12]} cannot screen an image: {type(error).__name__}: {error}"
-            ) from error
+            self.sentinels.prove(self.screen)
+        except BundleError as error:
+            raise BundleError(f"bundle {self.version} {error}") from error.__cause__
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""Tables: a calibration as a bundle holds it, and read back: all that was promised of it is checked again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from askance.answers import FUSED
+from askance.detectors.conformal import check_level, threshold
+from askance.detectors.fusion import Fusion
+from askance.detectors.manifest import CalibrationEntry, FileEntry
+from askance.detectors.screen import SINGLE_PASS, Calibration, Fused
+from askance.errors import BundleError
+
+_AGAIN = "it has been altered since it was calibrated: calibrate again"
+
+
+def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
+    """All tables and weights, by the names that a bundle has for them."""
+    tensors = {f"scores/{name}": values for name, values in calibration.tables.items()}
+    tensors["components"] = calibration.fused.fusion.tables
+    for name, fused in _fused(calibration).items():
+        tensors |= {f"scores/{name}": fused.table}
+        tensors |= {f"{name}/weights": fused.fusion.weights, f"{name}/biases": fused.fusion.biases}
+    return tensors
+
+
+def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
+    """What a manifest says of a calibration that is kept in a file.
+
+    Raises:
+        CalibrationError: the tables are too short for the levels.
+    """
+    tables = {**calibration.tables, **{name: one.table for name, one in _fused(calibration).items()}}
+    for level, alpha in calibration.levels.items():
+        for scores in tables.values():
+            check_level(alpha, scores.shape[-1], level)
+    return CalibrationEntry(
+        samples=min(scores.shape[-1] for scores in calibration.tables.values()),
+        fusion_samples=calibration.fused.table.shape[-1],
+        levels=calibration.levels,
+        thresholds={
+            name: {level: threshold(scores, alpha) for level, alpha in calibration.levels.items()}
+            for name, scores in tables.items()
+        },
+        components=calibration.fused.fusion.names,
+        two_sided=tuple(sorted(calibration.fused.fusion.two_sided)),
+        single_pass=() if calibration.single_pass is None else calibration.single_pass.fusion.names,
+        **kept.model_dump(include=set(FileEntry.model_fields)),
+    )
+
+
+def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], tensors: Mapping[str, Tensor]) -> Calibration:
+    """The calibration that a manifest's entry and a file's tensors describe.
+
+    Args:
+        entry: what the manifest says of it.
+        kinds: of the detectors.
+        tensors: as `tensors_of` gave them.
+
+    Raises:
+        BundleError: a table is missing, of another shape or type, unsorted or not finite, there is one too many, or the
+            manifest says other things of them than they do.
+        CalibrationError: the tables are too short for the levels.
+    """
+    fusions = {FUSED: entry.components} | ({SINGLE_PASS: entry.single_pass} if entry.single_pass else {})
+    _check_names(entry, kinds, tensors, fusions)
+    for name in (*kinds, *fusions):
+        kept = (torch.float64,) if name in fusions else (torch.float32, torch.float64)
+        _check_table(f"scores/{name}", tensors, 1, kept)
+    _check_table("components", tensors, 2, (torch.float32,))
+    if len(tensors["components"]) != len(entry.components):
+        raise BundleError(f"the calibration has not one table for each of {len(entry.components)} components: {_AGAIN}")
+
+    def fused(name: str, components: tuple[str, ...]) -> Fused:
+        weights, biases = tensors[f"{name}/weights"], tensors[f"{name}/biases"]
+        for part, dimensions in ((weights, 2), (biases, 1)):
+            if part.dtype != torch.float64 or part.ndim != dimensions or not bool(torch.isfinite(part).all()):
+                raise BundleError(f"the calibration's weights of {name} are not finite float64 numbers: {_AGAIN}")
+        rows = [entry.components.index(component) for component in components]
+        either = set(entry.two_sided) & set(components)
+        fusion = Fusion(components, either, tensors["components"][rows], weights, biases)
+        return Fused(fusion, tensors[f"scores/{name}"])
+
+    parts = {name: fused(name, components) for name, components in fusions.items()}
+    calibration = Calibration(
+        entry.levels, {kind: tensors[f"scores/{kind}"] for kind in kinds}, parts[FUSED], parts.get(SINGLE_PASS)
+    )
+    recomputed = entry_of(calibration, entry)
+    for field in CalibrationEntry.model_fields:
+        if getattr(recomputed, field) != getattr(entry, field):
+            raise BundleError(f"the calibration's {field} in the manifest are not those of its tables: {_AGAIN}")
+    return calibration
+
+
+def _fused(calibration: Calibration) -> dict[str, Fused]:
+    """The fused scores by name."""
+    single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass}
+    return {FUSED: calibration.fused} | single
+
+
+def _check_names(
+    entry: CalibrationEntry, kinds: Sequence[str], tensors: Collection[str], fusions: Collection[str]
+) -> None:
+    expected = {"components", *(f"scores/{name}" for name in (*kinds, *fusions))}
+    expected |= {f"{name}/{part}" for name in fusions for part in ("weights", "biases")}
+    for name in sorted(expected - set(tensors)):
+        raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
+    for name in sorted(set(tensors) - expected):
+        raise BundleError(f"the calibration has a table {name!r} that nothing reads: {_AGAIN}")
+    for names in (kinds, entry.components, entry.single_pass, entry.two_sided):
+        if len(set(names)) < len(names):
+            raise BundleError(f"the manifest names a detector or a component twice: {_AGAIN}")
+    for names in (entry.single_pass, entry.two_sided):
+        if not set(names) <= set(entry.components):
+            raise BundleError(f"the manifest names a component that the fused score has not: {_AGAIN}")
+
+
+def _check_table(name: str, tensors: Mapping[str, Tensor], dimensions: int, kept: Collection[torch.dtype]) -> None:
+    values = tensors[name]
+    if values.ndim != dimensions or values.dtype not in kept or values.shape[-1] == 0:
+        shape = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        raise BundleError(f"the calibration's table {name!r} is {shape}, expected sorted clean scores: {_AGAIN}")
+    if not bool(torch.isfinite(values).all()):
+        raise BundleError(f"the calibration's table {name!r} holds NaN or infinity: {_AGAIN}")
+    if not bool((values.diff(dim=-1) >= 0).all()):
+        raise BundleError(f"the calibration's table {name!r} is not sorted: {_AGAIN}")
