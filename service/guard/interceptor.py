@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -21,7 +22,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from askance.service.call import REQUEST_ID, Call, request_id_of
-from askance.service.errors import Code, StatusError, broken, forgetful, invalid
+from askance.service.errors import StatusError, broken, forgetful, invalid
 from askance.service.guard import wire
 from askance.service.guard.access import AUTHORIZATION, Shown
 from askance.service.guard.admission import Admission, Kind
@@ -149,35 +150,29 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrapped(self, method: _Method) -> Handler:
-        """A handler that reads a stream of bytes and writes one.
-
-        Of a stream also where there is one answer: a refusal is then a status and nothing else, and only such a one is
-        tried elsewhere by clients whose service config says so.
-        """
+        """A handler that reads a stream of bytes, with one answer where the method has one."""
+        make = grpc.stream_stream_rpc_method_handler
         if method.kind is Kind.STREAMS:
-            behaviour = self._streaming(method)
-        elif method.kind is not None:
-            behaviour = self._unary(method)
+            behaviour: Any = self._streaming(method)
         elif method.handler.request_streaming:
             behaviour = self._conversation(method)
+        elif method.handler.response_streaming:
+            behaviour = self._watching(method)
         else:
-            behaviour = self._question(method)
-        return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=method.handler.response_serializer)
+            behaviour, make = _answering(partial(self._answer, method)), grpc.stream_unary_rpc_method_handler
+        return make(behaviour, response_serializer=method.handler.response_serializer)
 
-    def _unary(self, method: _Method) -> Behaviour:
-        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
-            made, shown = _call(method.name, context)
-            try:
-                with self._admission.enter(made, shown):
-                    sent = await self._one(method, context, made.client)
-                    with sent.held():
-                        request = sent if method.kind is Kind.SCREENS else sent.parsed()
-                        response = await method.handler.unary_unary(request, context)
-                await context.write(response)
-            except Exception as error:
-                _end(context, error)
-
-        return call
+    async def _answer(self, method: _Method, context: Context) -> Any:
+        """The answer of a method of one message; one that is not guarded (health) passes no Admission."""
+        if method.kind is None:
+            sent = await self._one(method, context, _address(context.peer() or ""))
+            return await method.handler.unary_unary(sent.parsed(), context)
+        made, shown = _call(method.name, context)
+        with self._admission.enter(made, shown):
+            sent = await self._one(method, context, made.client)
+            with sent.held():
+                request = sent if method.kind is Kind.SCREENS else sent.parsed()
+                return await method.handler.unary_unary(request, context)
 
     def _streaming(self, method: _Method) -> Behaviour:
         async def call(_requests: AsyncIterator[Any], context: Context) -> None:
@@ -194,16 +189,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         return call
 
-    def _question(self, method: _Method) -> Behaviour:
-        """A method that is not guarded, of one message: health."""
+    def _watching(self, method: _Method) -> Behaviour:
+        """A method that is not guarded, and answers one message with many: health."""
 
         async def call(_requests: AsyncIterator[Any], context: Context) -> None:
             try:
-                request = (await self._one(method, context, _address(context.peer() or ""))).parsed()
-                if method.handler.response_streaming:  # it writes by itself
-                    await method.handler.unary_stream(request, context)
-                else:
-                    await context.write(await method.handler.unary_unary(request, context))
+                sent = await self._one(method, context, _address(context.peer() or ""))
+                await method.handler.unary_stream(sent.parsed(), context)
             except StatusError as error:
                 _end(context, error)
 
@@ -309,18 +301,36 @@ def _address(peer: str) -> str:
     return peer.rpartition(":")[0] if peer.startswith("ip") else peer
 
 
-def _status(code: Code) -> grpc.StatusCode:
-    return grpc.StatusCode[code.name]
+def _answering(answer: Callable[[Context], Awaitable[Any]]) -> Any:
+    """A handler of one answer, sent with its status; a refusal is a status and nothing else, so that clients whose
+    service config says so try elsewhere.
+    """
+
+    async def call(requests: AsyncIterator[Any], context: Context) -> Any:
+        try:
+            return await answer(context)
+        except Exception as error:
+            code, details = _status_of(error)
+        try:
+            await context.abort(code, details)
+        finally:
+            # gRPC keeps the exception that this raises, and with it this frame, in what these two hold: a cycle, which
+            # only a garbage collection would end
+            del requests, context
+
+    return call
 
 
 def _end(context: Context, error: Exception) -> None:
-    """End the call with the error's status; one that is not ours is a bug, logged here and INTERNAL there.
+    """End a stream with the error's status."""
+    code, details = _status_of(error)
+    context.set_code(code)
+    context.set_details(details)
 
-    Not by `context.abort`: gRPC keeps the exception that it raises, with all that led to it, the message too, in a
-    cycle that only a garbage collection ends.
-    """
+
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status and its text; of an error that is not ours INTERNAL, and the rest in the log: it is a bug."""
     if not isinstance(error, StatusError):
         logger.error("a call failed", exc_info=error)
         error = broken(error)
-    context.set_code(_status(error.code))
-    context.set_details(str(forgetful(error)))
+    return grpc.StatusCode[error.code.name], str(forgetful(error))
