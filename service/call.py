@@ -71,7 +71,7 @@ class Call:
         deadline: on `time.monotonic`'s clock, None if it has none.
         headers: those that a trace goes by (`traceparent`, `tracestate`).
         identity: who calls, once that is known.
-        size: bytes of its message.
+        images_taken: from its client's rate, before it is known how many it has.
         transport: "grpc" or "http".
         notes: what is logged of it; of what its message holds nothing but its id.
     """
@@ -82,7 +82,7 @@ class Call:
     deadline: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     identity: Identity = Identity(ANONYMOUS, frozenset())
-    size: int = 0
+    images_taken: int = 0
     transport: str = "grpc"
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -91,9 +91,8 @@ class Call:
         """What limits go by: the client's name, or an anonymous one's address."""
         return self.address if self.identity.name == ANONYMOUS else self.identity.name
 
-    def received(self, size: int, message_id: str) -> None:
-        """Take note of the message: its bytes, and its own id for the log."""
-        self.size = size
+    def received(self, message_id: str = "") -> None:
+        """Take note of who calls, and of the message's own id, for the log."""
         self.notes |= {
             "client": self.identity.name,
             "address": self.address,
@@ -102,7 +101,7 @@ class Call:
 
     def item(self) -> Call:
         """One message of a stream: a request of its own, by the same client."""
-        return replace(self, size=0, notes={})
+        return replace(self, images_taken=0, notes={})
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)

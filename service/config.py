@@ -66,7 +66,9 @@ class LimitsConfig(_Table):
 
     Attributes:
         queue_size: the most requests accepted and not yet with the classifier; one more is refused.
-        max_in_flight_bytes: of all requests accepted and not yet answered.
+        max_in_flight_bytes: of all requests received and not yet answered. What is still being received counts, too:
+            where it makes the process grow, what has been under way for longest is ended.
+        receive_seconds: for a request's message to arrive.
         client_rate: images a second from one client (by its name, or its address); 0 is no limit.
         client_burst: the most images at once from one client, where there is a rate.
         client_ipv6_prefix: the bits of an anonymous client's IPv6 address that are its own; it has all addresses of
@@ -77,7 +79,8 @@ class LimitsConfig(_Table):
     """
 
     queue_size: int = Field(default=256, ge=1)
-    max_in_flight_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    max_in_flight_bytes: int = Field(default=128 * MEBIBYTE, ge=1024)
+    receive_seconds: float = Field(default=30.0, gt=0)
     client_rate: float = Field(default=0.0, ge=0)
     client_burst: int = Field(default=64, ge=1)
     client_ipv6_prefix: int = Field(default=64, ge=1, le=128)

@@ -55,6 +55,19 @@ class StatusError(AskanceError):
         self.reason = reason
 
 
+def forgetful(error: StatusError) -> StatusError:
+    """The error without the way it came, and so were those that led to it.
+
+    A traceback holds the frames, and these hold the error, as the outcome of an image, and the request: a cycle, alive
+    until the garbage collector comes by.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__context__
+    return error
+
+
 def invalid(field: str, expected: str, got: str) -> StatusError:
     """INVALID_ARGUMENT in one line: the field of the request, what it should hold, and what came."""
     return StatusError(Code.INVALID_ARGUMENT, f"{field}: expected {expected}, got {got}", "invalid")

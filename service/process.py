@@ -23,7 +23,7 @@ from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving
-from askance.service.observability import log
+from askance.service.observability import log, memory
 from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import BoundPorts, Server
@@ -81,6 +81,7 @@ def run(
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     torch.set_num_threads(config.inference.threads or max(1, _cpus() - 1))
+    memory.keep()
     log.configure(config.log.level, config.log.format)
     with contextlib.ExitStack() as stack:
         if config.log.traces:

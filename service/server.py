@@ -12,15 +12,17 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
 from askance.service.config import ConnectionsConfig, ServerConfig
 from askance.service.guard.access import Access, token_check
 from askance.service.guard.admission import Admission, State
+from askance.service.guard.health import Health
 from askance.service.guard.interceptor import Interceptor
+from askance.service.guard.limits import Budget, RateLimit
+from askance.service.guard.reception import Reception
 from askance.service.guard.tls import Certificates
 from askance.service.observability.http import MetricsServer, bound_socket, cannot_listen
 from askance.service.observability.metrics import Metrics
@@ -38,8 +40,6 @@ STRAGGLERS_SECONDS = 1.0  # the most that takes
 GRPC_STOP_GRACE_SECONDS = 1.0  # for answers to leave once every call is over; health watchers never end by themselves
 KEEPALIVE_ANSWER_MS = 20_000  # for a client to answer a ping
 PING_SLACK = 0.9  # pings do not arrive as evenly as they are sent
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,25 @@ class Server:
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.inference.decode_threads, thread_name_prefix="askance-decode")
         self.repository = ModelRepository(config, self.metrics, self._inference)
-        self.screener = Screener(config, self.metrics, self._decoders, self.repository)
+        limits = config.limits
+        rate = RateLimit(limits.client_rate, limits.client_burst, ipv6_prefix=limits.client_ipv6_prefix)
+        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)
-        self.admission = Admission(METHODS, self.metrics, request_log, access, self.repository.full)
-        parts = Parts(config, self.admission, self.metrics, request_log, self.repository, self.screener, self.reload)
+        self.admission = Admission(METHODS, self.metrics, request_log, access, rate, self.repository.full)
+        self.reception = Reception(Budget(limits.max_in_flight_bytes), limits.max_message_bytes, limits.receive_seconds)
+        parts = Parts(
+            config,
+            self.admission,
+            self.reception,
+            self.metrics,
+            request_log,
+            self.repository,
+            self.screener,
+            self.reload,
+        )
         self._protocols = [protocol(parts) for protocol in PROTOCOLS.values()]
-        self._health = HealthServicer()
+        self._health = Health(HEALTH_NAMES)
         self._load: Callable[[], LoadedBundle] | None = None
         self._load_candidate: Callable[[], LoadedBundle] | None = None
         self.metrics.watch_queue(self.repository.held)
@@ -106,7 +118,9 @@ class Server:
             None if tls is None else Certificates(tls, "metrics.tls").context(),
         )
         self._grpc = grpc.aio.server(
-            interceptors=[Interceptor(SERVICES, self.admission, self.metrics)],
+            interceptors=[
+                Interceptor(SERVICES, self.admission, self.reception, self.metrics, config.inference.max_batch)
+            ],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
@@ -118,8 +132,6 @@ class Server:
         for protocol in self._protocols:
             protocol.add_to(self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
-        for name in HEALTH_NAMES:
-            await self._health.set(name, _NOT_SERVING)
         if config.access.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         credentials = None if config.tls is None else Certificates(config.tls).credentials()
@@ -143,8 +155,7 @@ class Server:
         self._load, self._load_candidate = load, candidate
         self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
         self.admission.open()
-        for name in HEALTH_NAMES:
-            await self._health.set(name, _SERVING)
+        await self._health.set(serving=True)
         return served
 
     async def reload(self) -> LoadedBundle:
@@ -192,8 +203,7 @@ class Server:
             if self.admission.state is State.DRAINING:
                 return
             logger.error("the inference thread %s", f"is stalled: no answer for {limit:g} s" if stalled else "is back")
-            for name in HEALTH_NAMES:
-                await self._health.set(name, _NOT_SERVING if stalled else _SERVING)
+            await self._health.set(serving=not stalled)
 
     async def stop(self) -> None:
         """Drain and stop: NOT_SERVING; after `lame_duck_seconds` new calls UNAVAILABLE, accepted ones answered for up
@@ -204,7 +214,7 @@ class Server:
         if self._watchdog is not None:
             self._watchdog.cancel()
         self.admission.leave()
-        await self._health.enter_graceful_shutdown()
+        await self._health.leave()
         if self.admission.state is State.LAME_DUCK:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurried.wait(), self.config.shutdown.lame_duck_seconds)
@@ -262,6 +272,7 @@ def _connection_options(connections: ConnectionsConfig, drain_seconds: float) ->
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", round(1000 * PING_SLACK * connections.min_ping_seconds)),
         ("grpc.max_concurrent_streams", connections.max_calls),
+        ("grpc.http2.bdp_probe", 0),  # else megabytes of each message come in before anybody asks for it
     ]
     if connections.max_idle_seconds:
         options.append(("grpc.max_connection_idle_ms", round(1000 * connections.max_idle_seconds)))

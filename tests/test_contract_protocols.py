@@ -302,8 +302,8 @@ def test_the_bytes_in_flight_are_limited(driver: Driver) -> None:
         valve.shut()
         first = asyncio.ensure_future(driver.screen(service, marked(0.25), {}))
         await until(valve.entered.is_set)
-        held = service.server.screener.budget.taken
-        service.server.screener.budget._most = held + 1
+        held = service.server.reception.budget.taken
+        service.server.reception.budget.most = held + 1
         said = await driver.screen(service, marked(0.5), {})
         assert (said.code, said.message) == (
             Code.RESOURCE_EXHAUSTED,
@@ -311,7 +311,7 @@ def test_the_bytes_in_flight_are_limited(driver: Driver) -> None:
         )
         valve.opened.set()
         assert (await first).code is Code.OK
-        assert service.server.screener.budget.taken == 0
+        assert service.server.reception.budget.taken == 0
 
     run(test, valve)
 

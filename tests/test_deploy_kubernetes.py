@@ -197,8 +197,7 @@ def test_probes_follow_the_server(kind: str) -> None:
         async with running() as service:
             assert await probe(kind, service)
             service.server.admission.stall(True)
-            for name in HEALTH_NAMES:
-                await service.server._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await service.server._health.set(serving=False)
             assert not await probe(kind, service)
 
     asyncio.run(main())

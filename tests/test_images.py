@@ -19,12 +19,16 @@ from askance.classifiers.images import resize
 from askance.detectors.preprocessing import Preprocessing
 from askance.service.errors import Code, StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
-from askance.service.protocols.images import decode, from_tensor, image_of
+from askance.service.protocols.images import decode, image_of
 
 LIMIT = 10_000
 BILINEAR = RGB.model_copy(update={"resize": "bilinear"})
 GREY_PIXELS = noise(1)[0]
 RGB_PIXELS = noise(2, RGB).transpose(1, 2, 0)
+
+
+def read(tensor: pb.Tensor) -> torch.Tensor:
+    return image_of(pb.ScreenRequest(tensor=tensor)).read(GREY, LIMIT)
 
 
 def png_header(width: int, height: int, depth: int = 8) -> bytes:
@@ -90,10 +94,10 @@ def test_resizing_averages_what_it_drops() -> None:
 def test_tensors_are_exact() -> None:
     pixels = noise(3)
     as_bytes = pb.Tensor(shape=pixels.shape, dtype=pb.Tensor.UINT8, data=pixels.tobytes())
-    assert torch.equal(from_tensor(as_bytes, GREY), torch.from_numpy(pixels).float() / 255)
+    assert torch.equal(read(as_bytes), torch.from_numpy(pixels).float() / 255)
     floats = (pixels / 255).astype("<f4")
     as_floats = pb.Tensor(shape=pixels.shape, dtype=pb.Tensor.FP32, data=floats.tobytes())
-    assert torch.equal(from_tensor(as_floats, GREY), torch.from_numpy(floats))
+    assert torch.equal(read(as_floats), torch.from_numpy(floats))
 
 
 RGBA = np.zeros((8, 8, 4), np.uint8)
@@ -240,11 +244,11 @@ BAD_TENSORS: dict[str, tuple[pb.Tensor, str]] = {
 def test_an_unfit_tensor_is_refused_in_one_line(case: str) -> None:
     bad, text = BAD_TENSORS[case]
     with pytest.raises(StatusError) as caught:
-        from_tensor(bad, GREY)
+        read(bad)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert text in str(caught.value)
 
 
 def test_a_request_without_an_image_is_refused() -> None:
     with pytest.raises(StatusError, match="image: expected encoded or tensor, got neither"):
-        image_of(pb.ScreenRequest(), GREY, LIMIT)
+        image_of(pb.ScreenRequest()).read(GREY, LIMIT)

@@ -379,9 +379,12 @@ def test_a_poisoned_image_fails_alone_in_its_batch() -> None:
             batch = np.stack([marked(0.25), marked(Valve.POISON), marked(0.5)])
             response = await stub_of(service.channel).ModelInfer(request(batch))
             verdicts = response.raw_output_contents[[o.name for o in response.outputs].index("verdict")]
-            assert [one.decode() == "ERROR" for one in _elements(verdicts, 3)] == [False, True, False]
+            assert [str(one, "utf-8") == "ERROR" for one in _elements(verdicts, 3)] == [False, True, False]
             errors = response.raw_output_contents[[o.name for o in response.outputs].index("error")]
-            assert _elements(errors, 3)[1] == b"this image could not be screened: RuntimeError, see the server's log"
+            assert (
+                bytes(_elements(errors, 3)[1])
+                == b"this image could not be screened: RuntimeError, see the server's log"
+            )
 
     asyncio.run(main())
 

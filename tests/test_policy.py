@@ -35,7 +35,7 @@ def batch(images: np.ndarray[Any, Any], *names: str) -> inference_pb2.ModelInfer
 
 def column(response: Any, name: str) -> list[str]:
     position = [output.name for output in response.outputs].index(name)
-    return [element.decode() for element in _elements(response.raw_output_contents[position], len(IMAGES))]
+    return [str(element, "utf-8") for element in _elements(response.raw_output_contents[position], len(IMAGES))]
 
 
 def test_block_gives_no_prediction_for_what_is_judged_adversarial() -> None:

@@ -190,7 +190,8 @@ def test_bytes_that_are_no_message_are_the_clients_error(caplog: pytest.LogCaptu
             unary = channel.unary_unary("/askance.v1.Screening/Screen")
             assert await status_of(unary(b"\xff\xff\xff")) == expected
             stream = channel.stream_stream("/askance.v1.Screening/ScreenStream")
-            assert await status_of(stream(iter([b"\xff\xff\xff"])).read()) == expected
+            answer = pb.ScreenStreamResponse.FromString(await stream(iter([b"\xff\xff\xff"])).read())
+            assert (answer.error.code, answer.error.message) == (expected[0].value[0], expected[1])
             assert service.value("askance_requests_total", method="Screen", code="INVALID_ARGUMENT") == 1
 
     asyncio.run(main())

@@ -11,6 +11,7 @@ from enum import Enum, StrEnum
 from askance.service.call import Call, Role, current_call
 from askance.service.errors import StatusError, unavailable
 from askance.service.guard.access import Access, Shown
+from askance.service.guard.limits import RateLimit
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 
@@ -60,6 +61,7 @@ class Admission:
         metrics: counts the calls that are refused as a whole.
         request_log: keeps the calls.
         access: knows the clients.
+        rate: of each client's images; a request to screen has one, at least.
         full: says that a request to screen would be refused for want of room, whatever it holds.
     """
 
@@ -69,6 +71,7 @@ class Admission:
         metrics: Metrics,
         request_log: RequestLog,
         access: Access,
+        rate: RateLimit,
         full: Callable[[], StatusError | None],
     ) -> None:
         self.state = State.LOADING
@@ -84,6 +87,7 @@ class Admission:
         self._metrics = metrics
         self._request_log = request_log
         self._access = access
+        self._rate = rate
         self._full = full
 
     def open(self) -> None:
@@ -124,7 +128,8 @@ class Admission:
         """A call, from its arrival to its end; who makes it is known in the block.
 
         Raises:
-            StatusError: UNAVAILABLE unless serving, UNAUTHENTICATED, PERMISSION_DENIED; or what the block raised.
+            StatusError: UNAVAILABLE unless serving, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED; or what the
+                block raised.
         """
         kind = self._kinds[call.method]
         self.arrived += 1
@@ -162,5 +167,9 @@ class Admission:
             raise unavailable(self.state.value)
         call.identity = self._access.identify(shown)
         call.identity.require(Role.ADMIN if kind is Kind.ADMINISTERS else Role.PREDICT)
+        if kind is Kind.SCREENS:
+            call.received()
+            self._rate.take(call.client, 1)
+            call.images_taken = 1
         if kind is Kind.ADMINISTERS:
             logger.info("%s by %s", call.method, call.identity.name)

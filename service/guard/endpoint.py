@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from askance.service.call import REQUEST_ID, Call, request_id_of
-from askance.service.errors import Code, StatusError, broken, too_large
+from askance.service.errors import Code, StatusError, broken, forgetful, too_large
 from askance.service.guard.access import AUTHORIZATION, Shown
 from askance.service.guard.admission import Admission
+from askance.service.guard.reception import Reception
 from askance.service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ Behaviour = Callable[[Request, bytes, Call], Awaitable[Response]]
 
 CERTIFICATES = "certificates"
 """Where the server keeps the names of the client's certificate, in the request's state."""
-BODY_SECONDS = 60  # for a request's body to arrive: a client that dribbles does not keep its place
 # As grpc-gateway maps the canonical codes.
 _STATUS = {
     Code.CANCELLED: 499,
@@ -55,12 +55,14 @@ class Endpoints:
 
     Args:
         admission: what a call passes.
+        reception: takes in the bodies.
         metrics: counts methods that do not exist.
         max_bytes: of a request's body.
     """
 
-    def __init__(self, admission: Admission, metrics: Metrics, max_bytes: int) -> None:
+    def __init__(self, admission: Admission, reception: Reception, metrics: Metrics, max_bytes: int) -> None:
         self._admission = admission
+        self._reception = reception
         self._metrics = metrics
         self._max_bytes = max_bytes
 
@@ -87,8 +89,9 @@ class Endpoints:
         else:
             try:
                 with self._admission.enter(call, _shown(request)):
-                    body = await _body(request, self._max_bytes)
-                    response = await _while_connected(request, behaviour(request, body, call))
+                    body = await self._reception.message(call.client, _body(request, self._max_bytes))
+                    with self._reception.hold(len(body)):
+                        response = await _while_connected(request, behaviour(request, body, call))
             except Exception as error:
                 response = _refusal(error)
         response.headers[REQUEST_ID] = call.request_id
@@ -115,7 +118,7 @@ async def _body(request: Request, most: int) -> bytes:
     """The request's body; `most` bytes are not exceeded even for a moment.
 
     Raises:
-        StatusError: RESOURCE_EXHAUSTED, it is larger; UNIMPLEMENTED, it is compressed; CANCELLED, it does not end.
+        StatusError: RESOURCE_EXHAUSTED, it is larger; UNIMPLEMENTED, it is compressed; CANCELLED, the client goes away.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -126,14 +129,13 @@ async def _body(request: Request, most: int) -> bytes:
         raise too_large(most)
     parts, size = [], 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise too_large(most)
-                parts.append(part)
-    except (TimeoutError, ClientDisconnect):
-        raise StatusError(Code.CANCELLED, "the request's body did not arrive", "cancelled") from None
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise too_large(most)
+            parts.append(part)
+    except ClientDisconnect:
+        raise StatusError(Code.CANCELLED, "the client went away", "cancelled") from None
     return b"".join(parts)
 
 
@@ -163,7 +165,7 @@ def _refusal(error: Exception) -> Response:
         logger.error("a call failed", exc_info=error)
         error = broken(error)
     is_too_large = error.code is Code.RESOURCE_EXHAUSTED and error.reason == "invalid"
-    response = json_response({"error": str(error)}, _TOO_LARGE if is_too_large else _STATUS[error.code])
+    response = json_response({"error": str(forgetful(error))}, _TOO_LARGE if is_too_large else _STATUS[error.code])
     if error.code is Code.UNAUTHENTICATED:
         response.headers["www-authenticate"] = "Bearer"
     return response

@@ -1,42 +1,119 @@
-"""The gRPC adapter of Admission: makes a Call of each gRPC call, and gRPC statuses of its errors."""
+"""The gRPC adapter of Admission: makes a Call of each gRPC call, and gRPC statuses of its errors.
+
+Every method, health and reflection too, is served as one that reads a stream. So a call begins with its headers: who
+makes it, and whether it may, are settled before anything is received; its message is then received as bytes, within
+the memory meant for it, and parsed only when it is to be answered. On the wire there is no difference.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from askance.service.call import REQUEST_ID, Call, request_id_of
-from askance.service.errors import Code, StatusError, broken, invalid
+from askance.service.errors import StatusError, broken, forgetful, invalid
+from askance.service.guard import wire
 from askance.service.guard.access import AUTHORIZATION, Shown
 from askance.service.guard.admission import Admission, Kind
+from askance.service.guard.reception import Reception
 from askance.service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic to type checkers only
 Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
+Request = TypeVar("Request")
 CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
+QUESTION_BYTES = 64 * 1024  # the largest message of a method that screens nothing
+
+
+class Sent(Generic[Request]):
+    """A message that is there, not yet parsed.
+
+    Args:
+        content: its bytes.
+        kind: its type.
+        parse: makes the message of its bytes.
+        reception: keeps count of its bytes.
+        most_images: that it may hold.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        kind: Descriptor,
+        parse: Callable[[bytes], Request],
+        reception: Reception,
+        most_images: int,
+    ) -> None:
+        self._content = content
+        self._kind = kind
+        self._parse = parse
+        self._reception = reception
+        self._most_images = most_images
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the block runs, the memory that it takes is held.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED, there is no room for it.
+        """
+        with self._reception.hold(len(self._content)):
+            yield
+
+    def parsed(self) -> Request:
+        """The message, once: its bytes are let go of, and are in the message alone from then on.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, it is no message, or would take far more memory than it has bytes.
+        """
+        content, self._content = self._content, b""
+        wire.check(content, self._kind, self._most_images)
+        try:
+            return self._parse(content)
+        except DecodeError:
+            raise wire.unreadable(content) from None
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Guards the methods of some services; others (health, reflection) pass untouched.
+    """Guards the methods of some services; of others (health, reflection) only the messages, which are small.
+
+    A method that screens gets its request, or the requests of its stream, as Sent, and parses them when it has to.
 
     Args:
         services: full names of the services guarded, and the kinds of their methods.
         admission: what a call passes.
+        reception: takes in the messages.
         metrics: counts methods that do not exist.
+        most_images: that a message may hold.
     """
 
-    def __init__(self, services: Mapping[str, Mapping[str, Kind]], admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        services: Mapping[str, Mapping[str, Kind]],
+        admission: Admission,
+        reception: Reception,
+        metrics: Metrics,
+        most_images: int,
+    ) -> None:
         self._services = services
         self._admission = admission
+        self._reception = reception
         self._metrics = metrics
+        self._most_images = most_images
         self._handlers: dict[str, Handler] = {}
         self._unread: dict[str, str] = {}  # the methods that may be refused unread, by path
 
@@ -45,75 +122,159 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handler of a guarded method; count a method that does not exist."""
+        """Wrap the handler of a method; count a method that does not exist."""
         path = handler_call_details.method
-        guarded = self._handlers.get(path)
-        if guarded is not None:
+        wrapped = self._handlers.get(path)
+        if wrapped is not None:
             method = self._unread.get(path)
             if method is not None and (error := self._admission.refusal(method)) is not None:
                 return self._refusal(method, error)
-            return guarded
+            return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:
             self._metrics.unknown_method()
             return handler
         service, _, method = path.lstrip("/").partition("/")
-        if service not in self._services:
-            return handler
-        if self._services[service][method] is Kind.SCREENS:
+        kind = self._services.get(service, {}).get(method)
+        if kind is Kind.SCREENS:
             self._unread[path] = method
-        return self._handlers.setdefault(path, self._guarded(method, handler))
+        return self._handlers.setdefault(path, self._wrapped(_Method(service, method, kind, handler)))
 
     def _refusal(self, method: str, error: StatusError) -> Handler:
-        """A handler that refuses before the message is read: under overload most of the work is to refuse.
-
-        It is one of a stream, of which nothing need be read; on the wire there is no difference.
-        """
+        """A handler that refuses before the message is read: under overload most of the work is to refuse."""
 
         async def refuse(_requests: AsyncIterator[Any], context: Context) -> None:
             self._admission.refused(method, error)
-            context.set_code(_status(error.code))
-            context.set_details(str(error))
+            _end(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _guarded(self, method: str, handler: Handler) -> Handler:
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._streaming(method, handler.stream_stream),
-                request_deserializer=_parser(handler.request_deserializer),
-                response_serializer=handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
-            request_deserializer=_parser(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+    def _wrapped(self, method: _Method) -> Handler:
+        """A handler that reads a stream of bytes, with one answer where the method has one."""
+        make = grpc.stream_stream_rpc_method_handler
+        if method.kind is Kind.STREAMS:
+            behaviour: Any = self._streaming(method)
+        elif method.handler.request_streaming:
+            behaviour = self._conversation(method)
+        elif method.handler.response_streaming:
+            behaviour = self._watching(method)
+        else:
+            behaviour, make = _answering(partial(self._answer, method)), grpc.stream_unary_rpc_method_handler
+        return make(behaviour, response_serializer=method.handler.response_serializer)
 
-    def _unary(self, method: str, behaviour: Any) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            made, shown = _call(method, context)
+    async def _answer(self, method: _Method, context: Context) -> Any:
+        """The answer of a method of one message; one that is not guarded (health) passes no Admission."""
+        if method.kind is None:
+            sent = await self._one(method, context, _address(context.peer() or ""))
+            return await method.handler.unary_unary(sent.parsed(), context)
+        made, shown = _call(method.name, context)
+        with self._admission.enter(made, shown):
+            sent = await self._one(method, context, made.client)
+            with sent.held():
+                request = sent if method.kind is Kind.SCREENS else sent.parsed()
+                return await method.handler.unary_unary(request, context)
+
+    def _streaming(self, method: _Method) -> Behaviour:
+        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
+            made, shown = _call(method.name, context)
             try:
                 with self._admission.enter(made, shown):
-                    return await behaviour(_parsed(request), context)
-            except Exception as error:
-                await _abort(context, error)
-
-        return call
-
-    def _streaming(self, method: str, behaviour: Any) -> Any:
-        async def call(requests: AsyncIterator[Any], context: Context) -> None:
-            made, shown = _call(method, context)
-            try:
-                with self._admission.enter(made, shown):
+                    sent = self._all(method, context, made.client)
                     # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
-                    async with aclosing(behaviour(_all_parsed(requests), context)) as responses:
+                    async with aclosing(method.handler.stream_stream(sent, context)) as responses:
                         async for response in responses:
                             await context.write(response)
             except Exception as error:
-                await _abort(context, error)
+                _end(context, error)
 
         return call
+
+    def _watching(self, method: _Method) -> Behaviour:
+        """A method that is not guarded, and answers one message with many: health."""
+
+        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                sent = await self._one(method, context, _address(context.peer() or ""))
+                await method.handler.unary_stream(sent.parsed(), context)
+            except StatusError as error:
+                _end(context, error)
+
+        return call
+
+    def _conversation(self, method: _Method) -> Behaviour:
+        """A method that is not guarded, of many messages: reflection."""
+
+        async def requests(context: Context) -> AsyncIterator[Any]:
+            async for sent in self._all(method, context, _address(context.peer() or "")):
+                yield sent.parsed()
+
+        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                async with aclosing(method.handler.stream_stream(requests(context), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except StatusError as error:
+                _end(context, error)
+
+        return call
+
+    async def _one(self, method: _Method, context: Context, client: str) -> Sent[Any]:
+        """The one message of a call.
+
+        Raises:
+            StatusError: there is none, or it is too large for what it is to say, or it did not arrive.
+        """
+        content = await self._reception.message(client, _read(context))
+        if not isinstance(content, bytes):  # the end: also of a message that gRPC found too large, and answered itself
+            raise invalid("request", "a message", "none")
+        return self._sent(method, content)
+
+    async def _all(self, method: _Method, context: Context, client: str) -> AsyncIterator[Sent[Any]]:
+        """The messages of a stream, until its client has no more."""
+        while isinstance(content := await self._reception.message(client, _read(context), is_request=False), bytes):
+            yield self._sent(method, content)
+
+    def _sent(self, method: _Method, content: bytes) -> Sent[Any]:
+        if method.kind not in (Kind.SCREENS, Kind.STREAMS) and len(content) > QUESTION_BYTES:
+            raise invalid("request", f"at most {QUESTION_BYTES} bytes", str(len(content)))
+        return Sent(content, method.message, method.handler.request_deserializer, self._reception, self._most_images)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A method of a service: its name, its kind where it is guarded, and gRPC's handler of it."""
+
+    service: str
+    name: str
+    kind: Kind | None
+    handler: Handler
+
+    @property
+    def message(self) -> Descriptor:
+        """The type of its messages."""
+        pool: Any = descriptor_pool.Default()
+        found: Descriptor = pool.FindMethodByName(f"{self.service}.{self.name}").input_type
+        return found
+
+
+_reads: set[asyncio.Task[Any]] = set()
+
+
+async def _read(context: Context) -> Any:
+    """The next message as bytes, or the end; goes on when it is cancelled, until the call is over.
+
+    gRPC never frees a message that comes in after its read was cancelled.
+    """
+    reading = asyncio.create_task(context.read())
+    _reads.add(reading)
+    reading.add_done_callback(_over)
+    return await asyncio.shield(reading)
+
+
+def _over(reading: asyncio.Task[Any]) -> None:
+    _reads.discard(reading)
+    if not reading.cancelled():
+        reading.exception()  # that the call is over is no news
 
 
 def _call(method: str, context: Context) -> tuple[Call, Shown]:
@@ -140,36 +301,36 @@ def _address(peer: str) -> str:
     return peer.rpartition(":")[0] if peer.startswith("ip") else peer
 
 
-def _parser(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`parse`, but giving an error instead of raising it: outside the call gRPC would say UNKNOWN, uncounted."""
+def _answering(answer: Callable[[Context], Awaitable[Any]]) -> Any:
+    """A handler of one answer, sent with its status; a refusal is a status and nothing else, so that clients whose
+    service config says so try elsewhere.
+    """
 
-    def parse_or_error(content: bytes) -> Any:
+    async def call(requests: AsyncIterator[Any], context: Context) -> Any:
         try:
-            return parse(content)
-        except DecodeError:
-            return invalid("request", "a message of the method's type", f"{len(content)} bytes that are not one")
+            return await answer(context)
+        except Exception as error:
+            code, details = _status_of(error)
+        try:
+            await context.abort(code, details)
+        finally:
+            # gRPC keeps the exception that this raises, and with it this frame, in what these two hold: a cycle, which
+            # only a garbage collection would end
+            del requests, context
 
-    return parse_or_error
-
-
-def _parsed(request: Any) -> Any:
-    if isinstance(request, StatusError):
-        raise request
-    return request
-
-
-async def _all_parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _parsed(request)
+    return call
 
 
-def _status(code: Code) -> grpc.StatusCode:
-    return grpc.StatusCode[code.name]
+def _end(context: Context, error: Exception) -> None:
+    """End a stream with the error's status."""
+    code, details = _status_of(error)
+    context.set_code(code)
+    context.set_details(details)
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the error's status; one that is not ours is a bug, logged here and INTERNAL there."""
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status and its text; of an error that is not ours INTERNAL, and the rest in the log: it is a bug."""
     if not isinstance(error, StatusError):
         logger.error("a call failed", exc_info=error)
         error = broken(error)
-    await context.abort(_status(error.code), str(error))
+    return grpc.StatusCode[error.code.name], str(forgetful(error))

@@ -81,7 +81,8 @@ class Budget:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
+        """Bytes that may be in flight."""
         self.taken = 0
         """Bytes in flight."""
 
@@ -92,8 +93,8 @@ class Budget:
         Raises:
             StatusError: RESOURCE_EXHAUSTED, they do not fit beside those in flight.
         """
-        if self.taken + size > self._most:
-            raise too_much(self._most)
+        if self.taken + size > self.most:
+            raise too_much(self.most)
         self.taken += size
         try:
             yield

@@ -10,6 +10,7 @@ import grpc
 
 from askance.service.config import ServerConfig
 from askance.service.guard.admission import Admission, Kind
+from askance.service.guard.reception import Reception
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.runtime.model import LoadedBundle
@@ -24,6 +25,7 @@ class Parts:
     Attributes:
         config: the settings.
         admission: what each of its calls passes.
+        reception: takes in their messages.
         metrics: gets the stages, and gives the statistics.
         request_log: keeps the messages of streams, which Admission does not see one by one.
         repository: the versions that answer.
@@ -33,6 +35,7 @@ class Parts:
 
     config: ServerConfig
     admission: Admission
+    reception: Reception
     metrics: Metrics
     request_log: RequestLog
     repository: ModelRepository

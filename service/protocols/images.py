@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,28 @@ from askance.classifiers.images import ImageError
 from askance.detectors.preprocessing import Preprocessing
 from askance.service.errors import invalid
 from askance.service.pb.askance.v1 import screening_pb2
+from askance.service.runtime.screener import SMALL_BYTES, InputImage
 
+MOST_DIMENSIONS = 1000  # of a shape that are looked at
 _DTYPES: Mapping[int, np.dtype[Any]] = {
     screening_pb2.Tensor.FP32: np.dtype("<f4"),
     screening_pb2.Tensor.UINT8: np.dtype("u1"),
 }
 
 
-def image_of(request: screening_pb2.ScreenRequest, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """The image of a request, float32 [C, H, W] in [0, 1].
-
-    Raises:
-        StatusError: INVALID_ARGUMENT, in one line: the field, what was expected, what came.
-    """
+def image_of(request: screening_pb2.ScreenRequest) -> InputImage:
+    """The image of a request; what is wrong with it is said when it is read."""
     kind = request.WhichOneof("image")
     if kind == "encoded":
-        return decode(request.encoded, preprocessing, max_pixels)
+        return InputImage(partial(decode, request.encoded), is_small=False)
     if kind == "tensor":
-        return from_tensor(request.tensor, preprocessing)
+        sent = request.tensor
+        data, shape = sent.data, tuple(sent.shape[: MOST_DIMENSIONS + 1])
+        return InputImage(partial(_from_tensor, data, shape, sent.dtype), len(data) <= SMALL_BYTES)
+    return InputImage(_neither, is_small=True)
+
+
+def _neither(_preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
     raise invalid("image", "encoded or tensor", "neither")
 
 
@@ -56,25 +61,25 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Ten
         raise invalid("encoded", error.expected, error.got) from None
 
 
-def from_tensor(tensor: screening_pb2.Tensor, preprocessing: Preprocessing) -> Tensor:
+def _from_tensor(
+    data: bytes, sent_shape: tuple[int, ...], dtype: int, preprocessing: Preprocessing, _max_pixels: int
+) -> Tensor:
     """Read a request's tensor, float32 [C, H, W] in [0, 1].
 
     Raises:
         StatusError: INVALID_ARGUMENT for another shape, type or byte count, NaN, infinity, or values outside [0, 1].
     """
     shape = preprocessing.shape
-    if tuple(tensor.shape) != shape:
-        raise invalid("tensor.shape", f"{list(shape)} (channels, height, width)", _shown(tensor.shape))
-    if tensor.dtype not in _DTYPES:
-        names = screening_pb2.Tensor.DataType
-        known = tensor.dtype in names.values()
-        raise invalid("tensor.dtype", "FP32 or UINT8", names.Name(tensor.dtype) if known else str(tensor.dtype))
-    dtype = _DTYPES[tensor.dtype]
-    size = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != size:
-        name = screening_pb2.Tensor.DataType.Name(tensor.dtype)
-        raise invalid("tensor.data", f"{size} bytes ({'x'.join(map(str, shape))} {name})", f"{len(tensor.data)}")
-    return pixels_of(np.frombuffer(tensor.data, dtype).reshape(shape), "tensor.data")
+    if sent_shape != shape:
+        raise invalid("tensor.shape", f"{list(shape)} (channels, height, width)", _shown(sent_shape))
+    names = screening_pb2.Tensor.DataType
+    if dtype not in _DTYPES:
+        raise invalid("tensor.dtype", "FP32 or UINT8", names.Name(dtype) if dtype in names.values() else str(dtype))
+    size = math.prod(shape) * _DTYPES[dtype].itemsize
+    if len(data) != size:
+        what = f"{'x'.join(map(str, shape))} {names.Name(dtype)}"
+        raise invalid("tensor.data", f"{size} bytes ({what})", f"{len(data)}")
+    return pixels_of(np.frombuffer(data, _DTYPES[dtype]).reshape(shape), "tensor.data")
 
 
 def pixels_of(array: NDArray[Any], field: str) -> Tensor:
@@ -94,4 +99,6 @@ def pixels_of(array: NDArray[Any], field: str) -> Tensor:
 
 
 def _shown(shape: Sequence[int]) -> str:
+    if len(shape) > MOST_DIMENSIONS:
+        return f"more than {MOST_DIMENSIONS} dimensions"
     return str(list(shape)) if len(shape) <= 8 else f"{len(shape)} dimensions"

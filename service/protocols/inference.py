@@ -12,12 +12,13 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from askance.service.call import Call, this_call
-from askance.service.errors import StatusError, failed, invalid
+from askance.service.errors import StatusError, failed, forgetful, invalid
 from askance.service.guard.admission import Kind
-from askance.service.guard.interceptor import Context
+from askance.service.guard.interceptor import Context, Sent
 from askance.service.pb.inference import inference_pb2 as pb
 from askance.service.pb.inference import inference_pb2_grpc
 from askance.service.protocols.base import Parts, Protocol
+from askance.service.protocols.images import MOST_DIMENSIONS
 from askance.service.protocols.inference_core import InferenceAnswer, InferenceCore
 from askance.service.protocols.inference_tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput
 from askance.service.protocols.streaming import in_order
@@ -120,13 +121,17 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._core.unload(request.model_name, _parameters(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: ARG002, N802
+    async def ModelInfer(  # noqa: N802
+        self,
+        request: Sent[pb.ModelInferRequest],
+        context: Context,  # noqa: ARG002
+    ) -> pb.ModelInferResponse:
         """Screen a batch; an image that fails gets its error in its row, unless all fail."""
-        return await self._infer(request, this_call())
+        return await self._infer(_request(request.parsed()), this_call())
 
     async def ModelStreamInfer(  # noqa: N802
         self,
-        request_iterator: AsyncIterator[pb.ModelInferRequest],
+        request_iterator: AsyncIterator[Sent[pb.ModelInferRequest]],
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Screen a stream of batches, answered in order; a request that fails gets an error in its place."""
@@ -136,27 +141,26 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             async for response in responses:
                 yield response
 
-    async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        call.received(request.ByteSize(), request.id)
-        answer = await self._core.infer(_request(request), call)
+    async def _infer(self, request: InferenceRequest, call: Call) -> pb.ModelInferResponse:
+        call.received(request.id)
+        answer = await self._core.infer(request, call)
         with self._parts.metrics.timed("respond"):
             return _response(request.id, answer)
 
-    async def _item(self, request: pb.ModelInferRequest, stream: Call) -> pb.ModelStreamInferResponse:
+    async def _item(self, sent: Sent[pb.ModelInferRequest], stream: Call) -> pb.ModelStreamInferResponse:
         """One request of a stream: its answer, or its error in its place."""
-        call = stream.item()
+        call, asked = stream.item(), pb.ModelInferResponse()  # its id tells which request it was
         try:
-            with self._parts.request_log.request(call):
+            with self._parts.request_log.request(call), sent.held():
+                request = _request(sent.parsed())
+                asked = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
                 return pb.ModelStreamInferResponse(infer_response=await self._infer(request, call))
         except StatusError as error:
-            message = str(error)
+            message = str(forgetful(error))
         except Exception as error:
             logger.exception("a request of a stream failed")
             message = str(failed(error))
-        # the id tells which request it was
-        return pb.ModelStreamInferResponse(
-            error_message=message, infer_response=pb.ModelInferResponse(id=request.id, model_name=request.model_name)
-        )
+        return pb.ModelStreamInferResponse(error_message=message, infer_response=asked)
 
 
 def _request(request: pb.ModelInferRequest) -> InferenceRequest:
@@ -177,7 +181,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor) -> InputTensor:
     return InputTensor(
         tensor.name,
         tensor.datatype,
-        tuple(tensor.shape),
+        tuple(tensor.shape[: MOST_DIMENSIONS + 1]),
         _parameters(tensor.parameters),
         values=getattr(tensor.contents, contents),
         values_field=f"contents.{contents}",

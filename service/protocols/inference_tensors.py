@@ -120,12 +120,16 @@ def images_of(request: InferenceRequest, preprocessing: Preprocessing, max_batch
         images = _images(tensor, preprocessing.shape, max_batch)
         return [InputImage(partial(_pixels, image), image.nbytes <= SMALL_BYTES) for image in images]
     if tensor.name == ENCODED:
-        return [InputImage(partial(decode, content), False) for content in _files(tensor, max_batch)]
+        return [InputImage(partial(_decoded, content), False) for content in _files(tensor, max_batch)]
     raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", shown(tensor.name))
 
 
 def _pixels(image: NDArray[Any], _preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
     return pixels_of(image, IMAGE)
+
+
+def _decoded(content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+    return decode(bytes(content), preprocessing, max_pixels)
 
 
 def shown(value: object) -> str:
@@ -166,7 +170,7 @@ def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) ->
         return given.astype(dtype).reshape(count, *shape)
 
 
-def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:
+def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes | memoryview]:
     if tensor.datatype != "BYTES":
         raise invalid(f"{ENCODED}.datatype", "BYTES", shown(tensor.datatype))
     fits = len(tensor.shape) in (1, 2) and tuple(tensor.shape[1:]) in ((), (1,))
@@ -177,17 +181,17 @@ def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes]:
     return list(elements)
 
 
-def _elements(raw: bytes, count: int) -> list[bytes]:
+def _elements(raw: bytes, count: int) -> list[memoryview]:
     """The elements of a BYTES tensor, each preceded by its length; no more are looked at than are expected."""
-    elements: list[bytes] = []
-    at = 0
+    elements: list[memoryview] = []
+    at, view = 0, memoryview(raw)  # a file is copied when its turn comes
     while at < len(raw):
         if len(elements) == count:
             raise invalid(f"{ENCODED}'s contents", f"{count} elements", "more bytes")
         start = at + _LENGTH.size
         if start > len(raw) or (end := start + _LENGTH.unpack_from(raw, at)[0]) > len(raw):
             raise invalid(f"{ENCODED}'s contents", "each element after its length (4 bytes)", "fewer bytes")
-        elements.append(raw[start:end])
+        elements.append(view[start:end])
         at = end
     return elements
 

@@ -41,7 +41,9 @@ class RestProtocol(Protocol):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._core = InferenceCore(parts)
-        self._endpoints = Endpoints(parts.admission, parts.metrics, parts.config.limits.max_message_bytes)
+        self._endpoints = Endpoints(
+            parts.admission, parts.reception, parts.metrics, parts.config.limits.max_message_bytes
+        )
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -110,9 +112,8 @@ class RestProtocol(Protocol):
         return json_response({})
 
     async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
-        call.received(len(body), "")  # whatever becomes of reading it
         asked = infer_request(body, request.headers.get(HEADER_LENGTH), *_model(request))
-        call.received(len(body), asked.id)
+        call.received(asked.id)
         answer = await self._core.infer(asked, call)
         with self.parts.metrics.timed("respond"):
             content, length = infer_response(asked, answer)

@@ -11,6 +11,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from askance.service.errors import Code, StatusError, invalid
+from askance.service.protocols.images import MOST_DIMENSIONS
 from askance.service.protocols.inference_core import InferenceAnswer
 from askance.service.protocols.inference_tensors import (
     InferenceRequest,
@@ -47,7 +48,7 @@ M = TypeVar("M", bound=_Message)
 class _Input(_Message):
     name: str
     datatype: str
-    shape: Annotated[list[int], Field(max_length=1000)]
+    shape: Annotated[list[int], Field(max_length=MOST_DIMENSIONS)]
     parameters: _Values = {}
     data: Any = None
 

@@ -15,8 +15,8 @@ from askance.answers import Answer, Verdict
 from askance.detectors.preprocessing import Preprocessing
 from askance.service.call import Call
 from askance.service.config import Policy, ServerConfig
-from askance.service.errors import StatusError
-from askance.service.guard.limits import Budget, RateLimit
+from askance.service.errors import StatusError, forgetful
+from askance.service.guard.limits import RateLimit
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import verdict_of
 from askance.service.runtime.batcher import Outcome, Slot
@@ -48,19 +48,22 @@ class Screener:
         metrics: gets the stages and the answers.
         decoders: the threads that decode images.
         repository: the versions that answer.
+        rate: of each client's images.
     """
 
-    def __init__(self, config: ServerConfig, metrics: Metrics, decoders: Executor, repository: ModelRepository) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        metrics: Metrics,
+        decoders: Executor,
+        repository: ModelRepository,
+        rate: RateLimit,
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._decoders = decoders
         self._repository = repository
-        self._rate = RateLimit(
-            config.limits.client_rate,
-            config.limits.client_burst,
-            ipv6_prefix=config.limits.client_ipv6_prefix,
-        )
-        self.budget = Budget(config.limits.max_in_flight_bytes)
+        self._rate = rate
 
     @property
     def shows_verdicts(self) -> bool:
@@ -83,14 +86,13 @@ class Screener:
             detectors did not have their say, BLOCKED where it keeps its prediction, or what went wrong.
 
         Raises:
-            StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue or the bytes in flight
-                are at their limit, or the client is.
+            StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue is full, or the
+                client too fast.
         """
         default = self._repository.default
         version = default if version is None else version
-        self._rate.take(call.client, len(images))
+        self._rate.take(call.client, len(images) - call.images_taken)
         with ExitStack() as stack:
-            stack.enter_context(self.budget.hold(call.size))
             slots = [stack.enter_context(version.batcher.slot()) for _ in images]
             request = object()  # stands for this one where many are counted together; holds nothing of it
             outcomes = await asyncio.gather(
@@ -118,7 +120,7 @@ class Screener:
             answer = await slot.screen(pixels, explain, deadline)
         except StatusError as error:
             slot.free()
-            return error
+            return forgetful(error)
         if is_default:  # alerts go by what answers whoever names no version
             self._metrics.answered(answer, request)
         if answer.screening is None:
