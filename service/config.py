@@ -66,8 +66,8 @@ class LimitsConfig(_Table):
 
     Attributes:
         queue_size: the most requests accepted and not yet with the classifier; one more is refused.
-        max_in_flight_bytes: of all requests received and not yet answered. What is still being received counts, too:
-            where it makes the process grow, what has been under way for longest is ended.
+        max_in_flight_bytes: memory of all requests received and not yet answered, twice their bytes. What is still
+            being received counts, too: where it makes the process grow, what has been under way for longest is ended.
         receive_seconds: for a request's message to arrive.
         client_rate: images a second from one client (by its name, or its address); 0 is no limit.
         client_burst: the most images at once from one client, where there is a rate.

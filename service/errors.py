@@ -100,9 +100,10 @@ def too_much(most: int) -> StatusError:
     )
 
 
-def too_large(most: int) -> StatusError:
-    """RESOURCE_EXHAUSTED: one request is larger than a message may be."""
-    return StatusError(Code.RESOURCE_EXHAUSTED, f"a request may hold {most} bytes: send less at once", "invalid")
+def too_large(most: int, of: str = "", remedy: str = "send less at once") -> StatusError:
+    """RESOURCE_EXHAUSTED: one request, or what it has of something, is larger than a message may be."""
+    what = f"{most} bytes {of}".rstrip()
+    return StatusError(Code.RESOURCE_EXHAUSTED, f"a request may hold {what}: {remedy}", "invalid")
 
 
 def unauthenticated(expected: str = "a known client: send a bearer token, or a certificate") -> StatusError:

@@ -42,7 +42,7 @@ def edited(folder: Path, old: str, new: str) -> Path:
         ),
         ("channels = 1", "channels = 2", "classifier.preprocessing.channels: Input should be 1 or 3, got 2"),
         ("mean = [0.306]", "mean = [0.3, 0.3]", "mean and std need one number for each of the 1 channels"),
-        ("adversarial = 0.01", "adversarial = 0.1", "levels must satisfy 0 < adversarial <= suspect < 1"),
+        ("adversarial = 0.01", "adversarial = 0.1", "levels must satisfy 0 < adversarial <= suspect <= 0.5"),
         ('name = "pgd"', 'name = "fgsm"', "two rows share the name 'fgsm'"),
         ('kind = "pgd"', 'kind = "pdg"', "evaluation.attacks.1.kind: unknown 'pdg': did you mean 'pgd'"),
         ("[levels]", "[levels", "is not valid TOML"),

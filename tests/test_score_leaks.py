@@ -113,7 +113,8 @@ class Attacker:
                 rare = min(bit.mean(), 1 - bit.mean())
                 if rare < 0.1 or any(max((told == bit).mean(), (told != bit).mean()) >= SURE for told in answers):
                     continue
-                if accuracy(changes, bit) >= SURE:
+                # a threshold on noise, such as the time of a request, finds some of a few by chance
+                if accuracy(changes, bit) >= SURE and accuracy(changes, bit) > 1 - rare / 4:
                     secrets[name] = series
         return secrets
 

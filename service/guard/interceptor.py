@@ -224,15 +224,19 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         Raises:
             StatusError: there is none, or it is too large for what it is to say, or it did not arrive.
         """
-        content = await self._reception.message(client, _read(context))
-        if not isinstance(content, bytes):  # the end: also of a message that gRPC found too large, and answered itself
+        sent = await self._next(method, context, client, is_request=True)
+        if sent is None:  # nor is a message there that gRPC found too large, and answered itself
             raise invalid("request", "a message", "none")
-        return self._sent(method, content)
+        return sent
 
     async def _all(self, method: _Method, context: Context, client: str) -> AsyncIterator[Sent[Any]]:
         """The messages of a stream, until its client has no more."""
-        while isinstance(content := await self._reception.message(client, _read(context), is_request=False), bytes):
-            yield self._sent(method, content)
+        while (sent := await self._next(method, context, client, is_request=False)) is not None:
+            yield sent
+
+    async def _next(self, method: _Method, context: Context, client: str, *, is_request: bool) -> Sent[Any] | None:
+        content = await self._reception.message(client, _read(context), is_request=is_request)
+        return self._sent(method, content) if isinstance(content, bytes) else None
 
     def _sent(self, method: _Method, content: bytes) -> Sent[Any]:
         if method.kind not in (Kind.SCREENS, Kind.STREAMS) and len(content) > QUESTION_BYTES:

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from askance.service.errors import StatusError, invalid
 
 MOST_FIELDS = 1000  # of a message, with those of the messages in it, beside one for each image
+MOST_TEXT_BYTES = 64 * 1024  # of a name, an id, a parameter
 MOST_GROWTH = 4  # bytes of numbers made of each byte sent; UINT8 contents, numbers of 32 bits each, take that much
 _ONE_FIELD_BYTES = 2  # what a field takes at least
 _LONGEST_VARINT = 70  # bits
@@ -37,7 +38,8 @@ def check(content: bytes, kind: Descriptor, most_images: int = 0) -> None:
         most_images: that it may hold, an element each.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, it has too many fields, numbers too many for its bytes, or is no message.
+        StatusError: INVALID_ARGUMENT, it has too many fields, numbers too many for its bytes, a text too long, or is no
+            message.
     """
     most = MOST_FIELDS + most_images
     if len(content) <= _ONE_FIELD_BYTES * most:
@@ -80,6 +82,8 @@ def _count(content: bytes, kind: Descriptor, most: int) -> None:
             if field is not None and field.message_type is not None:
                 inside.append((at + size, field.message_type))
                 continue
+            if field is not None and field.type == FieldDescriptor.TYPE_STRING and size > MOST_TEXT_BYTES:
+                raise invalid(field.name, f"at most {MOST_TEXT_BYTES} bytes of text", str(size))
             if field is not None:
                 made += size * _WIDTHS.get(field.cpp_type, 1)
             at += size

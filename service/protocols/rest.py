@@ -25,6 +25,7 @@ from askance.service.protocols.base import Parts, Protocol
 from askance.service.protocols.inference_core import InferenceCore
 from askance.service.protocols.rest_connection import RestConnection
 from askance.service.protocols.rest_messages import HEADER_LENGTH, infer_request, infer_response, parameters_of
+from askance.service.runtime.screener import SMALL_BYTES
 
 STOP_SECONDS = 1  # for answers to leave, once every call is over
 IDLE_SECONDS = 3600  # that a connection without requests is kept, where the settings say for ever
@@ -112,7 +113,8 @@ class RestProtocol(Protocol):
         return json_response({})
 
     async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
-        asked = infer_request(body, request.headers.get(HEADER_LENGTH), *_model(request))
+        read = partial(infer_request, body, request.headers.get(HEADER_LENGTH), *_model(request))
+        asked = read() if len(body) <= SMALL_BYTES else await asyncio.to_thread(read)
         call.received(asked.id)
         answer = await self._core.infer(asked, call)
         with self.parts.metrics.timed("respond"):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from askance.service.errors import Code, StatusError, invalid
+from askance.service.errors import Code, StatusError, invalid, too_large
+from askance.service.guard.wire import MOST_TEXT_BYTES
 from askance.service.protocols.images import MOST_DIMENSIONS
 from askance.service.protocols.inference_core import InferenceAnswer
 from askance.service.protocols.inference_tensors import (
@@ -24,6 +25,8 @@ from askance.service.protocols.inference_tensors import (
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how long the JSON is, where tensors follow it as bytes (the binary tensor extension)."""
+MOST_JSON_BYTES = 4 * 1024 * 1024
+"""Each byte of JSON can take 25 in memory, while nobody else is served; of a tensor behind it, one."""
 _BINARY_SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 _CONTENT_TYPE, _BASE64 = "content_type", "base64"
 _MOST_TENSORS = 64  # of a request; one is wanted, and more are as wrong as two
@@ -79,8 +82,11 @@ def infer_request(body: bytes, header_length: str | None, model: str, version: s
 
     Raises:
         StatusError: INVALID_ARGUMENT; only shapes and counts are judged here, contents where they are walked.
+            RESOURCE_EXHAUSTED, the JSON is longer than MOST_JSON_BYTES.
     """
     length = len(body) if header_length is None else _length(header_length, len(body))
+    if length > MOST_JSON_BYTES:
+        raise too_large(MOST_JSON_BYTES, "of JSON", "send tensors as bytes behind it")
     message = _read(_InferRequest, body[:length])
     inputs, at = [], length
     for i, sent in enumerate(message.inputs):
@@ -109,6 +115,8 @@ def parameters_of(body: bytes) -> Parameters:
     Raises:
         StatusError: INVALID_ARGUMENT.
     """
+    if len(body) > MOST_TEXT_BYTES:
+        raise invalid("body", f"at most {MOST_TEXT_BYTES} bytes", str(len(body)))
     return _read(_ParametersOnly, body).parameters if body.strip() else {}
 
 

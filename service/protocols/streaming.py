@@ -74,6 +74,7 @@ async def _read(
         closed.cancel()
         if following is not None:
             following.cancel()
+        del following  # what it raised holds this frame
         items.put_nowait(None)
 
 

@@ -230,8 +230,10 @@ class Batcher:
             )
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} images")
-        except Exception as error:
-            failure = error
+        except Exception as error:  # not kept: it holds this frame, and with it the batch
+            if len(batch) == 1:
+                return [self._without_detectors(batch[0], error)]
+            logger.warning("a batch of %d failed, trying its images one by one: %r", len(batch), error)
         else:
             for item in batch:
                 add_stages(item.span, stages)
@@ -239,9 +241,6 @@ class Batcher:
                 self._without_detectors(item, result) if isinstance(result, ScreenError) else result
                 for item, result in zip(batch, results, strict=True)
             ]
-        if len(batch) == 1:
-            return [self._without_detectors(batch[0], failure)]
-        logger.warning("a batch of %d failed, trying its images one by one: %r", len(batch), failure)
         return [outcome for item in batch for outcome in self._screened([item])]
 
     def _without_detectors(self, item: _Item, error: Exception) -> Outcome:
@@ -265,12 +264,11 @@ class Batcher:
             with self._metrics.timed("classify"):
                 results = self._fallback(torch.stack([item.image for item in batch]))
         except Exception as error:
-            failure = error
+            if len(batch) == 1:
+                logger.error("an image could not be classified", exc_info=error)
+                return [failed(error)]
         else:
             return [failed(result) if isinstance(result, ScreenError) else result for result in results]
-        if len(batch) == 1:
-            logger.error("an image could not be classified", exc_info=failure)
-            return [failed(failure)]
         return [outcome for item in batch for outcome in self._classified([item])]
 
 
