@@ -38,6 +38,7 @@ from askance.detectors.screen import SINGLE_PASS, Calibration, Fused, Screen
 from askance.errors import AskanceError, BundleError, listed
 from askance.evaluation import Evaluation
 from askance.notebook import table as html_table
+from askance.writing import writing
 
 MANIFEST = "manifest.json"
 BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
@@ -97,6 +98,7 @@ def publish(
     Raises:
         BundleError: `path` exists.
         CalibrationError: the tables cannot support the levels.
+        FileError: it cannot be written.
     """
     refuse_existing(path)
     fused = {name: one.table for name, one in _fused(calibration).items()}
@@ -149,7 +151,8 @@ def publish(
     )
     manifest = manifest.model_copy(update={"id": manifest.digest()})
     files[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode()
-    _write(path, files)
+    with writing(path):
+        _write(path, files)
     return manifest
 
 
