@@ -91,7 +91,7 @@ class QueuedStream(io.TextIOBase):
 
     def _drop(self, text: str) -> None:
         with self._counting:
-            self.dropped += max(1, text.count("\n"))
+            self.dropped += text.count("\n")
 
 
 _streams: list[QueuedStream] = []
