@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from askance.errors import AskanceError, did_you_mean, extra_needed
+from askance.errors import AskanceError, NobodyReadsError, did_you_mean, extra_needed
+from askance.streams import own_streams
+from askance.writing import REMEDIES, cannot_write
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -21,11 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None and sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
         # before all imports: until a hangup means "load anew", a start is as good, and nothing to die of
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    own_streams()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a return for each way to end)
-    """Run `askance` and return its exit code: 0, 2 for anything the user can mend, 130 when interrupted."""
+    """Run `askance` and return its exit code.
+
+    0, 2 for anything the user can mend, 130 when interrupted, 141 where nobody reads its output any more (`| head`).
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are for those who debug gRPC, not for our log
     from typer.exceptions import Abort, TyperException
     from typer.main import get_command
@@ -34,14 +40,14 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
 
     try:
         outcome = get_command(app).main(args=arguments, prog_name="askance", standalone_mode=False)
+        sys.stdout.flush()  # what fails does so here, and not when Python ends
     except TyperException as error:
         return _fail(f"{_told(error)} (askance --help shows what there is)")
     except (Abort, KeyboardInterrupt):
         print("askance: interrupted", file=sys.stderr)  # noqa: T201
         return 130
-    except BrokenPipeError:  # `askance ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except NobodyReadsError:
+        return 141
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
             raise
@@ -49,6 +55,8 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
             return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
+        if isinstance(error, OSError) and error.errno in REMEDIES:  # of a library's own
+            error = cannot_write("a file", error)
         if not isinstance(error, AskanceError):
             raise
         return _fail(str(error))

@@ -79,11 +79,11 @@ SignatureOption = Annotated[
 def demo(json: JsonOption = None) -> None:
     """The main job on scikit-learn's digits: train, calibrate, serve, attack, and print the verdicts."""
     from askance.demo import run_demo
-    from askance.output import print_demo, write_json
+    from askance.output import also_as_json, print_demo
 
     figures = run_demo()
-    print_demo(figures)
-    write_json(json, figures.as_json())
+    with also_as_json(json, figures.as_json()):
+        print_demo(figures)
 
 
 @app.command(short_help="Train an example classifier.")
@@ -112,6 +112,7 @@ def calibrate(
     """Fit the detectors, calibrate, attack, evaluate, and write the bundle."""
     from askance.calibration.config import load_config
     from askance.calibration.pipeline import calibrate as calibrate_bundle
+    from askance.errors import OutputError
     from askance.output import console, print_diagnostics, print_evaluation
 
     try:
@@ -122,9 +123,12 @@ def calibrate(
         )
         raise
     evaluation = bundle.evaluation()
-    print_diagnostics(evaluation.diagnostics)
-    print_evaluation(evaluation)
-    console.print(f"bundle {bundle.manifest.id[:12]} in {out}: askance serve {out}")
+    try:
+        print_diagnostics(evaluation.diagnostics)
+        print_evaluation(evaluation)
+        console.print(f"bundle {bundle.manifest.id[:12]} in {out}: askance serve {out}")
+    except OutputError as error:
+        raise type(error)(f"{error}; the bundle is in {out}") from None
 
 
 @app.command(short_help="The tables again, on other data or attacks.")
@@ -138,11 +142,11 @@ def evaluate(
     from askance.calibration.config import load_config
     from askance.calibration.pipeline import evaluate_bundle
     from askance.detectors.bundle import Bundle
-    from askance.output import print_evaluation, write_json
+    from askance.output import also_as_json, print_evaluation
 
     evaluation = evaluate_bundle(Bundle.open(bundle, require_signature=require_signature), load_config(config))
-    print_evaluation(evaluation)
-    write_json(json, evaluation.as_json())
+    with also_as_json(json, evaluation.as_json()):
+        print_evaluation(evaluation)
 
 
 @app.command(short_help="Serve a bundle until SIGTERM.")
@@ -211,7 +215,7 @@ def screen(
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.errors import DataError
-    from askance.output import print_verdicts, verdict_rows, write_json
+    from askance.output import also_as_json, print_verdicts, verdict_rows
     from askance.service.client import Client
     from askance.service.client_messages import Credentials, readable, token_of
 
@@ -219,8 +223,8 @@ def screen(
     failed: dict[int, DataError] = {}
     with Client(target, credentials=Credentials(ca, token, certificate, key)) as client:
         rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
-    print_verdicts(rows, explain=explain)
-    write_json(json, {"images": rows})
+    with also_as_json(json, {"images": rows}):
+        print_verdicts(rows, explain=explain)
     errors = [f"askance: {row['image']}: {row['error']}" for row in rows if "error" in row]
     for line in errors:  # whole, where the table has to fold it
         typer.echo(line, err=True)
@@ -245,12 +249,12 @@ def inspect(
 ) -> None:
     """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier answers its sentinels."""
     from askance.detectors.bundle import Bundle
-    from askance.output import print_bundle, print_proof, write_json
+    from askance.output import also_as_json, print_bundle, print_proof
     from askance.screened import ScreenedClassifier
 
     opened = Bundle.open(bundle, require_signature=require_signature)
-    print_bundle(opened)
-    write_json(json, opened.manifest.model_dump(mode="json"))
+    with also_as_json(json, opened.manifest.model_dump(mode="json")):
+        print_bundle(opened)
     with ScreenedClassifier(opened, allowed_factories=allow_factory or ()):
         print_proof(opened)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from askance.evaluation import AttackFigures, Evaluation
 from askance.service.client import Client
 from askance.service.client_messages import ServiceError
 from askance.service.launch import launched
+from askance.writing import temporary_folder
 
 SERVE = ("-m", "askance", "serve")
 
@@ -55,14 +54,14 @@ class DemoFigures:
 def run_demo() -> DemoFigures:
     """Train, calibrate, serve on free ports, and screen clean and attacked images over gRPC."""
     torch.set_num_threads(1)  # the tensors are tiny: a second thread per operation only waits for the first
-    with as_file(files("askance.configs")) as configs, tempfile.TemporaryDirectory(prefix="askance-") as folder:
+    with as_file(files("askance.configs")) as configs, temporary_folder() as folder:
         config = load_config(configs / "digits.toml")
-        weights = Path(folder) / "classifier.safetensors"
+        weights = folder / "classifier.safetensors"
         config = config.model_copy(update={"classifier": config.classifier.model_copy(update={"weights": weights})})
         say("training a small classifier on handwritten digits")
         train(config)
         say("fitting and calibrating the detectors")
-        bundle = calibrate(config, Path(folder) / "bundle")
+        bundle = calibrate(config, folder / "bundle")
         inputs = load_inputs(config)
         images = inputs.splits["evaluate"]
         say("serving, and screening over gRPC")

@@ -8,6 +8,8 @@ AskanceError
     BundleError         a bundle is missing, altered, or made for something else
     ConfigError         a configuration is not valid
     ScreenError         one input could not be screened
+    FileError           a file cannot be written
+    OutputError         standard output cannot be written (NobodyReadsError: whoever read it is gone)
     ServiceError        a server answered with an error, or none answered (askance.service.client_messages)
     StatusError         a request that a server answers with an error (askance.service.errors)
 """
@@ -54,6 +56,18 @@ class ConfigError(AskanceError):
 
 class ScreenError(AskanceError):
     """One input could not be screened; its batch mates were."""
+
+
+class FileError(AskanceError):
+    """A file cannot be written: the disk is full, the folder is not ours to write."""
+
+
+class OutputError(AskanceError):
+    """Standard output cannot be written."""
+
+
+class NobodyReadsError(OutputError):
+    """Whoever read standard output is gone, which is nothing to complain of."""
 
 
 def extra_needed(package: str, extra: str) -> str:

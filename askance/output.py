@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
 from askance.detectors.bundle import Bundle
-from askance.errors import ConfigError, DataError, printable
+from askance.errors import DataError, printable
 from askance.evaluation import Evaluation
 from askance.service.client_messages import ServiceError
+from askance.writing import write_whole
 
 if TYPE_CHECKING:
     from askance.demo import DemoFigures
@@ -35,14 +37,20 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Write `content` to `path`, if there is one.
 
     Raises:
-        ConfigError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     if path is None:
         return
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def also_as_json(path: Path | None, content: Mapping[str, Any]) -> Iterator[None]:
+    """A block that prints what is in `content`; neither is lost for the other's sake."""
     try:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        yield
+    finally:
+        write_json(path, content)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -56,6 +64,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
     ):
         if figures:
             console.print(_by_attack(evaluation, figures, title))
+    if evaluation.attacks and not evaluation.auroc:
+        tried = ", ".join(f"{name} 0 of {row.attempted}" for name, row in evaluation.attacks.items())
+        console.print(f"no attack succeeded ({tried}): there is nothing to detect, and no figure of it", soft_wrap=True)
     console.print(_flag_rates(evaluation))
 
 
@@ -224,7 +235,7 @@ def print_bundle(bundle: Bundle) -> None:
         size = f"{manifest.files[files[name]].size / 1e6:.2f} MB" if name in files else "-"
         table.add_row(name, f"{thresholds['suspect']:.4g}", f"{thresholds['adversarial']:.4g}", size)
     console.print(table)
-    fused = {attack: row[FUSED] for attack, row in manifest.evaluation.get("auroc", {}).items() if FUSED in row}
-    if fused:
-        line = ", ".join(f"{attack} {figure:.3f}" for attack, figure in fused.items())
+    if "auroc" in manifest.evaluation:
+        fused = {attack: row[FUSED] for attack, row in manifest.evaluation["auroc"].items() if FUSED in row}
+        line = ", ".join(f"{attack} {figure:.3f}" for attack, figure in fused.items()) or "no attack succeeded"
         console.print(f"fused AUROC: {printable(line)}", soft_wrap=True, markup=False)

@@ -29,7 +29,7 @@ from askance.detectors.conformal import table
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.semantic_signature import correlations
-from askance.errors import CalibrationError, ConfigError
+from askance.errors import CalibrationError, ConfigError, listed
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
@@ -223,7 +223,9 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
         name, (images, pixels) = options.name, harness.seen[options.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
         if bool(scores.correct.all()):
-            raise CalibrationError(f"the seen attack {name} never succeeds on the calibration split: raise its budget")
+            raise CalibrationError(
+                f"the seen attack {name} never succeeds on the calibration split: raise its budget, or leave it out"
+            )
         attack = options.model_dump_json(exclude={"name", "epsilon", "images"})
         seen.setdefault(attack, []).append(fusion.surprisals(scores.readings.only(fusion.names))[:, ~scores.correct])
     if not seen:
@@ -255,7 +257,13 @@ class _Scorers:
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED_IMAGES])
         tune = harness.observation("split-calibrate", splits["calibrate"])
         attacked = [harness.observation(f"seen-{name}", *found) for name, found in harness.seen.items()]
-        seen = [one[one.predicted != one.labels] for one in attacked]
+        seen = [one[one.predicted != one.labels] for one in attacked if bool((one.predicted != one.labels).any())]
+        learners = [baseline.name for baseline in baselines if baseline.learns_from_attacks]
+        if learners and not seen:
+            raise CalibrationError(
+                f"no seen attack succeeds on the calibration split, and {listed(learners)} learns from them: "
+                "raise a budget, or leave that baseline out"
+            )
         return tuple(baseline.fit(clean, tune, seen) for baseline in baselines)
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:

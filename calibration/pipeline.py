@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +28,9 @@ from askance.classifiers import build_classifier
 from askance.classifiers.trust import is_trusted, standing_in
 from askance.detectors import Bundle, Capture, Detector
 from askance.detectors.publishing import publish, refuse_existing
-from askance.errors import ConfigError
+from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
+from askance.writing import temporary_folder
 
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox")
 
@@ -51,7 +53,10 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
     detectors = new_detectors(inputs)
     with alone_in(out.with_name(out.name + ".partial")) as folder:
         refuse_existing(out)  # by another calibration, while this one was not alone
-        _calibrated(inputs, detectors, Stages(folder, _identity(inputs), resume=resume), out)
+        try:
+            _calibrated(inputs, detectors, Stages(folder, _identity(inputs), resume=resume), out)
+        except FileError as error:
+            raise FileError(f"{error}; finished stages are kept: go on with --resume (in Python resume=True)") from None
     return Bundle.open(out)
 
 
@@ -160,12 +165,24 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
     return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights))
 
 
+@contextmanager
+def _in_the_cache(name: str) -> Iterator[Path]:
+    """A folder for stages; where the cache cannot be written, one that does not last."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(alone_in(cache_folder() / "evaluations" / name))
+        except FileError as error:
+            say(f"what is finished is not kept for another run: {error}")
+            folder = stack.enter_context(temporary_folder())
+        yield folder
+
+
 def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
     require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
     identity = _identity(inputs) | {"bundle": bundle.manifest.id}
-    with alone_in(cache_folder() / "evaluations" / json_digest(identity)) as folder:
+    with _in_the_cache(json_digest(identity)) as folder:
         stages = Stages(folder, identity, resume=True)
         harness = Harness(inputs, detectors, stages)
         evidence = gather(harness, calibration)

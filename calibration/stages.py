@@ -15,10 +15,10 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from askance.calibration.digests import json_digest
-from askance.calibration.files import write_atomically
 from askance.calibration.progress import say
 from askance.detectors.tensors import contiguous
 from askance.errors import CalibrationError
+from askance.writing import SECRET, write_whole, writing
 
 
 @contextmanager
@@ -27,15 +27,17 @@ def alone_in(folder: Path) -> Iterator[Path]:
 
     Raises:
         CalibrationError: another one does.
+        FileError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CalibrationError(
-            f"another calibration is at work in {folder}: wait until it has ended, or choose another path"
-        ) from None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise CalibrationError(
+                f"another calibration is at work in {folder}: wait until it has ended, or choose another path"
+            ) from None
     try:
         yield folder
     finally:
@@ -67,7 +69,7 @@ class Stages:
                 raise CalibrationError(
                     f"{folder} was begun with another classifier, data or words: remove it to start over"
                 )
-        write_atomically(marker, digest.encode())
+        write_whole(marker, digest.encode(), SECRET)
 
     def run(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return the stage's tensors: those kept from before, or those `make` gives now, kept before returning."""
@@ -80,7 +82,7 @@ class Stages:
             except SafetensorError:
                 say(f"{name}: the kept result is damaged, made anew")
         tensors = contiguous(make())
-        write_atomically(path, save_safetensors(tensors))
+        write_whole(path, save_safetensors(tensors), SECRET)
         return tensors
 
     def remove(self) -> None:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from askance.calibration.config import Config, TrainingConfig
 from askance.calibration.data import load_splits
-from askance.calibration.files import write_atomically
 from askance.calibration.images import Images
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
-from askance.detectors.files import PUBLIC
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
+from askance.writing import reserved
 
 
 def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images, batch_size: int = 500) -> float:
@@ -71,6 +70,7 @@ def train(
     Raises:
         ConfigError: the weights are not a .safetensors path, or are there already.
         DataError: the data cannot be used.
+        FileError: the weights cannot be written; found out before any training, where it can be.
     """
     path = config.classifier.weights
     if path.suffix != ".safetensors":
@@ -84,9 +84,9 @@ def train(
         torch.manual_seed(config.training.seed)
         classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
         select_output(classifier, config.classifier.output)
-        fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
-    state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    write_atomically(path, save_safetensors(state), PUBLIC)
+        with reserved(path, len(_weights(classifier))) as write:
+            fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
+            write(_weights(classifier))
     parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
     unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
     return {
@@ -95,3 +95,8 @@ def train(
         "accuracy": accuracy(classifier, config.classifier.preprocessing, unseen),
         "weights": str(path),
     }
+
+
+def _weights(classifier: nn.Module) -> bytes:
+    state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
+    return save_safetensors(state)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from askance.errors import BundleError
 
-SECRET = 0o600
-"""The mode of what holds a secret: what an attacker would have to know is in detectors' tensors and options."""
-PUBLIC = 0o644
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 

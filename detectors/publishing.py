@@ -25,7 +25,6 @@ from askance.detectors.bundle import (
     sha256,
 )
 from askance.detectors.detector import Detector
-from askance.detectors.files import PUBLIC, SECRET
 from askance.detectors.manifest import (
     ClassifierEntry,
     DetectorEntry,
@@ -41,6 +40,7 @@ from askance.detectors.sentinels import choose
 from askance.detectors.tables import entry_of, tensors_of
 from askance.detectors.tensors import contiguous, described
 from askance.errors import BundleError
+from askance.writing import PUBLIC, SECRET, writing
 
 CLASSIFIER, CALIBRATION, SENTINELS = (f"{part}.safetensors" for part in ("classifier", "calibration", "sentinels"))
 
@@ -113,7 +113,8 @@ def publish(
     manifest = manifest.model_copy(update={"files": stored}).sealed()
     require_only_what_bundles_hold(path, manifest)
     files[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode()
-    _write(path, files)
+    with writing(path):
+        _write(path, files)
     return manifest
 
 

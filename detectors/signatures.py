@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +10,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from askance.detectors.files import PUBLIC, read_file, real_folder
+from askance.detectors.files import read_file, real_folder
 from askance.errors import BundleError, ConfigError
+from askance.writing import write_whole
 
 SIGNATURES = "manifest.sig"
 """A line for each signature: `ed25519 PUBLIC-KEY SIGNATURE`, both in hexadecimal."""
@@ -100,7 +99,8 @@ def sign(path: Path, manifest: bytes, key: Path) -> str:
         The public key in hexadecimal.
 
     Raises:
-        BundleError: what is in `manifest.sig` are no signatures, or it cannot be written.
+        BundleError: what is in `manifest.sig` are no signatures.
+        FileError: it cannot be written.
         ConfigError: the key cannot be used.
     """
     private = _private(key)
@@ -109,18 +109,7 @@ def sign(path: Path, manifest: bytes, key: Path) -> str:
     own = private.public_key().public_bytes_raw()
     signed[own] = private.sign(manifest)
     lines = "".join(f"ed25519 {public.hex()} {signature.hex()}\n" for public, signature in signed.items())
-    try:
-        handle, staging = tempfile.mkstemp(prefix=f".{SIGNATURES}.", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(lines.encode())
-            Path(staging).chmod(PUBLIC)
-            Path(staging).replace(folder / SIGNATURES)
-        except BaseException:
-            Path(staging).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BundleError(f"{path}: {SIGNATURES} cannot be written: {error.strerror}") from None
+    write_whole(folder / SIGNATURES, lines.encode())
     return own.hex()
 
 

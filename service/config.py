@@ -189,7 +189,7 @@ class MetricsConfig(_Table):
 
     Attributes:
         token_sha256: SHA-256 of the bearer token that /metrics asks for, in hexadecimal (`askance token` makes both);
-            None asks for none. /healthz asks for none.
+            None asks for none. /healthz and /livez ask for none.
         tls: where the certificates of that port are; None serves it in the clear.
         pool_requests: verdicts, p-values, flags and times of stages are shown for so many requests together, at least.
         pool_seconds: and not sooner than that after the last time.

@@ -23,14 +23,16 @@ from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving
-from askance.service.observability import log, memory
+from askance.service.observability import log, memory, stderr
 from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import BoundPorts, Server
+from askance.service.signals import caught
 
 logger = logging.getLogger(__name__)
 
 Stamp = tuple[Path, int, int]
+HANGUPS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # none on Windows
 MOST_RETRY_SECONDS = 600.0  # between two attempts to load what was refused
 GARBAGE_THRESHOLDS = (
     10_000,
@@ -46,12 +48,13 @@ def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], No
     """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
 
     A second signal ends the draining, and the process `drain_seconds` later, whatever hangs. SIGHUP loads the bundle
-    anew, and so does a change of it where `watch_seconds` is set.
+    anew, and so does a change of it where `watch_seconds` is set. Standard error never keeps the server waiting.
 
     Args:
         bundle_path: the bundle's directory.
         config: the settings.
-        ready: called once, when the server serves; its argument prints as the line that `service.launch` waits for.
+        ready: called once, on a thread of its own, when the server serves; its argument prints as the line that
+            `service.launch` waits for. If that cannot be written, the log says so, and the server serves all the same.
 
     Raises:
         AskanceError: the bundle is refused, or a port is in use.
@@ -82,8 +85,9 @@ def run(
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     torch.set_num_threads(config.inference.threads or max(1, _cpus() - 1))
     memory.keep()
-    log.configure(config.log.level, config.log.format)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stderr.unblocked())
+        log.configure(config.log.level, config.log.format)
         if config.log.traces:
             stack.callback(export_traces())
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
@@ -96,40 +100,44 @@ async def _run(
     ready: Callable[[Serving], None] | None,
     source: Path | None,
 ) -> None:
-    stopping, reload = asyncio.Event(), asyncio.Event()
-    async with Server(config) as server:
+    loop, stopping, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    server = Server(config)
+    asked = 0
 
-        def on_signal() -> None:
-            if stopping.is_set():
-                server.hurry()
-                _end_after(config.shutdown.drain_seconds)
-            stopping.set()
+    def on_signal(number: int) -> None:
+        """On a thread of its own: the event loop may be what hangs."""
+        nonlocal asked
+        if number in HANGUPS:
+            loop.call_soon_threadsafe(reload.set)
+            return
+        asked += 1
+        if asked == 1:
+            loop.call_soon_threadsafe(stopping.set)
+        elif asked == 2:
+            _end_after(config.shutdown.drain_seconds)
+            loop.call_soon_threadsafe(server.hurry)
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, reload.set)
-        sources = [path for path in (source, config.rollout.candidate) if path is not None]
-        seen = {path: _stamp(path) for path in sources}  # before they are loaded: what changes meanwhile is a change
-        candidate = None if config.rollout.candidate is None else _opener(config.rollout.candidate, config)
-        served = await server.deploy(load, candidate)
-        # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
-        # event loop's time under load.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GARBAGE_THRESHOLDS)
-        tasks = [asyncio.create_task(_reload_when_told(server, reload, config.rollout.watch_seconds))]
-        if config.rollout.watch_seconds:
-            tasks += [
-                asyncio.create_task(_follow(path, seen[path], config.rollout.watch_seconds, reload)) for path in sources
-            ]
-        if ready is not None and not stopping.is_set():
-            ready(_serving(served, config, server.ports))
-        await stopping.wait()
-        logger.info("draining")
-        for task in tasks:
-            task.cancel()
+    with caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), on_signal):
+        async with server:
+            sources = [path for path in (source, config.rollout.candidate) if path is not None]
+            seen = {path: _stamp(path) for path in sources}  # before they are loaded, so that no change is missed
+            candidate = None if config.rollout.candidate is None else _opener(config.rollout.candidate, config)
+            served = await server.deploy(load, candidate)
+            # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
+            # event loop's time under load.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GARBAGE_THRESHOLDS)
+            seconds = config.rollout.watch_seconds
+            tasks = [asyncio.create_task(_reload_when_told(server, reload, seconds))]
+            if seconds:
+                tasks += [asyncio.create_task(_follow(path, seen[path], seconds, reload)) for path in sources]
+            if ready is not None and not stopping.is_set():
+                _announce(ready, _serving(served, config, server.ports))
+            await stopping.wait()
+            logger.info("draining")
+            for task in tasks:
+                task.cancel()
 
 
 def _serving(served: LoadedBundle, config: ServerConfig, ports: BoundPorts) -> Serving:
@@ -144,16 +152,26 @@ def _serving(served: LoadedBundle, config: ServerConfig, ports: BoundPorts) -> S
     )
 
 
+def _announce(ready: Callable[[Serving], None], serving: Serving) -> None:
+    """Say that the server serves; whoever does not listen, or has gone, keeps it from nothing."""
+
+    def say() -> None:
+        try:
+            ready(serving)
+        except (OSError, ValueError, AskanceError) as error:  # closed, full, or nobody reads
+            logger.warning("%s; standard output cannot be written: %s", serving, error)
+
+    threading.Thread(target=say, name="askance-ready", daemon=True).start()
+
+
 def _end_after(seconds: float) -> None:
     """End the process if it is still there then, with exit code 1: a call of the classifier that hangs is no reason to
     stay, and no thread can be interrupted.
     """
 
     def end() -> None:
-        line = f"askance: ended by force, {seconds:g} s after the second signal to stop: something in it hangs\n"
-        with contextlib.suppress(OSError):  # nobody may be reading
-            os.set_blocking(sys.stderr.fileno(), False)
-            os.write(sys.stderr.fileno(), line.encode())
+        line = f"askance: ended by force, {seconds:g} s after the second signal to stop: something in it hangs"
+        stderr.last_words(line)
         os._exit(1)
 
     timer = threading.Timer(seconds, end)

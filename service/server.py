@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from askance.errors import AskanceError, BundleError
 from askance.service.config import ConnectionsConfig, ServerConfig
 from askance.service.guard.access import Access, token_check
-from askance.service.guard.admission import Admission, State
+from askance.service.guard.admission import OPEN, Admission, State
 from askance.service.guard.health import Health
 from askance.service.guard.interceptor import Interceptor
 from askance.service.guard.limits import Budget, RateLimit
@@ -31,6 +31,7 @@ from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, 
 from askance.service.runtime.model import LoadedBundle
 from askance.service.runtime.repository import ModelRepository
 from askance.service.runtime.screener import Screener
+from askance.service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,10 @@ class Server:
         self._load: Callable[[], LoadedBundle] | None = None
         self._load_candidate: Callable[[], LoadedBundle] | None = None
         self.metrics.watch_queue(self.repository.held)
+        self.metrics.watch_stalls(lambda: self._watchdog.stalled)
         self._hurried = asyncio.Event()
-        self._watchdog: asyncio.Task[None] | None = None
+        self._watchdog = Watchdog(self.repository.busy_seconds, config.inference.stall_seconds, self._stall)
+        self._telling: asyncio.Task[None] | None = None
         self._metrics_server: MetricsServer | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -108,12 +111,14 @@ class Server:
             ConfigError: certificates cannot be read.
         """
         config = self.config
+        self._watchdog.start()
         token, tls = config.metrics.token_sha256, config.metrics.tls
         self._metrics_server = MetricsServer(
             config.metrics_host,
             config.metrics_port,
             self.metrics.registry,
-            lambda: self.admission.state.value,
+            self._state,
+            lambda: not self._watchdog.hung,
             None if token is None else token_check(token),
             None if tls is None else Certificates(tls, "metrics.tls").context(),
         )
@@ -132,6 +137,7 @@ class Server:
         for protocol in self._protocols:
             protocol.add_to(self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # type: ignore[no-untyped-call]
+        await self._tell()
         if config.access.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         credentials = None if config.tls is None else Certificates(config.tls).credentials()
@@ -153,9 +159,8 @@ class Server:
         if candidate is not None:
             await self.repository.set_candidate(candidate)
         self._load, self._load_candidate = load, candidate
-        self._watchdog = asyncio.create_task(self._watch(), name="askance-watchdog")
         self.admission.open()
-        await self._health.set(serving=True)
+        await self._tell()
         return served
 
     async def reload(self) -> LoadedBundle:
@@ -191,19 +196,19 @@ class Server:
         self.metrics.reloaded("success" if changed else "unchanged")
         return served
 
-    async def _watch(self) -> None:
-        """Turn readiness off while the inference thread is at one batch for too long, and on when it comes back."""
-        limit = self.config.inference.stall_seconds
-        while True:
-            await asyncio.sleep(limit / 4)
-            stalled = self.repository.busy_seconds() > limit
-            if stalled is (self.admission.state is State.STALLED):
-                continue
-            self.admission.stall(stalled)
-            if self.admission.state is State.DRAINING:
-                return
-            logger.error("the inference thread %s", f"is stalled: no answer for {limit:g} s" if stalled else "is back")
-            await self._health.set(serving=not stalled)
+    def _stall(self) -> None:
+        """Refuse calls while the inference thread does not come back."""
+        self.admission.stall(self._watchdog.stalled)
+        self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Have gRPC's health service say what is the case."""
+        await self._health.set(serving=self.admission.state is State.SERVING)
+
+    def _state(self) -> str:
+        """What the server is doing, as any thread may ask: an event loop that hangs cannot say so itself."""
+        state = self.admission.state
+        return (State.STALLED if state in OPEN and self._watchdog.stalled else state).value
 
     async def stop(self) -> None:
         """Drain and stop: NOT_SERVING; after `lame_duck_seconds` new calls UNAVAILABLE, accepted ones answered for up
@@ -211,8 +216,6 @@ class Server:
 
         A call of the classifier under way is always finished: a thread cannot be interrupted.
         """
-        if self._watchdog is not None:
-            self._watchdog.cancel()
         self.admission.leave()
         await self._health.leave()
         if self.admission.state is State.LAME_DUCK:
@@ -231,6 +234,7 @@ class Server:
             await self._grpc.stop(GRPC_STOP_GRACE_SECONDS)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        self._watchdog.stop()
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)
 

@@ -27,7 +27,7 @@ from askance.detectors.manifest import Manifest
 from askance.detectors.publishing import publish
 from askance.detectors.screen import read_all
 from askance.detectors.tensors import described
-from askance.errors import AskanceError, BundleError, CalibrationError, NotFittedError
+from askance.errors import AskanceError, BundleError, CalibrationError, FileError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 REPORT = b"<html>report</html>"
@@ -430,7 +430,7 @@ def test_a_failed_publication_leaves_nothing_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(FileError, match=f"cannot write {path}: No space left on device: make room there"):
             publish_trained(trained, path)
     assert calls == 3
     assert nothing_left(tmp_path)

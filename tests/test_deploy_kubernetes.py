@@ -16,7 +16,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from service_support import Running, noise, running, until
+from service_support import Running, Valve, config, noise, running, tiny_served, until
 
 from askance.service.client_messages import request_of
 from askance.service.config import ServerConfig
@@ -24,6 +24,7 @@ from askance.service.observability.metrics import Metrics
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.protocols import SERVICES
 from askance.service.server import HEALTH_NAMES
+from askance.service.watchdog import HUNG_STALLS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -194,11 +195,17 @@ async def probe(kind: str, service: Running) -> bool:
 @pytest.mark.parametrize("kind", ["startup", "readiness", "liveness"])
 def test_probes_follow_the_server(kind: str) -> None:
     async def main() -> None:
-        async with running() as service:
+        valve = Valve()
+        async with running(tiny_served(valve), config(stall_seconds=0.1)) as service:
             assert await probe(kind, service)
-            service.server.admission.stall(True)
-            await service.server._health.set(serving=False)
-            assert not await probe(kind, service)
+            valve.shut()
+            held = asyncio.ensure_future(service.stub.Screen(request_of(noise(1))))
+            while await probe(kind, service):
+                await asyncio.sleep(0.01)
+            valve.opened.set()
+            await held
+            while not await probe(kind, service):
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 
@@ -208,7 +215,8 @@ def test_a_stalled_server_is_restarted_and_a_loading_one_is_not() -> None:
     patience = {kind: CONTAINER[f"{kind}Probe"] for kind in ("startup", "liveness")}
     seconds = {kind: one["periodSeconds"] * one["failureThreshold"] for kind, one in patience.items()}
     assert seconds["startup"] >= 120  # nothing else is asked until the server has loaded
-    assert SETTINGS.inference.stall_seconds < seconds["liveness"] < 300
+    assert CONTAINER["livenessProbe"]["httpGet"]["path"] == "/livez"  # which is 200 while loading
+    assert HUNG_STALLS * SETTINGS.inference.stall_seconds + seconds["liveness"] < 300
 
 
 def both_answer(services: tuple[Running, Running]) -> bool:

@@ -42,7 +42,7 @@ def pems(tmp_path: Path) -> Pems:
 @contextmanager
 def serving(token: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[MetricsServer]:
     check = None if token is None else token_check(token)
-    server = MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: "serving", check, tls)
+    server = MetricsServer("127.0.0.1", 0, CollectorRegistry(), lambda: "serving", lambda: True, check, tls)
     try:
         yield server
     finally:

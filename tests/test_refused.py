@@ -90,22 +90,24 @@ WRONG_INFERENCES = {
 
 def unary(path: str, content: bytes) -> Attempt:
     async def attempt(service: Running) -> None:
+        channel: Any = service.channel
         with pytest.raises(grpc.aio.AioRpcError):
-            await service.channel.unary_unary(path)(content)
+            await channel.unary_unary(path)(content)
 
     return attempt
 
 
 def stream(path: str, content: bytes, *, gives_up: bool = False) -> Attempt:
     async def attempt(service: Running) -> None:
-        call: Any = service.channel.stream_stream(path)()
+        channel: Any = service.channel
+        call = channel.stream_stream(path)()
         await call.write(content)
-        await call.read()
+        await call.read()  # the only one
         if gives_up:
             call.cancel()
             return
         await call.done_writing()
-        while await call.read() is not grpc.aio.EOF:
+        while isinstance(await call.read(), bytes):
             pass
 
     return attempt

@@ -41,6 +41,8 @@ NAMES = {
     "askance_stage_seconds": "histogram",
     "askance_batch_size": "histogram",
     "askance_queue_depth": "gauge",
+    "askance_stalled": "gauge",
+    "askance_log_lines_dropped": "counter",
     "askance_bundle_info": "gauge",
     "askance_bundle_calibrated_timestamp_seconds": "gauge",
     "askance_bundle_reloads": "counter",
@@ -176,7 +178,7 @@ def test_the_http_endpoint_answers_only_what_it_has() -> None:
     async def main() -> None:
         async with running() as service:
             assert await service.get("/healthz") == (200, "serving\n")
-            assert await service.get("/") == (404, "see /metrics and /healthz\n")
+            assert await service.get("/") == (404, "see /metrics, /healthz and /livez\n")
 
     asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""MetricsServer: a small HTTP endpoint for operators, /metrics for Prometheus and /healthz for probes."""
+"""MetricsServer: a small HTTP endpoint for operators, /metrics for Prometheus, /healthz and /livez for probes."""
 
 from __future__ import annotations
 
@@ -94,14 +94,16 @@ class _SilentHandler(WSGIRequestHandler):
 
 
 class MetricsServer:
-    """Serves /metrics and /healthz on a daemon thread from construction until `close`.
+    """Serves /metrics, /healthz and /livez on a daemon thread from construction until `close`.
 
-    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; to anyone.
+    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; /livez 200 while `live()`,
+    whatever the state, else 503. Both answer anyone.
 
     Args:
         host, port: where to listen; port 0 takes a free one, `port` then says which.
         registry: the metrics.
         state: what the server is doing, in a word.
+        live: False once a new process would do better.
         may_read: whether the value of an `authorization` header, "" where there is none, lets a client read the
             metrics; None lets everyone.
         tls: the server's certificate; None serves in the clear.
@@ -116,6 +118,7 @@ class MetricsServer:
         port: int,
         registry: CollectorRegistry,
         state: Callable[[], str],
+        live: Callable[[], bool],
         may_read: Callable[[str], bool] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -131,10 +134,11 @@ class MetricsServer:
                     return _plain(start_response, "401 Unauthorized", "expected the metrics' bearer token", challenge)
                 answer: Iterable[bytes] = metrics(environ, start_response)
                 return answer
-            if path == "/healthz":
-                now = state()
-                return _plain(start_response, "200 OK" if now == "serving" else "503 Service Unavailable", now)
-            return _plain(start_response, "404 Not Found", "see /metrics and /healthz")
+            if path in ("/healthz", "/livez"):
+                now = state() if path == "/healthz" else "live" if live() else "hung"
+                well = now in ("serving", "live")
+                return _plain(start_response, "200 OK" if well else "503 Service Unavailable", now)
+            return _plain(start_response, "404 Not Found", "see /metrics, /healthz and /livez")
 
         try:
             self._server = (_ServerV6 if ":" in host else _Server)((host, port))

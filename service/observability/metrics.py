@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry import trace
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
 from askance.service.errors import REASONS, Code
 from askance.service.observability.candidate_metrics import CandidateMetrics
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, POOL_SECONDS, Pool, coarse
+from askance.service.observability.stderr import dropped_lines
 from askance.service.observability.tracing import add_stages
 
 OTHER = "other"  # the method label of whatever is not ours
@@ -141,6 +144,12 @@ class Metrics:
         self._queue_depth = Gauge(
             "askance_queue_depth", "Requests accepted and not yet with the classifier.", registry=registry
         )
+        self._stalled = Gauge(
+            "askance_stalled",
+            "1 while the inference thread, or the event loop, has been at one thing for too long.",
+            registry=registry,
+        )
+        registry.register(_DroppedLines())
         self._bundle_info = Gauge(
             "askance_bundle_info", "The bundle that answers; always 1.", ["id", "classifier"], registry=registry
         )
@@ -203,6 +212,10 @@ class Metrics:
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth from `depth` whenever the metrics are scraped."""
         self._queue_depth.set_function(depth)
+
+    def watch_stalls(self, stalled: Callable[[], bool]) -> None:
+        """Read from `stalled`, whenever the metrics are scraped, whether something is."""
+        self._stalled.set_function(lambda: float(stalled()))
 
     def finished(self, method: str, code: Code, reason: str | None, seconds: float) -> None:
         """Count and time one request.
@@ -303,6 +316,15 @@ class Metrics:
         answered, total = counts[0], sum(counts)
         share = answered / total if total else 0.0
         return (answered, seconds * share), (total - answered, seconds * (1 - share))
+
+
+class _DroppedLines(Collector):
+    """The lines of this process's log that were never written."""
+
+    def collect(self) -> list[Metric]:
+        """Read anew: they are counted where nothing may wait."""
+        text = "Lines of the log that are lost, because nobody read standard error or it could not be written."
+        return [CounterMetricFamily("askance_log_lines_dropped", text, dropped_lines())]
 
 
 def is_past(deadline: float | None) -> bool:

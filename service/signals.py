@@ -1,0 +1,45 @@
+"""Signals: seen on a thread of their own, whatever the main thread is at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def caught(numbers: Sequence[int], seen: Callable[[int], None]) -> Iterator[None]:
+    """A block in which signals call `seen` on a thread of its own; enter and leave it on the main thread.
+
+    Python runs a signal's handler on the main thread, between two of its steps: an event loop that hangs runs none. The
+    number of the signal is written to the wakeup descriptor as it comes, in C, and whoever reads that knows.
+
+    Inside an event loop: the loop has a wakeup descriptor of its own, which is put back at the end.
+    """
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+
+    def listen() -> None:
+        while content := os.read(ours, 64):
+            for number in content:
+                if number in numbers:
+                    seen(number)
+        os.close(ours)
+
+    threading.Thread(target=listen, name="askance-signals", daemon=True).start()
+    before = {number: signal.signal(number, _nothing) for number in numbers}
+    descriptor = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(theirs)  # which ends the thread
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Only so that the signal is not taken by default."""
