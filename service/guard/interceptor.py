@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import grpc
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
@@ -256,9 +255,7 @@ class _Method:
     @property
     def message(self) -> Descriptor:
         """The type of its messages."""
-        pool: Any = descriptor_pool.Default()
-        found: Descriptor = pool.FindMethodByName(f"{self.service}.{self.name}").input_type
-        return found
+        return wire.request_type(self.service, self.name)
 
 
 _reads: set[asyncio.Task[Any]] = set()

@@ -6,6 +6,7 @@ of 16 MiB could ask for a gigabyte. No honest request has thousands of fields, s
 
 from __future__ import annotations
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from askance.service.errors import StatusError, invalid
@@ -27,6 +28,17 @@ _WIDTHS = {
 
 class _MalformedError(Exception):
     """It is no message: its parser says so, too."""
+
+
+def request_type(service: str, method: str) -> Descriptor:
+    """The type of a method's messages.
+
+    Args:
+        service: its full name.
+        method: its own name.
+    """
+    found: Descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{method}").input_type
+    return found
 
 
 def check(content: bytes, kind: Descriptor, most_images: int = 0) -> None:
