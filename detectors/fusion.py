@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from askance.detectors.conformal import table
 from askance.detectors.detector import Reading
+from askance.detectors.margins import around
 from askance.detectors.surprisal import Surprisal, harmonic_mean
 from askance.errors import CalibrationError, listed
 
@@ -104,7 +105,18 @@ class Fusion(nn.Module):
         Raises:
             CalibrationError: the components are not the ones it was fitted on.
         """
-        u = self.surprisals(components)
+        return self._score(self.surprisals(components))
+
+    def range(self, components: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The least and the greatest score, each [B], where each component is off by its margin either way.
+
+        Surprisals rise or fall with their component, and no weight is negative: the ends are reached at the ends.
+        """
+        values = torch.stack([components[name] for name in self.names]).float()
+        one, other = (self._surprisal(end) for end in around(values, self.tables))
+        return self._score(torch.minimum(one, other)), self._score(torch.maximum(one, other))
+
+    def _score(self, u: Tensor) -> Tensor:
         # summed in a fixed order: a matrix product's last bits depend on the batch, and ranks on the last bits
         trained = (u * self.weights.unsqueeze(2)).sum(dim=1) + self.biases.unsqueeze(1)
         untrained = harmonic_mean(u) + math.log(EVEN_ODDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -15,6 +15,7 @@ from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Predicti
 from askance.detectors.conformal import p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
+from askance.detectors.margins import any_of, around, is_close, may_change
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.readings import Readings
 from askance.detectors.tap import Capture
@@ -243,7 +244,23 @@ class Screen:
             verdict = self.calibration.levels.verdict(words[FUSED].p_value)
             screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
+        if len(answers) > 1:
+            for i in self._undecided(capture.logits, scores, all_components(readings)):
+                (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
+
+    def _undecided(
+        self, logits: Tensor, scores: Mapping[str, Tensor], components: Mapping[str, Tensor]
+    ) -> Iterator[int]:
+        """The images whose class, verdict or flags the last bits of their numbers decide."""
+        calibration = self.calibration
+        ends = {name: (*around(scores[name], clean), clean) for name, clean in calibration.tables.items()}
+        ends[FUSED] = (*calibration.fused.fusion.range(components), calibration.fused.table)
+        bits = {"class": is_close(logits)}
+        for name, (low, high, clean) in ends.items():
+            least, most = (p_value(end.to(clean.dtype), clean) for end in (high, low))
+            bits[name] = may_change(least, most, calibration.levels.flags)
+        yield from (i for i, undecided in enumerate(any_of(bits)) if undecided)
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> list[Answer | ScreenError]:

@@ -1,0 +1,53 @@
+"""Margins: which images of a batch are judged again alone, because the last bits of their numbers decide.
+
+The same image gives other last bits in another batch: kernels sum in another order. Nearly always that changes nothing
+that anybody sees. Where it could change the class, a flag or the verdict, the image is judged once more by itself, so
+that its answer is a function of the image alone: nobody's verdict depends on who sends what beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+NOISE = 1e-3
+"""How far a reading may be off, in units of the spread of clean ones (their middle nine tenths), and a logit in units
+of the largest. A batch moves them by some millionths; more is for kernels and devices that nobody has tried."""
+
+
+def spread(tables: Tensor) -> Tensor:
+    """How far the middle nine tenths of sorted clean values reach, [n] -> [] or [F, n] -> [F]."""
+    n = tables.shape[-1]
+    return tables[..., round(0.95 * (n - 1))] - tables[..., round(0.05 * (n - 1))]
+
+
+def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the most that readings may be, [B] or [F, B] by tables [n] or [F, n], in their own type."""
+    off = NOISE * (spread(tables).unsqueeze(-1) + NOISE * values.abs())
+    return values - off, values + off
+
+
+def may_change(low: Tensor, high: Tensor, flags: Callable[[float], object]) -> Tensor:
+    """Whether what is said of a p-value is not the same over all of an interval of them, [B] bool.
+
+    Args:
+        low, high: p-values, [B].
+        flags: what is said of one.
+    """
+    pairs = zip(low.tolist(), high.tolist(), strict=True)
+    return torch.tensor([flags(one) != flags(other) for one, other in pairs])
+
+
+def is_close(logits: Tensor) -> Tensor:
+    """Whether two classes are as likely as each other, but for noise: logits [B, K] -> [B] bool."""
+    if logits.shape[1] < 2:
+        return torch.zeros(len(logits), dtype=torch.bool)
+    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+    return (first - second <= NOISE * logits.abs().amax(dim=1)).cpu()
+
+
+def any_of(bits: Mapping[str, Tensor]) -> list[bool]:
+    """Whether any of several holds, image by image."""
+    return torch.stack(list(bits.values())).any(dim=0).tolist()
