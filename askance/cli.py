@@ -196,7 +196,7 @@ def serve(
 
 @app.command(short_help="Ask a server for its verdict on image files.")
 def screen(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG or WebP files.")],
     target: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="The server.", callback=_host_and_port)
     ] = "127.0.0.1:8500",

@@ -45,7 +45,7 @@ def _neither(_preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
 
 
 def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """Decode a PNG or JPEG file to float32 [C, H, W] in [0, 1].
+    """Decode a PNG, JPEG or WebP file to float32 [C, H, W] in [0, 1].
 
     Args:
         content: the file.
