@@ -176,8 +176,8 @@ def test_a_class_without_images_is_refused(tmp_path: Path, inside: str) -> None:
     with pytest.raises(DataError) as caught:
         load_source(source, GREY)
     assert str(caught.value) == (
-        f"{source}: the class emu has no image: expected PNG, JPEG or WebP files right in its folder; put some there, or "
-        "take the folder out"
+        f"{source}: the class emu has no image: expected PNG, JPEG or WebP files right in its folder; put some there, "
+        "or take the folder out"
     )
 
 

@@ -176,7 +176,7 @@ def test_the_http_endpoint_answers_only_what_it_has() -> None:
     async def main() -> None:
         async with running() as service:
             assert await service.get("/healthz") == (200, "serving\n")
-            assert await service.get("/") == (404, "see /metrics and /healthz\n")
+            assert await service.get("/nothing") == (404, "see /metrics and /healthz\n")
 
     asyncio.run(main())
 
