@@ -141,7 +141,7 @@ class InferenceCore:
         call.deadline = _deadline(request, call.deadline)
         version = repository.find(request.model_name, request.model_version)
         if version is not repository.default:  # another guard is another oracle
-            call.identity.require(Role.SCORES)
+            call.identity.require(Role.SCORES, "another version than the default one")
         screen = version.bundle.screen
         outputs = _wanted(request, version.bundle, call.identity, screener.shows_verdicts)
         images = images_of(request, screen.preprocessing, self.max_batch)
@@ -171,7 +171,7 @@ def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, s
     detail = _detail(request)
     if detail is not None:
         for role in detail:
-            client.require(role)
+            client.require(role, f"parameters[{DETAIL}]")
         if not shows_verdicts:
             raise withheld()
         return [output for output in known.values() if output.role in detail]
@@ -180,7 +180,7 @@ def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, s
         return [one for one in known.values() if one.role in shown and (one.is_of_prediction or shows_verdicts)]
     wanted = [_asked(one, known, bundle) for one in request.outputs]
     for output in wanted:
-        client.require(output.role)
+        client.require(output.role, f"the output {output.name}")
         if not (output.is_of_prediction or shows_verdicts):
             raise withheld()
     return wanted
