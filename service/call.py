@@ -26,18 +26,20 @@ class Role(StrEnum):
 
     Attributes:
         PREDICT: have images screened, and see the prediction and the verdict.
+        LOGITS: see what the classifier gave out, too: it says more of an image than the probabilities made of it.
         SCORES: see scores and p-values, too: they are an oracle to whoever tunes an attack.
         EXPLANATIONS: see what each detector saw.
         ADMIN: have bundles loaded anew, and versions unloaded.
     """
 
     PREDICT = "predict"
+    LOGITS = "logits"
     SCORES = "scores"
     EXPLANATIONS = "explanations"
     ADMIN = "admin"
 
 
-DISCLOSING = frozenset({Role.PREDICT, Role.SCORES, Role.EXPLANATIONS})
+DISCLOSING = frozenset({Role.PREDICT, Role.LOGITS, Role.SCORES, Role.EXPLANATIONS})
 """To see everything."""
 
 

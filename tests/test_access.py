@@ -35,7 +35,7 @@ from askance.service.protocols.inference_tensors import outputs_of
 TOKENS = {name: new_token() for name in ("gateway", "analyst", "operator", "nothing")}
 ROLES: dict[str, list[Role]] = {
     "gateway": [Role.PREDICT],
-    "analyst": [Role.PREDICT, Role.SCORES, Role.EXPLANATIONS],
+    "analyst": [Role.PREDICT, Role.LOGITS, Role.SCORES, Role.EXPLANATIONS],
     "operator": [Role.ADMIN],
     "nothing": [],
 }
@@ -184,7 +184,7 @@ def test_outputs_are_for_whom_they_are_granted() -> None:
                     assert (await call).outputs[0].name == name
                 else:
                     code, line = await status_of(call)
-                    role = "explanations" if name == "explanation" else "scores"
+                    role = {"explanation": "explanations", "logits": "logits"}.get(name, "scores")
                     assert (code, line) == (
                         DENIED,
                         f"the output {name} takes a client with the role '{role}': {GRANTED}",

@@ -38,6 +38,7 @@ TIMEOUT = "timeout"
 """The request's parameter that says after how many microseconds nobody waits for the answer; 0 is never."""
 CLASSIFICATION = "classification"
 """The parameter of a requested output that asks for its greatest values as text (Triton's classification extension)."""
+CLASSIFIED = ("probabilities", "logits")
 # what befalls one image of a batch alone
 _ITEMS = (Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.INTERNAL)
 
@@ -198,8 +199,8 @@ def _asked(asked: RequestedOutput, known: dict[str, Output], bundle: LoadedBundl
         return output
     count, classes = asked.parameters[CLASSIFICATION], len(bundle.screen.class_names)
     where = f"outputs[{asked.name}].parameters.{CLASSIFICATION}"
-    if asked.name != "probabilities":
-        raise invalid(where, "it on the output probabilities alone", f"it on {asked.name}")
+    if asked.name not in CLASSIFIED:
+        raise invalid(where, f"it on the outputs {' and '.join(CLASSIFIED)} alone", f"it on {asked.name}")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= classes:
         raise invalid(where, f"a number of classes from 1 to {classes}", shown(count))
     return top_classes(output, bundle.screen.class_names, count)

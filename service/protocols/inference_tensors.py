@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -246,6 +246,7 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
         Output("label", "BYTES", 1, lambda p: p.label, "", "prediction"),
         Output("index", "INT32", 1, lambda p: p.index, -1, "prediction"),
         Output("probabilities", "FP32", classes, lambda p: p.probabilities, math.nan, "prediction"),
+        Output("logits", "FP32", classes, lambda p: p.logits, math.nan, "prediction", Role.LOGITS),
         Output("verdict", "BYTES", 1, _verdict, "", ""),
         Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, "screening", Role.SCORES),
         Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, "screening", Role.SCORES),
@@ -257,21 +258,21 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
     return {output.name: output for output in outputs}
 
 
-def top_classes(probabilities: Output, class_names: Sequence[str], count: int) -> Output:
-    """Triton's classification extension: the `count` most probable classes as "value:index:label", greatest first.
+def top_classes(output: Output, class_names: Sequence[str], count: int) -> Output:
+    """Triton's classification extension: the `count` greatest classes as "value:index:label", greatest first.
 
     Args:
-        probabilities: the output whose values they are.
+        output: `probabilities` or `logits`, whose values they are.
         class_names: the labels.
         count: from 1 to the number of classes.
     """
 
     def strings(prediction: Any) -> tuple[str, ...]:
-        shares = prediction.probabilities
-        order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))[:count]
-        return tuple(f"{shares[i]:f}:{i}:{class_names[i]}" for i in order)
+        values = output.of(prediction)
+        order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+        return tuple(f"{values[i]:f}:{i}:{class_names[i]}" for i in order)
 
-    return Output(probabilities.name, "BYTES", count, strings, "", "prediction")
+    return replace(output, datatype="BYTES", width=count, of=strings, missing="")
 
 
 def _verdict(outcome: Outcome) -> str:
