@@ -178,6 +178,22 @@ def pixels_of(array: NDArray[Any]) -> Tensor:
     return values.clamp_(0, 1)
 
 
+def of_normalised(planes: NDArray[Any], preprocessing: Preprocessing) -> Tensor:
+    """The pixels that a client has normalised itself, floats [C, H, W], as float32 [C, H, W] in [0, 1].
+
+    Raises:
+        ImageError: NaN, infinity, or what would be a pixel outside [0, 1] by more than ROUNDING.
+    """
+    values = preprocessing.denormalize(torch.from_numpy(planes.astype(np.float64)))
+    if (where := _outside(values)) is not None:
+        mean, std = list(preprocessing.mean), list(preprocessing.std)
+        pixel = f", which would be the pixel {float(values[where]):g}" if math.isfinite(planes[where]) else ""
+        raise ImageError(
+            f"pixels in [0, 1] normalised by mean {mean} and std {std}", f"{planes[where]:g} at {list(where)}{pixel}"
+        )
+    return values.float().clamp_(0, 1)
+
+
 def _outside(values: Tensor) -> tuple[int, ...] | None:
     """Where the first value is that is no pixel, not even one that rounding took out of [0, 1]; None if all are."""
     inside = (values >= -ROUNDING) & (values <= 1 + ROUNDING)  # false for NaN
