@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def test_whatever_form_an_image_has_its_answer_is_that_of_the_screen_in_process(
     path = tmp_path / "image.png"
     path.write_bytes(encoded(Image.fromarray(noise(1)[0])))
     images: list[ImageLike] = [path, str(path), path.read_bytes(), Image.open(path)]
+    webp = encoded(Image.fromarray(noise(1)[0]), "WEBP", lossless=True)
+    images += [webp, Image.open(io.BytesIO(webp))]
     images += [noise(1), noise(1)[0], noise(1).transpose(1, 2, 0), noise(1) / 255, torch.from_numpy(noise(1))]
     answers = against_a_server(lambda client: [client.screen(image, request_id="x") for image in images])
     assert len(set(answers)) == 1
