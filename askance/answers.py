@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -48,11 +48,14 @@ class Prediction:
         index: the predicted class.
         label: its name.
         probabilities: softmax of the logits, K numbers.
+        logits: what the classifier gave out, K numbers; None where we may not see it, as over askance's own protocol.
+            Two predictions are the same without them: they are what the probabilities were made of.
     """
 
     index: int
     label: str
     probabilities: tuple[float, ...]
+    logits: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def probability(self) -> float:

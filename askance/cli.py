@@ -27,7 +27,7 @@ def _show_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -200,11 +200,13 @@ def serve(
 
 @app.command(short_help="Ask a server for its verdict on image files.")
 def screen(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG or WebP files.")],
     target: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="The server.", callback=_host_and_port)
     ] = "127.0.0.1:8500",
-    explain: Annotated[bool, typer.Option("--explain", help="Also print what each detector saw.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also print what each detector saw; takes the role explanations.")
+    ] = False,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token that says who asks.")
     ] = None,
@@ -215,7 +217,7 @@ def screen(
 ) -> int:
     """Ask a server for its verdict on image files; exit code 2 if one of them could not be screened."""
     from askance.errors import DataError
-    from askance.output import also_as_json, print_verdicts, verdict_rows
+    from askance.output import also_as_json, error_lines, print_verdicts, verdict_rows
     from askance.service.client import Client
     from askance.service.client_messages import Credentials, readable, token_of
 
@@ -225,9 +227,9 @@ def screen(
         rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
     with also_as_json(json, {"images": rows}):
         print_verdicts(rows, explain=explain)
-    errors = [f"askance: {row['image']}: {row['error']}" for row in rows if "error" in row]
-    for line in errors:  # whole, where the table has to fold it
-        typer.echo(line, err=True)
+    errors = error_lines(rows)
+    for line in errors:
+        typer.echo(f"askance: {line}", err=True)
     return 2 if errors else 0
 
 

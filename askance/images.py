@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     ImageLike = bytes | str | PathLike[str] | Image | NDArray[Any] | Tensor
-    """A PNG or JPEG file's content or path, a PIL image, or pixels as numpy or torch has them: uint8, or floats in
-    [0, 1], [C, H, W], [H, W, C] or, greyscale, [H, W]."""
+    """A PNG, JPEG or WebP file's content or path, a PIL image, or pixels as numpy or torch has them: uint8, or floats
+    in [0, 1], [C, H, W], [H, W, C] or, greyscale, [H, W]."""
 else:
     ImageLike = Any
 

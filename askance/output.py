@@ -14,7 +14,7 @@ from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
 from askance.detectors.bundle import Bundle
-from askance.errors import DataError, printable
+from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
 from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
@@ -165,14 +165,26 @@ def verdict_rows(
     return rows
 
 
+def error_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong, each thing once, with the images that it befell."""
+    befell: dict[str, list[str]] = {}
+    for row in rows:
+        if "error" in row:
+            befell.setdefault(row["error"], []).append(row["image"])
+    return [
+        error if error.startswith(images[0]) else f"{listed(list(dict.fromkeys(images)))}: {error}"
+        for error, images in befell.items()
+    ]
+
+
 def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
-    """A line per image, then each detector's explanation if asked for."""
+    """A line per image, then each detector's explanation if asked for; why one failed is for `error_lines` to say."""
     table = Table()
     for column in ("image", "prediction", "probability", "verdict", "p-value", "flagged by"):
         table.add_column(column, justify="right" if column in ("probability", "p-value") else "left")
     for row in rows:
         if "error" in row:
-            table.add_row(row["image"], "-", "-", "[bold]not screened[/bold]", "-", row["error"])
+            table.add_row(row["image"], "-", "-", "[bold]not screened[/bold]", "-", "-")
             continue
         flagged = ", ".join(d["name"] for d in row.get("detectors", ()) if d["flags"])
         prediction = row.get("prediction")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from askance.calibration.data import named
 from askance.calibration.images import Images, make_images
-from askance.classifiers.images import bytes_of
+from askance.classifiers.images import ROUNDING, bytes_of
 from askance.detectors.class_names import names_of
 from askance.errors import DataError, did_you_mean
 from askance.images import is_picture, planes_of
@@ -129,10 +129,10 @@ def _bytes_of(image: Any) -> NDArray[np.uint8]:
     if planes.dtype == np.uint8:
         return planes
     low, high = float(planes.min()), float(planes.max())
-    if not (low >= 0 and high <= 1):
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise DataError(
             f"expected pixels in [0, 1], got values from {low:g} to {high:g}: leave the normalisation out of the data "
             "set, and give its mean and std instead"
         )
-    rounded: NDArray[np.uint8] = np.rint(planes * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(planes.clip(0, 1) * 255).astype(np.uint8)
     return rounded

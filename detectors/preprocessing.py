@@ -43,6 +43,16 @@ class Preprocessing(BaseModel):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(x - mean) / std per channel, [B, C, H, W] -> [B, C, H, W]."""
+        mean, std = self._scale(images)
+        return (images - mean) / std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse, x * std + mean per channel, [..., C, H, W] -> [..., C, H, W]."""
+        mean, std = self._scale(images)
+        return images * std + mean
+
+    def _scale(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, [C, 1, 1], of the images' type and where they are."""
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
-        return (images - mean) / std
+        return mean, std

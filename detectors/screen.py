@@ -282,10 +282,10 @@ class Screen:
         finite = torch.isfinite(logits).all(dim=1).tolist()
         probabilities, predicted = logits.softmax(dim=1).tolist(), logits.argmax(dim=1).tolist()
         return [
-            Prediction(index, self.class_names[index], tuple(shares))
+            Prediction(index, self.class_names[index], tuple(shares), tuple(row))
             if ok
             else ScreenError("the classifier gave NaN or infinity for this image")
-            for ok, index, shares in zip(finite, predicted, probabilities, strict=True)
+            for ok, index, shares, row in zip(finite, predicted, probabilities, logits.tolist(), strict=True)
         ]
 
     @property

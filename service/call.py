@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from askance.service.errors import forbidden, unauthenticated
+from askance.service.errors import forbidden
 
 REQUEST_ID = "x-request-id"
 """The header by which a gateway names a request; it goes back with the answer."""
@@ -26,18 +26,20 @@ class Role(StrEnum):
 
     Attributes:
         PREDICT: have images screened, and see the prediction and the verdict.
+        LOGITS: see what the classifier gave out, too: it says more of an image than the probabilities made of it.
         SCORES: see scores and p-values, too: they are an oracle to whoever tunes an attack.
         EXPLANATIONS: see what each detector saw.
         ADMIN: have bundles loaded anew, and versions unloaded.
     """
 
     PREDICT = "predict"
+    LOGITS = "logits"
     SCORES = "scores"
     EXPLANATIONS = "explanations"
     ADMIN = "admin"
 
 
-DISCLOSING = frozenset({Role.PREDICT, Role.SCORES, Role.EXPLANATIONS})
+DISCLOSING = frozenset({Role.PREDICT, Role.LOGITS, Role.SCORES, Role.EXPLANATIONS})
 """To see everything."""
 
 
@@ -53,11 +55,15 @@ class Identity:
     name: str
     roles: frozenset[Role]
 
-    def require(self, role: Role) -> None:
-        """Raise StatusError unless the role is granted: UNAUTHENTICATED where anonymous, else PERMISSION_DENIED."""
-        if role in self.roles:
-            return
-        raise unauthenticated() if self.name == ANONYMOUS else forbidden(role.value)
+    def require(self, role: Role, what: str = "this") -> None:
+        """Raise StatusError unless the role is granted: UNAUTHENTICATED where anonymous, else PERMISSION_DENIED.
+
+        Args:
+            role: to be granted.
+            what: of the request takes it, for the error.
+        """
+        if role not in self.roles:
+            raise forbidden(what, role.value, anonymous=self.name == ANONYMOUS, disclosed=role in DISCLOSING)
 
 
 @dataclass

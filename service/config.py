@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from askance.errors import ConfigError, did_you_mean, listed, telling, unknown_choice
 from askance.service.call import Role
@@ -39,6 +40,37 @@ class Policy(StrEnum):
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ModelName = Annotated[str, Field(pattern=r"^[!-.0-~]{1,128}$")]  # printable, and a part of a path
+TensorName = Annotated[str, Field(pattern=r"^[ -~]{1,128}$")]
+
+
+class ModelConfig(_Table):
+    """What clients of the Open Inference Protocol that know another server call things here, and what they send.
+
+    Attributes:
+        names: of the model, beside its own.
+        versions: of the default version, beside its own, such as "1".
+        input: what tensors of floats hold: "pixels" in [0, 1], or pixels that are "normalised" by the bundle's mean and
+            std. Bytes and files are pixels always.
+        inputs: {another name: "image" or "encoded"}.
+        outputs: {another name: an output's own}; these come first, in this order, where a client names none.
+    """
+
+    names: tuple[ModelName, ...] = ()
+    versions: tuple[ModelName, ...] = ()
+    input: Literal["pixels", "normalised"] = "pixels"
+    inputs: dict[TensorName, str] = {}
+    outputs: dict[TensorName, str] = {}
+
+    @field_validator("versions")
+    @classmethod
+    def _no_bundles(cls, versions: tuple[str, ...]) -> tuple[str, ...]:
+        for version in versions:
+            if re.fullmatch("[0-9a-f]{12}", version):
+                raise ValueError(f"{version} could be a bundle's own: choose a name that is not 12 digits of an id")
+        return versions
 
 
 class InferenceConfig(_Table):
@@ -223,7 +255,7 @@ class ServerConfig(_Table):
         rest_port: of the Open Inference Protocol over HTTP; 0 takes a free one, None serves none.
         metrics_host: the address that /metrics and /healthz are read at; by default this machine alone reads them.
         metrics_port: theirs, of HTTP; 0 takes a free one.
-        bundles, inference, limits, connections, verdicts, access, metrics, rollout, log, shutdown: tables.
+        bundles, model, inference, limits, connections, verdicts, access, metrics, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 
@@ -233,6 +265,7 @@ class ServerConfig(_Table):
     metrics_host: str = Field(default="127.0.0.1", min_length=1)
     metrics_port: int = Field(default=9500, ge=0, le=65535)
     bundles: BundlesConfig = BundlesConfig()
+    model: ModelConfig = ModelConfig()
     inference: InferenceConfig = InferenceConfig()
     limits: LimitsConfig = LimitsConfig()
     connections: ConnectionsConfig = ConnectionsConfig()

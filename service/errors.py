@@ -106,14 +106,29 @@ def too_large(most: int, of: str = "", remedy: str = "send less at once") -> Sta
     return StatusError(Code.RESOURCE_EXHAUSTED, f"a request may hold {what}: {remedy}", "invalid")
 
 
-def unauthenticated(expected: str = "a known client: send a bearer token, or a certificate") -> StatusError:
-    """UNAUTHENTICATED: anonymous clients may not do this, or the token is nobody's; no word of what was sent."""
+def unauthenticated(expected: str) -> StatusError:
+    """UNAUTHENTICATED: what a client shows of itself is nobody's; no word of what was sent."""
     return StatusError(Code.UNAUTHENTICATED, f"expected {expected}", "unauthenticated")
 
 
-def forbidden(role: str) -> StatusError:
-    """PERMISSION_DENIED: the client is known, and this is not for it."""
-    return StatusError(Code.PERMISSION_DENIED, f"this takes a client with the role {role!r}", "forbidden")
+def forbidden(what: str, role: str, *, anonymous: bool, disclosed: bool) -> StatusError:
+    """The client has not the role that something takes: UNAUTHENTICATED where it is anonymous, else PERMISSION_DENIED.
+
+    Args:
+        what: of the request takes it, such as "explain".
+        role: the role.
+        anonymous: whether the client might have it by showing who it is.
+        disclosed: whether `--disclose` grants it.
+    """
+    everyone = "access.anonymous, or askance serve --disclose" if disclosed else "access.anonymous"
+    show = "send a bearer token, or a certificate, of one; " if anonymous else ""
+    message = (
+        f"{what} takes a client with the role {role!r}: {show}the server's settings grant roles "
+        f"(access.clients; for everyone {everyone})"
+    )
+    if anonymous:
+        return StatusError(Code.UNAUTHENTICATED, message, "unauthenticated")
+    return StatusError(Code.PERMISSION_DENIED, message, "forbidden")
 
 
 def blocked() -> StatusError:

@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +78,21 @@ def png_of_zeros(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows.getvalue()) + chunk(b"IEND", b"")
 
 
-def test_a_picture_that_unfolds_is_refused_by_its_header(tmp_path: Path) -> None:
-    bomb = png_of_zeros(9_000)
+def webp_of_zeros(side: int) -> bytes:
+    """A WebP of side x side black pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "WEBP", lossless=True, method=0, quality=0)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("make", "side"), [(png_of_zeros, 9_000), (webp_of_zeros, 5_000)])
+def test_a_picture_that_unfolds_is_refused_by_its_header(
+    tmp_path: Path, make: Callable[[int], bytes], side: int
+) -> None:
+    bomb = make(side)
     assert len(bomb) < MEBIBYTE
     with Image.open(io.BytesIO(bomb)) as opened:
-        assert opened.size == (9_000, 9_000)  # 81 million pixels
+        assert opened.size == (side, side)  # 81, and 25, million pixels
     with victim(tmp_path) as server, Client(server.serving.target) as client:
         assert server.serves()
         before = server.memory("VmHWM")

@@ -19,6 +19,7 @@ from service_support import config, noise, running, status_of, tiny_screen, unti
 from tls_support import Pems
 
 from askance.__main__ import main as askance
+from askance.__main__ import run as run_askance
 from askance.errors import ConfigError
 from askance.service.call import ANONYMOUS, Role
 from askance.service.client import Client
@@ -34,7 +35,7 @@ from askance.service.protocols.inference_tensors import outputs_of
 TOKENS = {name: new_token() for name in ("gateway", "analyst", "operator", "nothing")}
 ROLES: dict[str, list[Role]] = {
     "gateway": [Role.PREDICT],
-    "analyst": [Role.PREDICT, Role.SCORES, Role.EXPLANATIONS],
+    "analyst": [Role.PREDICT, Role.LOGITS, Role.SCORES, Role.EXPLANATIONS],
     "operator": [Role.ADMIN],
     "nothing": [],
 }
@@ -100,6 +101,10 @@ def test_a_client_must_be_known_by_something() -> None:
 
 # Roles over gRPC
 
+GRANTED = (
+    "the server's settings grant roles (access.clients; for everyone access.anonymous, or askance serve --disclose)"
+)
+
 
 @asynccontextmanager
 async def guarded(anonymous: Iterable[Role] = ()) -> AsyncIterator[Any]:
@@ -152,7 +157,11 @@ def test_scores_are_for_whom_they_are_granted() -> None:
                 assert answer.prediction.name and answer.probabilities and answer.verdict
                 assert not (answer.HasField("p_value") or answer.HasField("score") or answer.detectors)
                 call = service.stub.Screen(request_of(noise(1), explain=True), metadata=metadata)
-                assert (await status_of(call))[0] is (DENIED if metadata else UNAUTHENTICATED)
+                show = "" if metadata else "send a bearer token, or a certificate, of one; "
+                assert await status_of(call) == (
+                    DENIED if metadata else UNAUTHENTICATED,
+                    f"explain takes a client with the role 'explanations': {show}{GRANTED}",
+                )
             answer = await service.stub.Screen(request_of(noise(1), explain=True), metadata=bearer("analyst"))
             assert 0 < answer.p_value <= 1
             assert all(word.HasField("explanation") for word in answer.detectors)
@@ -175,8 +184,11 @@ def test_outputs_are_for_whom_they_are_granted() -> None:
                     assert (await call).outputs[0].name == name
                 else:
                     code, line = await status_of(call)
-                    role = "explanations" if name == "explanation" else "scores"
-                    assert (code, line) == (DENIED, f"this takes a client with the role '{role}'")
+                    role = {"explanation": "explanations", "logits": "logits"}.get(name, "scores")
+                    assert (code, line) == (
+                        DENIED,
+                        f"the output {name} takes a client with the role '{role}': {GRANTED}",
+                    )
             response = await stub.ModelInfer(infer(every), metadata=bearer("analyst"))
             assert [output.name for output in response.outputs] == every
 
@@ -322,7 +334,9 @@ def test_mutual_tls_wants_a_certificate_of_its_own_authority(pems: Pems) -> None
             )
             assert await with_certificate(expired) not in classes
             # of the right authority, but nobody's
-            assert "expected a known client" in await with_certificate(pems.issue("guest", "guest.example"))
+            assert "send a bearer token, or a certificate, of one" in await with_certificate(
+                pems.issue("guest", "guest.example")
+            )
 
     asyncio.run(main())
 
@@ -405,6 +419,28 @@ def test_the_command_makes_tokens_and_sends_them(
     assert asyncio.run(main()) == [2, 0]
     (row,) = json.loads((tmp_path / "out.json").read_text())["images"]
     assert 0 < row["p_value"] <= 1
+
+
+def test_explaining_without_the_role_names_it_once_and_what_grants_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for path in paths:
+        Image.fromarray(noise(3)[0]).save(path)
+
+    async def main() -> int:
+        async with running(settings=config(anonymous=frozenset({Role.PREDICT}))) as service:
+            return await asyncio.to_thread(run_askance, ["screen", *paths, "--target", service.target, "--explain"])
+
+    assert asyncio.run(main()) == 2
+    said = capsys.readouterr()
+    assert said.err == (
+        f"askance: {', '.join(paths)}: explain takes a client with the role 'explanations': "
+        f"send a bearer token, or a certificate, of one; {GRANTED}\n"
+    )
+    assert "explanations" not in said.out
 
 
 def test_the_stub_needs_no_more_than_metadata() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from askance.__main__ import run
 from askance.answers import Answer, Prediction, Verdict
 from askance.calibration.inputs import load_inputs
 from askance.classifiers import build_classifier
-from askance.output import print_verdicts, verdict_rows
+from askance.output import error_lines, print_verdicts, verdict_rows
 from askance.service.launch import launched
 
 
@@ -181,13 +182,21 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
         # a file that cannot be read is a row of its own; one named twice is two
         capsys.readouterr()
         assert run(["screen", "none.png", *target]) == 2
-        shown = capsys.readouterr().out
-        assert "not screened" in shown
-        assert "none.png cannot be read: No such file or directory" in shown
+        said = capsys.readouterr()
+        assert "not screened" in said.out
+        assert said.err == "askance: none.png cannot be read: No such file or directory\n"
+        assert "cannot be read" not in said.out
         names = [str(good), "none.png", "no.png", str(good), "none.png"]
         assert run(["screen", *names, *target, "--json", str(tmp_path / "s.json")]) == 2
         rows = json.loads((tmp_path / "s.json").read_text())["images"]
         assert [row["image"] for row in rows] == names
+        said = capsys.readouterr()
+        for line in ("none.png cannot be read: No such", "no.png cannot be read: No such"):
+            assert f"{said.out}\n{said.err}".count(f"askance: {line}") == 1
+        assert run(["screen", str(bad), str(good), str(bad), *target]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"askance: {bad}: encoded: expected an intact image")
+        assert (said.err.count("\n"), said.out.count("intact")) == (1, 0)
         assert [row.get("code") for row in rows] == [None, "NOT_FOUND", "NOT_FOUND", None, "NOT_FOUND"]
         assert rows[0]["p_value"] == rows[3]["p_value"]
 
@@ -228,6 +237,24 @@ def test_training_is_seeded(digits_run: DigitsRun, tmp_path: Path) -> None:
     train(config, overwrite=True)
     second = load_weights(config.classifier.weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_each_thing_that_went_wrong_is_told_once() -> None:
+    """With the images that it befell; a line that begins with the file's name already is not given another."""
+    denied, unread = {"error": "explain takes a role", "code": "UNAUTHENTICATED"}, {"error": "c.png cannot be read"}
+    rows = [
+        {"image": "a.png", **denied},
+        {"image": "c.png", **unread},
+        {"image": "b.png", **denied},
+        {"image": "d.png"},
+    ]
+    assert error_lines(rows) == ["a.png, b.png: explain takes a role", "c.png cannot be read"]
+
+
+@pytest.mark.parametrize("argument", ["--version", "-V"])
+def test_the_version_is_told(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([argument]) == 0
+    assert capsys.readouterr().out == f"askance {version('askance')}\n"
 
 
 @pytest.mark.parametrize("verdict", [*Verdict, None])

@@ -224,7 +224,7 @@ def test_what_is_not_disclosed_is_absent(driver: Driver) -> None:
 @pytest.mark.parametrize(
     ("headers", "roles", "code", "line"),
     [
-        ({}, [Role.PREDICT], Code.UNAUTHENTICATED, "expected a known client: send a bearer token, or a certificate"),
+        ({}, [Role.PREDICT], Code.UNAUTHENTICATED, "this takes a client with the role 'predict': send a bearer token"),
         ({"authorization": "Bearer nobody"}, [Role.PREDICT], Code.UNAUTHENTICATED, "expected a token that is known"),
         ({"authorization": f"Bearer {TOKEN}"}, [Role.ADMIN], Code.PERMISSION_DENIED, "this takes a client with the"),
         ({"authorization": f"Bearer {TOKEN}"}, [Role.PREDICT], Code.OK, ""),

@@ -17,6 +17,7 @@ from PIL import Image
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.data import load_pools, load_splits, require_classes
 from askance.calibration.images import Images, ImageStream, make_images
+from askance.calibration.live_data import images_of
 from askance.calibration.sources import load_source
 from askance.classifiers import DigitsCNN
 from askance.detectors import Tap
@@ -182,7 +183,7 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
         (1, 201),
     ]
     (tmp_path / "dog" / "2.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"dog/2\.png: expected a PNG or JPEG image, got 13 bytes that are"):
+    with pytest.raises(DataError, match=r"dog/2\.png: expected a PNG, JPEG or WebP image, got 13 bytes that are"):
         load_pools(DataConfig(source=f"folder:{tmp_path}"))
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "dog" / "2.png")
     with pytest.raises(DataError, match=r"dog/2\.png: expected an image of 5x4 pixels .*, got 9x9"):
@@ -268,3 +269,17 @@ def test_any_npz_is_read_whole_or_refused_in_one_line(x: Any, y: Any, classes: A
     assert np.array_equal(images.x.permute(0, 2, 3, 1).numpy().reshape(x.shape), x)
     assert len(images.classes) == len(classes)
     assert all(name.strip() and "b'" not in name for name in images.classes if not isinstance(classes[0], str))
+
+
+@pytest.mark.parametrize("noise", [-1e-7, 1e-7])
+def test_rounding_noise_of_live_floats_is_no_error(noise: float) -> None:
+    """By the rule that a server has."""
+    floats = np.array([0.0, 1.0], np.float64).reshape(2, 1, 1, 1) + noise
+    found = images_of((np.tile(floats, (1, 1, 4, 4)), np.array([0, 1])), None, "data")
+    assert found.x[:, 0, 0, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("value", [-0.07, 1.07])
+def test_live_floats_that_are_no_pixels_are_refused(value: float) -> None:
+    with pytest.raises(DataError, match=r"data: image 0: expected pixels in \[0, 1\], got values from"):
+        images_of((np.full((1, 1, 4, 4), value), np.array([0])), None, "data")

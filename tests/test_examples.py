@@ -70,7 +70,7 @@ def test_client(digits_run: DigitsRun, black: Path, disclosed: bool) -> None:
     disclose = ("--disclose",) if disclosed else ()
     with launched(["-m", "askance", "serve", str(digits_run.bundle.path), *FREE_PORTS, *disclose]) as serving:
         lines = run(EXAMPLES / "client.py", serving.target, DIGIT, black, __file__)
-    refused = f"encoded: expected a PNG or JPEG image, got {Path(__file__).stat().st_size} bytes that are neither"
+    refused = f"encoded: expected a PNG, JPEG or WebP image, got {Path(__file__).stat().st_size} bytes that are none"
     told = [f"one, {answer.verdict}", f"{other.label}, {other.verdict}", refused]
     assert lines == [
         f"{DIGIT}: {told[0]}",

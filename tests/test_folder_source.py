@@ -81,8 +81,8 @@ REFUSED: dict[str, tuple[bytes, Preprocessing, str]] = {
         GREY,
         "expected an image of 5x4 pixels (width x height; this bundle does not resize), got 6x4",
     ),
-    "a GIF": (file(picture(), "GIF"), GREY, "expected a PNG or JPEG image, got "),
-    "nothing": (b"", GREY, "expected a PNG or JPEG image, got 0 bytes"),
+    "a GIF": (file(picture(), "GIF"), GREY, "expected a PNG, JPEG or WebP image, got "),
+    "nothing": (b"", GREY, "expected a PNG, JPEG or WebP image, got 0 bytes"),
     "cut short": (file(picture(width=5))[:-30], GREY, "expected an intact image, got one that cannot be decoded ("),
 }
 
@@ -153,7 +153,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "3 images read, 6 other entries left out (.git, cat/.DS_Store, cat/more/, dog/1.bmp, dog/labels.csv, "
-        "readme.txt): only PNG and JPEG files right in the folder of a class are images"
+        "readme.txt): only PNG, JPEG and WebP files right in the folder of a class are images"
     ) in said
 
 
@@ -176,8 +176,8 @@ def test_a_class_without_images_is_refused(tmp_path: Path, inside: str) -> None:
     with pytest.raises(DataError) as caught:
         load_source(source, GREY)
     assert str(caught.value) == (
-        f"{source}: the class emu has no image: expected PNG or JPEG files right in its folder; put some there, or "
-        "take the folder out"
+        f"{source}: the class emu has no image: expected PNG, JPEG or WebP files right in its folder; put some there, "
+        "or take the folder out"
     )
 
 
@@ -208,6 +208,8 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "rgb": lambda: file(picture("RGB")),
     "palette": lambda: file(picture("P")),
     "jpeg": lambda: file(picture("RGB"), "JPEG"),
+    "webp": lambda: file(picture("L"), "WEBP"),
+    "colour webp": lambda: file(picture("RGB"), "WEBP"),
     "large": lambda: file(picture("L", 11, 3)),
     "16 bits": lambda: file(picture("I;16")),
     "alpha": lambda: file(picture("LA")),
@@ -218,7 +220,9 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
 
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=6)
-FILES = st.tuples(NAMES, st.sampled_from([".png", ".JPG", ".jpeg", ".txt", ""]), st.sampled_from(sorted(CONTENTS)))
+FILES = st.tuples(
+    NAMES, st.sampled_from([".png", ".JPG", ".jpeg", ".WebP", ".txt", ""]), st.sampled_from(sorted(CONTENTS))
+)
 TREES = st.dictionaries(NAMES, st.lists(FILES, max_size=3), max_size=4)
 
 

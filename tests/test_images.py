@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, features
 from service_support import GREY, RGB, encoded, noise
 
-from askance.classifiers.images import resize
+from askance.classifiers.images import ROUNDING, ImageError, pixels_of, resize
 from askance.detectors.preprocessing import Preprocessing
 from askance.service.errors import Code, StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -76,6 +77,46 @@ def test_a_jpeg_decodes_as_pillow_does() -> None:
     assert torch.equal(decode(content, RGB, LIMIT), torch.full(RGB.shape, 77 / 255))
 
 
+def webp_header(width: int, height: int, kind: bytes) -> bytes:
+    """A WebP that claims a size and holds nothing more."""
+    if kind == b"VP8X":
+        chunk = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    elif kind == b"VP8L":
+        chunk = b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + bytes(8)
+    else:
+        chunk = bytes(3) + b"\x9d\x01\x2a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + bytes(8)
+    content = b"WEBP" + kind + struct.pack("<I", len(chunk)) + chunk
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def test_webp_is_there() -> None:
+    assert features.check("webp")
+
+
+def test_a_webp_decodes_as_pillow_does() -> None:
+    lossless = encoded(Image.fromarray(RGB_PIXELS), "WEBP", lossless=True)
+    assert torch.equal(decode(lossless, RGB, LIMIT), torch.from_numpy(RGB_PIXELS).permute(2, 0, 1).float() / 255)
+    lossy = encoded(Image.fromarray(np.full((8, 8, 3), 77, np.uint8)), "WEBP", quality=90)
+    assert float((decode(lossy, RGB, LIMIT) - 77 / 255).abs().max()) < 3 / 255
+    large = encoded(Image.fromarray(np.full((20, 12, 3), 200, np.uint8)), "WEBP", lossless=True)
+    assert torch.equal(decode(large, BILINEAR, LIMIT), torch.full(RGB.shape, 200 / 255))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    turned_file = encoded(Image.fromarray(RGB_PIXELS), "WEBP", lossless=True, exif=turned)
+    assert torch.equal(decode(turned_file, RGB, LIMIT), decode(lossless, RGB, LIMIT))
+
+
+@pytest.mark.parametrize("quality", [1, 50, 75, 100])
+def test_a_grey_webp_is_for_greyscale_classifiers_too(quality: int) -> None:
+    """The format has no greyscale; its decoder sets the channels of a grey pixel apart by one step."""
+    grey = Image.fromarray(GREY_PIXELS)
+    lossless = decode(encoded(grey, "WEBP", lossless=True), GREY, LIMIT)
+    assert torch.equal(lossless[0], torch.from_numpy(GREY_PIXELS).float() / 255)
+    content = encoded(grey, "WEBP", quality=quality)
+    reference = decode(content, RGB, LIMIT).mean(dim=0)
+    assert float((decode(content, GREY, LIMIT)[0] - reference).abs().max()) <= 1 / 255
+
+
 def test_another_size_is_resized_only_if_the_bundle_says_so() -> None:
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 12, 3), np.uint8))
     image = decode(encoded(large), BILINEAR, LIMIT)
@@ -107,13 +148,17 @@ WHOLE_JPEG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (
 ANIMATED = encoded(
     Image.fromarray(GREY_PIXELS), save_all=True, append_images=[Image.fromarray(255 - GREY_PIXELS)], duration=10
 )
+WEBP = encoded(Image.fromarray(RGB_PIXELS), "WEBP", lossless=True)
+ANIMATED_WEBP = encoded(
+    Image.fromarray(RGB_PIXELS), "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB_PIXELS)], duration=10
+)
 TRANSPARENT = Image.fromarray(RGB_PIXELS).quantize(4)
 TRANSPARENT.info["transparency"] = 0
 
 BAD_IMAGES: dict[str, tuple[bytes, Preprocessing, str]] = {
-    "empty": (b"", RGB, "encoded: expected a PNG or JPEG image, got 0 bytes"),
-    "not an image": (b"hello, world", RGB, "encoded: expected a PNG or JPEG image, got 12 bytes that are neither"),
-    "a GIF": (encoded(Image.fromarray(GREY_PIXELS), "GIF"), RGB, "bytes that are neither"),
+    "empty": (b"", RGB, "encoded: expected a PNG, JPEG or WebP image, got 0 bytes"),
+    "not an image": (b"hello, world", RGB, "encoded: expected a PNG, JPEG or WebP image, got 12 bytes that are none"),
+    "a GIF": (encoded(Image.fromarray(GREY_PIXELS), "GIF"), RGB, "bytes that are none"),
     "truncated PNG": (WHOLE_PNG[: len(WHOLE_PNG) // 2], RGB, "encoded: expected an intact image, got one that cannot"),
     "truncated JPEG": (
         WHOLE_JPEG[:-900],
@@ -154,6 +199,16 @@ BAD_IMAGES: dict[str, tuple[bytes, Preprocessing, str]] = {
         png_header(60_000, 60_000),
         BILINEAR,
         "expected an image of at most 10000 pixels, got many more",
+    ),
+    "truncated WebP": (WEBP[:-30], RGB, "encoded: expected an intact image, got one that cannot be decoded ("),
+    "a WebP's first bytes": (WEBP[:14], RGB, "got one that cannot be decoded (its header is no WebP's)"),
+    "colour WebP for grey": (WEBP, GREY, "expected a greyscale image (the classifier has 1 channel), got colour (RGB)"),
+    "WebP with alpha": (encoded(Image.fromarray(RGBA), "WEBP"), RGB, "got RGBA with alpha"),
+    "animated WebP": (ANIMATED_WEBP, RGB, "encoded: expected a still image, got an animated WebP"),
+    "another size of WebP": (
+        encoded(Image.fromarray(np.zeros((8, 9, 3), np.uint8)), "WEBP"),
+        RGB,
+        "encoded: expected an image of 8x8 pixels (width x height; this bundle does not resize), got 9x8",
     ),
     "no pixels": (png_header(0, 8), RGB, "encoded: expected"),
 }
@@ -202,6 +257,72 @@ def test_a_damaged_png_decodes_or_is_refused(cut: int, at: int, byte: int) -> No
         assert error.code is Code.INVALID_ARGUMENT
     else:
         assert image.shape == RGB.shape
+
+
+WEBPS = [WEBP, encoded(Image.fromarray(RGB_PIXELS), "WEBP"), encoded(Image.fromarray(RGBA), "WEBP"), ANIMATED_WEBP]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    which=st.sampled_from(WEBPS), cut=st.floats(0, 1), at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255)
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_webp_decodes_or_is_refused(which: bytes, cut: float, at: float, byte: int) -> None:
+    damaged = bytearray(which)
+    damaged[int(at * len(which))] = byte
+    content = bytes(damaged[: len(which) if cut > 0.5 else int(2 * cut * len(which))])
+    for preprocessing in (RGB, GREY, BILINEAR):
+        try:
+            image = decode(content, preprocessing, LIMIT)
+        except StatusError as error:
+            assert error.code is Code.INVALID_ARGUMENT
+            assert "\n" not in str(error)
+        else:
+            assert image.shape == preprocessing.shape
+
+
+@pytest.mark.parametrize("kind", [b"VP8X", b"VP8L", b"VP8 "])
+def test_a_large_webp_is_refused_before_pillow_sees_it(kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow takes room for all pixels of a WebP when it opens one."""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(StatusError, match=r"^encoded: expected an image of at most 10000 pixels, got 16000x15000$"):
+        decode(webp_header(16_000, 15_000, kind), BILINEAR, LIMIT)
+
+
+def rounded(value: float) -> NDArray[np.float32]:
+    values = np.full(GREY.shape, 0.5, np.float32)
+    values[0, 3, 4] = value
+    return values
+
+
+@pytest.mark.parametrize("value", [-1e-7, 1.0000001, -ROUNDING, 1 + ROUNDING, -0.0])
+def test_rounding_noise_is_no_error(value: float) -> None:
+    """What arithmetic leaves of 0 and 1 is taken for them, by one rule for all who hand over floats."""
+    found = pixels_of(rounded(value))
+    assert float(found[0, 3, 4]) == (0 if value < 0.5 else 1)
+    assert float(found[0, 0, 0]) == 0.5
+    assert torch.equal(read(tensor(data=rounded(value).astype("<f4").tobytes())), found)
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001, -0.07, 1.07])
+def test_what_a_bicubic_resize_overshoots_is(value: float) -> None:
+    with pytest.raises(ImageError) as caught:
+        pixels_of(rounded(value))
+    assert str(caught.value) == (
+        f"expected finite values in [0, 1], got {value:g} at [0, 3, 4] "
+        "(clip what a resize overshoots: rounding explains no more than 0.0010)"
+    )
+
+
+def test_resized_and_normalised_floats_come_back_within_rounding() -> None:
+    """Black and white through the longest kernel, and through a normalisation in half precision."""
+    wide = torch.ones(1, 1, 4096, 4096)
+    small = torch.nn.functional.interpolate(wide, size=(8, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(pixels_of(small.numpy()), torch.ones(1, 1, 8, 8), rtol=0, atol=ROUNDING)
+    for mean, std in ((0.485, 0.229), (0.1307, 0.3081), (0.5, 0.5)):
+        half = ((torch.tensor([0.0, 1.0]) - mean) / std).half().float()
+        found = pixels_of((half * std + mean).numpy())
+        torch.testing.assert_close(found, torch.tensor([0.0, 1.0]), rtol=0, atol=ROUNDING)
 
 
 def tensor(**fields: Any) -> pb.Tensor:

@@ -93,7 +93,8 @@ def test_monitor_gives_predictions_alone_and_counts_verdicts() -> None:
             assert await status_of(service.stub.Screen(request_of(noise(1), explain=True))) == denied
             stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(service.channel)  # type: ignore[no-untyped-call]
             response = await stub.ModelInfer(batch(IMAGES))
-            assert [output.name for output in response.outputs] == ["label", "index", "probabilities", "error"]
+            names = [output.name for output in response.outputs]
+            assert names == ["label", "index", "probabilities", "logits", "error"]
             assert column(response, "label") == [one.label for one in rows]
             for name in ("verdict", "p_value", "scores", "explanation"):
                 assert await status_of(stub.ModelInfer(batch(IMAGES, name))) == denied

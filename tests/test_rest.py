@@ -125,7 +125,10 @@ REFUSED = {
     "only_nan": (400, "image: expected finite values in [0, 1], got nan at [0, 0, 0]"),
     "compressed": (501, "compressed bodies are not accepted: send it as it is"),
     "shared_memory": (404, "there is no GET /v2/systemsharedmemory/status"),
-    "admin": (401, "expected a known client: send a bearer token, or a certificate"),
+    "admin": (
+        401,
+        "this takes a client with the role 'admin': send a bearer token, or a certificate, of one; the server's ",
+    ),
     "deadline": (504, "the deadline passed while the request was waiting"),
 }
 

@@ -72,7 +72,7 @@ def test_many_images_keep_their_order_and_need_not_fit_one_batch(screen: askance
         (np.zeros((8, 8), np.int32), "pixels: expected uint8 or floating-point values, got int32"),
         (Image.new("RGB", (8, 8)), "expected a greyscale image (the classifier has 1 channel), got colour (RGB)"),
         (Image.new("L", (8, 9)), "expected an image of 8x8 pixels"),
-        (b"abc", "expected a PNG or JPEG image, got 3 bytes that are neither"),
+        (b"abc", "expected a PNG, JPEG or WebP image, got 3 bytes that are none"),
         ("none.png", "none.png cannot be read: No such file or directory"),
     ],
 )

@@ -142,8 +142,8 @@ NAN = marked(float("nan"))
 PNG = encoded(Image.fromarray(noise(0)[0]))
 BAD_REQUESTS: dict[str, tuple[pb.ScreenRequest, str]] = {
     "neither": (pb.ScreenRequest(), "image: expected encoded or tensor, got neither"),
-    "empty": (pb.ScreenRequest(encoded=b""), "encoded: expected a PNG or JPEG image, got 0 bytes"),
-    "not an image": (request_of(b"nonsense"), "encoded: expected a PNG or JPEG image, got 8 bytes that are neither"),
+    "empty": (pb.ScreenRequest(encoded=b""), "encoded: expected a PNG, JPEG or WebP image, got 0 bytes"),
+    "not an image": (request_of(b"nonsense"), "encoded: expected a PNG, JPEG or WebP image, got 8 bytes that are none"),
     "truncated": (request_of(PNG[:-30]), "encoded: expected an intact image, got one that cannot be decoded"),
     "wrong size": (request_of(encoded(Image.new("L", (9, 8)))), "encoded: expected an image of 8x8 pixels (width x"),
     "wrong channels": (request_of(encoded(Image.new("RGB", (8, 8)))), "got colour (RGB)"),
@@ -324,7 +324,7 @@ def test_a_stream_answers_in_order_and_outlives_a_bad_item() -> None:
             for i, response in enumerate(responses):
                 if i == 7:
                     assert response.error == pb.ItemError(
-                        code=3, message="encoded: expected a PNG or JPEG image, got 8 bytes that are neither"
+                        code=3, message="encoded: expected a PNG, JPEG or WebP image, got 8 bytes that are none"
                     )
                 else:
                     assert response.response.request_id == f"i{i}"

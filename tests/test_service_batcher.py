@@ -117,3 +117,46 @@ def test_stopping_answers_the_call_under_way_and_refuses_the_rest() -> None:
             assert valve.batches == [[0.1]]
 
     asyncio.run(main())
+
+
+def told(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    """How often the log says it, tracebacks and all."""
+    whole = "\n".join(f"{record.getMessage()}\n{record.exc_text or ''}" for record in caplog.records)
+    return whole.count(text)
+
+
+class Broken(Valve):
+    """Fails on every image, by itself too."""
+
+    def __call__(
+        self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
+    ) -> list[Answer | ScreenError]:
+        super().__call__(images, explain, observe)
+        raise RuntimeError("no kernel image")
+
+    def classify(self, images: Tensor) -> list[Answer | ScreenError]:
+        raise RuntimeError("no kernel image")
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_befell_an_image_is_logged_once(caplog: pytest.LogCaptureFixture, fail_open: bool, together: bool) -> None:
+    """Alone or in a batch that is tried again image by image, with a classifier to fall back on or without."""
+
+    async def main() -> None:
+        valve = Broken()
+        valve.shut()
+        metrics = Metrics(4)
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(valve, executor, 4, 100, metrics, valve.classify if fail_open else None)
+            calls = [asyncio.ensure_future(screened(batcher, 0.1 * i)) for i in range(3 if together else 1)]
+            await until(lambda: batcher.held == len(calls))
+            batcher.start()
+            valve.opened.set()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(outcome, StatusError) for outcome in outcomes)
+            await batcher.stop()
+
+    asyncio.run(main())
+    assert told(caplog, "no kernel image") == (3 if together else 1)
+    assert told(caplog, "a batch of 3 failed (RuntimeError), trying its images one by one") == together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def test_whatever_form_an_image_has_its_answer_is_that_of_the_screen_in_process(
     path = tmp_path / "image.png"
     path.write_bytes(encoded(Image.fromarray(noise(1)[0])))
     images: list[ImageLike] = [path, str(path), path.read_bytes(), Image.open(path)]
+    webp = encoded(Image.fromarray(noise(1)[0]), "WEBP", lossless=True)
+    images += [webp, Image.open(io.BytesIO(webp))]
     images += [noise(1), noise(1)[0], noise(1).transpose(1, 2, 0), noise(1) / 255, torch.from_numpy(noise(1))]
     answers = against_a_server(lambda client: [client.screen(image, request_id="x") for image in images])
     assert len(set(answers)) == 1
@@ -66,7 +69,7 @@ def test_many_images_keep_their_order_and_their_errors() -> None:
     assert set(first.screening.detectors[0].explanation) == {"consistency", "layers"}
     assert isinstance(second, ServiceError)
     assert second.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert str(second) == "encoded: expected a PNG or JPEG image, got 8 bytes that are neither"
+    assert str(second) == "encoded: expected a PNG, JPEG or WebP image, got 8 bytes that are none"
 
 
 def test_what_is_not_disclosed_is_none_and_absent_in_json() -> None:
@@ -100,7 +103,7 @@ def test_asyncio() -> None:
             assert [one.label for one in streamed[:8] if isinstance(one, Answer)] == [one.label for one in single]
             assert isinstance(streamed[8], ServiceError)
             assert (await client.describe()).classifier == "tiny"
-            with pytest.raises(ServiceError, match=r"^encoded: expected a PNG or JPEG image, got 3 bytes"):
+            with pytest.raises(ServiceError, match=r"^encoded: expected a PNG, JPEG or WebP image, got 3 bytes"):
                 await client.screen(b"abc")
             with pytest.raises(DataError, match=r"none\.png cannot be read: No such file or directory"):
                 [_ async for _ in client.screen_many([noise(1), "none.png"])]
@@ -129,7 +132,7 @@ def test_describe() -> None:
 def test_an_unfit_image_is_the_servers_line() -> None:
     def use(client: Client) -> None:
         with pytest.raises(
-            AskanceError, match=r"^encoded: expected a PNG or JPEG image, got 3 bytes that are neither$"
+            AskanceError, match=r"^encoded: expected a PNG, JPEG or WebP image, got 3 bytes that are none$"
         ):
             client.screen(b"abc")
 

@@ -101,7 +101,7 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ),
         (
             "[access]\nanonymous = ['scors']",
-            r"access.anonymous.0: unknown 'scors': did you mean 'scores'\? known: predict, scores, explan",
+            r"access.anonymous.0: unknown 'scors': did you mean 'scores'\? known: predict, logits, scores, explan",
         ),
         ("[verdicts]\npolicy = 'blok'", r"verdicts.policy: unknown 'blok': did you mean 'block'\?"),
         ("port = ", r"server.toml is not TOML: Invalid value \(at"),

@@ -178,7 +178,7 @@ def test_the_http_endpoint_answers_only_what_it_has() -> None:
     async def main() -> None:
         async with running() as service:
             assert await service.get("/healthz") == (200, "serving\n")
-            assert await service.get("/") == (404, "see /metrics, /healthz and /livez\n")
+            assert await service.get("/nothing") == (404, "see /metrics, /healthz and /livez\n")
 
     asyncio.run(main())
 

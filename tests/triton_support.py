@@ -64,7 +64,7 @@ def refusals(client: Any, infer: Callable[..., Any], output: Callable[[str], Any
         "name": lambda: infer("pixels", images, "UINT8"),
         "model": lambda: infer("image", images, "UINT8", model="another"),
         "version": lambda: infer("image", images, "UINT8", model_version="12"),
-        "output": lambda: infer("image", images, "UINT8", outputs=[output("logits")]),
+        "output": lambda: infer("image", images, "UINT8", outputs=[output("nothing")]),
         "batch": lambda: infer("image", np.repeat(images, 100, axis=0), "UINT8"),
         "only_nan": lambda: infer("image", spoilt(images)[1:2], "FP32"),
         "shared_memory": client.get_system_shared_memory_status,

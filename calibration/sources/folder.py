@@ -17,11 +17,11 @@ from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, listed, printable
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Folder(Source):
-    """PNG and JPEG files in sub-folders, which name the classes; a file that a server would refuse is refused."""
+    """PNG, JPEG and WebP files in sub-folders, which name the classes; a file that a server would refuse is refused."""
 
     kind: ClassVar[str] = "folder"
     spelling: ClassVar[str] = "folder:PATH"
@@ -90,19 +90,19 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         names = listed([printable(name) for name in listing.left_out])
         say(
             f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}): "
-            "only PNG and JPEG files right in the folder of a class are images"
+            "only PNG, JPEG and WebP files right in the folder of a class are images"
         )
     return make_images(np.stack(arrays), np.array(labels), tuple(listing.files), source), None
 
 
 def _refuse_empty(source: str, listing: _Listing) -> None:
     if not any(listing.files.values()):
-        raise DataError(f"{source}: no PNG or JPEG images in sub-folders, one folder per class")
+        raise DataError(f"{source}: no PNG, JPEG or WebP images in sub-folders, one folder per class")
     for name, files in listing.files.items():
         if not files:
             raise DataError(
-                f"{source}: the class {printable(name)} has no image: expected PNG or JPEG files right in its folder; "
-                "put some there, or take the folder out"
+                f"{source}: the class {printable(name)} has no image: expected PNG, JPEG or WebP files right in its "
+                "folder; put some there, or take the folder out"
             )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROBE_VERBS = ("GET", "HEAD", "OPTIONS")  # the last is what HAProxy's `option httpchk` sends unless told otherwise
+PROBED = ("", "/healthz", "/livez")
 CONNECTIONS = 32  # at a time, each with a thread of its own; one more takes the place of the oldest
 CONNECTION_SECONDS = 10.0  # that one may take, whatever it does: a scrape takes a few milliseconds
 
@@ -96,8 +98,9 @@ class _SilentHandler(WSGIRequestHandler):
 class MetricsServer:
     """Serves /metrics, /healthz and /livez on a daemon thread from construction until `close`.
 
-    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; /livez 200 while `live()`,
-    whatever the state, else 503. Both answer anyone.
+    /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; so does /, which load
+    balancers ask for that are told no path; /livez 200 while `live()`, whatever the state, else 503. All answer anyone, by
+    whichever of PROBE_VERBS.
 
     Args:
         host, port: where to listen; port 0 takes a free one, `port` then says which.
@@ -125,19 +128,22 @@ class MetricsServer:
         metrics = make_wsgi_app(registry)
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            path = environ.get("PATH_INFO")
-            if environ["REQUEST_METHOD"] != "GET":
-                return _plain(start_response, "405 Method Not Allowed", "only GET")
+            path, verb = environ.get("PATH_INFO", "").rstrip("/"), environ["REQUEST_METHOD"]
+            if verb == "HEAD":  # what GET would say, without its body
+                app(environ | {"REQUEST_METHOD": "GET"}, start_response)
+                return []
+            if path in PROBED and verb in PROBE_VERBS:
+                now = state() if path != "/livez" else "live" if live() else "hung"
+                well = now in ("serving", "live")
+                return _plain(start_response, "200 OK" if well else "503 Service Unavailable", now)
+            if verb != "GET":
+                return _plain(start_response, "405 Method Not Allowed", "only GET", ("Allow", "GET, HEAD"))
             if path == "/metrics":
                 if may_read is not None and not may_read(environ.get("HTTP_AUTHORIZATION", "")):
                     challenge = ("WWW-Authenticate", "Bearer")
                     return _plain(start_response, "401 Unauthorized", "expected the metrics' bearer token", challenge)
                 answer: Iterable[bytes] = metrics(environ, start_response)
                 return answer
-            if path in ("/healthz", "/livez"):
-                now = state() if path == "/healthz" else "live" if live() else "hung"
-                well = now in ("serving", "live")
-                return _plain(start_response, "200 OK" if well else "503 Service Unavailable", now)
             return _plain(start_response, "404 Not Found", "see /metrics, /healthz and /livez")
 
         try:

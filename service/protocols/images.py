@@ -44,13 +44,14 @@ def _neither(_preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
     raise invalid("image", "encoded or tensor", "neither")
 
 
-def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """Decode a PNG or JPEG file to float32 [C, H, W] in [0, 1].
+def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int, field: str = "encoded") -> Tensor:
+    """Decode a PNG, JPEG or WebP file to float32 [C, H, W] in [0, 1].
 
     Args:
         content: the file.
         preprocessing: the shape wanted, and whether another size is resized.
         max_pixels: the largest width x height.
+        field: of the request, for the error.
 
     Raises:
         StatusError: INVALID_ARGUMENT.
@@ -58,7 +59,7 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Ten
     try:
         return images.decode(content, preprocessing, max_pixels)
     except ImageError as error:
-        raise invalid("encoded", error.expected, error.got) from None
+        raise invalid(field, error.expected, error.got) from None
 
 
 def _from_tensor(
@@ -82,17 +83,20 @@ def _from_tensor(
     return pixels_of(np.frombuffer(data, _DTYPES[dtype]).reshape(shape), "tensor.data")
 
 
-def pixels_of(array: NDArray[Any], field: str) -> Tensor:
+def pixels_of(array: NDArray[Any], field: str, normalised: Preprocessing | None = None) -> Tensor:
     """An image's values, uint8 (divided by 255) or float32 of any shape, as float32 in [0, 1].
 
     Args:
         array: the values.
         field: of the request, for the error.
+        normalised: by what floats [C, H, W] were normalised; None where they are pixels.
 
     Raises:
         StatusError: INVALID_ARGUMENT for NaN, infinity, or values outside [0, 1].
     """
     try:
+        if normalised is not None and array.dtype != np.uint8:
+            return images.of_normalised(array, normalised)
         return images.pixels_of(array)
     except ImageError as error:
         raise invalid(field, error.expected, error.got) from None

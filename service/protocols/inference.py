@@ -208,8 +208,8 @@ def _parameters(sent: Mapping[str, Any]) -> Parameters:
 
 def _response(request_id: str, answer: InferenceAnswer) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
-        model_name=answer.bundle.classifier,
-        model_version=answer.bundle.version,
+        model_name=answer.model_name,
+        model_version=answer.model_version,
         id=request_id,
         outputs=[
             pb.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from askance.errors import AskanceError
@@ -13,7 +13,11 @@ from askance.service.errors import Code, StatusError, invalid, withheld
 from askance.service.guard.admission import State
 from askance.service.protocols import inference_models as models
 from askance.service.protocols.base import Parts
+from askance.service.protocols.inference_names import TensorNames
 from askance.service.protocols.inference_tensors import (
+    ENCODED,
+    IMAGE,
+    OUTPUT_NAMES,
     InferenceRequest,
     Output,
     OutputTensor,
@@ -21,7 +25,6 @@ from askance.service.protocols.inference_tensors import (
     RequestedOutput,
     error_of,
     images_of,
-    outputs_of,
     shown,
     top_classes,
 )
@@ -38,6 +41,7 @@ TIMEOUT = "timeout"
 """The request's parameter that says after how many microseconds nobody waits for the answer; 0 is never."""
 CLASSIFICATION = "classification"
 """The parameter of a requested output that asks for its greatest values as text (Triton's classification extension)."""
+CLASSIFIED = ("probabilities", "logits")
 # what befalls one image of a batch alone
 _ITEMS = (Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.INTERNAL)
 
@@ -48,10 +52,13 @@ class InferenceAnswer:
 
     Attributes:
         bundle: what answered.
+        model_name, model_version: what the client called it; where it named no version, its own.
         outputs: in the order that they were asked for.
     """
 
     bundle: LoadedBundle
+    model_name: str
+    model_version: str
     outputs: Sequence[OutputTensor]
 
     @property
@@ -71,6 +78,9 @@ class InferenceCore:
         self._parts = parts
         config = parts.config
         self.max_batch = min(config.inference.max_batch, config.limits.queue_size)
+        self._inputs = TensorNames("model.inputs", config.model.inputs, (IMAGE, ENCODED))
+        self._outputs = TensorNames("model.outputs", config.model.outputs, OUTPUT_NAMES)
+        self._model = models.Model(config.model, self._inputs, self._outputs)
 
     def is_ready(self) -> bool:
         """Whether the server serves, and will go on."""
@@ -91,21 +101,24 @@ class InferenceCore:
     def model_metadata(self, name: str, version: str) -> dict[str, Any]:
         """Inputs and outputs."""
         bundle = self._parts.repository.find(name, version).bundle
-        return models.model_metadata(bundle, [one.version for one in self._parts.repository.versions()])
+        return self._model.metadata(name, bundle, [one.version for one in self._parts.repository.versions()])
 
     def model_config(self, name: str, version: str) -> dict[str, Any]:
         """Inputs, outputs and the largest batch."""
-        return models.model_config(self._parts.repository.find(name, version).bundle, self.max_batch)
+        return self._model.config(name, self._parts.repository.find(name, version).bundle, self.max_batch)
 
     def model_statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """Counts and times of the model, all its versions together, or, without a name, of all models: the same."""
         repository = self._parts.repository
-        found = repository.find(name, version) if name else repository.default
-        return [models.model_statistics(found.bundle, self._parts.metrics)]
+        bundle = (repository.find(name, version) if name else repository.default).bundle
+        called = {"name": name or bundle.classifier, "version": version or bundle.version}
+        return [called | models.model_statistics(bundle, self._parts.metrics)]
 
     def repository_index(self) -> list[dict[str, Any]]:
-        """The one model, in each of its versions."""
-        return models.repository_index([one.bundle for one in self._parts.repository.versions()])
+        """The one model, in each of its versions, by each of its names."""
+        repository = self._parts.repository
+        versions = self._model.versions([one.version for one in repository.versions()])
+        return models.repository_index(repository.names(), versions)
 
     async def load(self, name: str, parameters: Parameters) -> None:
         """Load the model anew from where it is, and the candidate; the old ones stay until the new ones are there, and
@@ -141,17 +154,61 @@ class InferenceCore:
         call.deadline = _deadline(request, call.deadline)
         version = repository.find(request.model_name, request.model_version)
         if version is not repository.default:  # another guard is another oracle
-            call.identity.require(Role.SCORES)
+            call.identity.require(Role.SCORES, "another version than the default one")
         screen = version.bundle.screen
-        outputs = _wanted(request, version.bundle, call.identity, screener.shows_verdicts)
-        images = images_of(request, screen.preprocessing, self.max_batch)
+        outputs = self._wanted(request, version.bundle, call.identity)
+        normalised = self._parts.config.model.input == "normalised"
+        images = images_of(request, screen.preprocessing, self.max_batch, self._inputs, normalised=normalised)
         explain = any(output.role is Role.EXPLANATIONS for output in outputs)
         bundle, outcomes = await screener.screen(images, explain, call, version)
         errors = [error for outcome in outcomes if (error := error_of(outcome)) is not None]
         fatal = [error for error in errors if error.code not in _ITEMS]
         if fatal or len(errors) == len(outcomes):
             raise (fatal or errors)[0]
-        return InferenceAnswer(bundle, [output.tensor(outcomes) for output in outputs])
+        called = request.model_name, request.model_version or bundle.version
+        return InferenceAnswer(bundle, *called, [output.tensor(outcomes) for output in outputs])
+
+    def _wanted(self, request: InferenceRequest, bundle: LoadedBundle, client: Identity) -> list[Output]:
+        """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
+        shows_verdicts = self._parts.screener.shows_verdicts
+        known = self._model.outputs(bundle)
+        detail = _detail(request)
+        if detail is not None:
+            for role in detail:
+                client.require(role, f"parameters[{DETAIL}]")
+            if not shows_verdicts:
+                raise withheld()
+            return [output for output in known.values() if output.role in detail]
+        if not request.outputs:
+            shown = client.roles - {Role.EXPLANATIONS}
+            return [one for one in known.values() if one.role in shown and (one.is_of_prediction or shows_verdicts)]
+        wanted = [self._asked(one, known, bundle) for one in request.outputs]
+        for output in wanted:
+            client.require(output.role, f"the output {output.name}")
+            if not (output.is_of_prediction or shows_verdicts):
+                raise withheld()
+        return wanted
+
+    def _asked(self, asked: RequestedOutput, known: dict[str, Output], bundle: LoadedBundle) -> Output:
+        """One requested output, by the name that it was asked for; or its greatest values by the classification
+        extension.
+        """
+        own = self._outputs.own(asked.name)
+        if own not in known:
+            raise invalid("outputs", f"names among {', '.join(map(self._outputs.shown, known))}", shown(asked.name))
+        output = replace(known[own], name=asked.name)
+        unknown = sorted(set(asked.parameters) - {CLASSIFICATION, "binary_data"})
+        if unknown:
+            raise invalid(f"outputs[{asked.name}].parameters", f"{CLASSIFICATION} or none", ", ".join(unknown)[:80])
+        if CLASSIFICATION not in asked.parameters:
+            return output
+        count, classes = asked.parameters[CLASSIFICATION], len(bundle.screen.class_names)
+        where = f"outputs[{asked.name}].parameters.{CLASSIFICATION}"
+        if own not in CLASSIFIED:
+            raise invalid(where, f"it on the outputs {' and '.join(CLASSIFIED)} alone", f"it on {asked.name}")
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= classes:
+            raise invalid(where, f"a number of classes from 1 to {classes}", shown(count))
+        return top_classes(output, bundle.screen.class_names, count)
 
 
 def _deadline(request: InferenceRequest, deadline: float | None) -> float | None:
@@ -163,46 +220,6 @@ def _deadline(request: InferenceRequest, deadline: float | None) -> float | None
         return deadline
     own = time.monotonic() + microseconds / 1e6
     return own if deadline is None else min(own, deadline)
-
-
-def _wanted(request: InferenceRequest, bundle: LoadedBundle, client: Identity, shows_verdicts: bool) -> list[Output]:
-    """The outputs that a request names, in its order; without names all that the client may see, unexplained."""
-    known = outputs_of(bundle.screen)
-    detail = _detail(request)
-    if detail is not None:
-        for role in detail:
-            client.require(role)
-        if not shows_verdicts:
-            raise withheld()
-        return [output for output in known.values() if output.role in detail]
-    if not request.outputs:
-        shown = client.roles - {Role.EXPLANATIONS}
-        return [one for one in known.values() if one.role in shown and (one.is_of_prediction or shows_verdicts)]
-    wanted = [_asked(one, known, bundle) for one in request.outputs]
-    for output in wanted:
-        client.require(output.role)
-        if not (output.is_of_prediction or shows_verdicts):
-            raise withheld()
-    return wanted
-
-
-def _asked(asked: RequestedOutput, known: dict[str, Output], bundle: LoadedBundle) -> Output:
-    """One requested output, or its greatest values by the classification extension."""
-    if asked.name not in known:
-        raise invalid("outputs", f"names among {', '.join(known)}", shown(asked.name))
-    output = known[asked.name]
-    unknown = sorted(set(asked.parameters) - {CLASSIFICATION, "binary_data"})
-    if unknown:
-        raise invalid(f"outputs[{asked.name}].parameters", f"{CLASSIFICATION} or none", ", ".join(unknown)[:80])
-    if CLASSIFICATION not in asked.parameters:
-        return output
-    count, classes = asked.parameters[CLASSIFICATION], len(bundle.screen.class_names)
-    where = f"outputs[{asked.name}].parameters.{CLASSIFICATION}"
-    if asked.name != "probabilities":
-        raise invalid(where, "it on the output probabilities alone", f"it on {asked.name}")
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= classes:
-        raise invalid(where, f"a number of classes from 1 to {classes}", shown(count))
-    return top_classes(output, bundle.screen.class_names, count)
 
 
 def _detail(request: InferenceRequest) -> tuple[Role, ...] | None:

@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,13 @@ from askance.service.call import Role
 from askance.service.errors import Code, StatusError, blocked, invalid
 from askance.service.observability.requests import ERROR
 from askance.service.protocols.images import decode, pixels_of
+from askance.service.protocols.inference_names import TensorNames
 from askance.service.runtime.batcher import Outcome
 from askance.service.runtime.screener import SMALL_BYTES, InputImage
 
 IMAGE, ENCODED = "image", "encoded"
+INPUTS = TensorNames("model.inputs", {}, (IMAGE, ENCODED))
+"""The inputs' names, where nobody calls them otherwise."""
 Parameters = Mapping[str, str | int | float | bool]
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
@@ -100,36 +103,51 @@ class OutputTensor:
         return np.array(self.rows, _DTYPES[self.datatype]).tobytes()
 
 
-def images_of(request: InferenceRequest, preprocessing: Preprocessing, max_batch: int) -> list[InputImage]:
+def images_of(
+    request: InferenceRequest,
+    preprocessing: Preprocessing,
+    max_batch: int,
+    names: TensorNames = INPUTS,
+    *,
+    normalised: bool = False,
+) -> list[InputImage]:
     """The images of a request: one input, `image` (FP32 or UINT8, [N, C, H, W]) or `encoded` (BYTES, [N] or [N, 1]).
 
     Args:
         request: with raw or typed contents; counts and sizes are judged before contents are walked.
         preprocessing: the shape of an image.
         max_batch: the greatest N.
+        names: what clients call the inputs.
+        normalised: whether FP32 is normalised by the preprocessing's mean and std.
 
     Raises:
         StatusError: INVALID_ARGUMENT for what is wrong with all of it; of one image, its InputImage says it.
     """
+    known = f"{names.shown(IMAGE)} or {names.shown(ENCODED)}"
     if len(request.inputs) != 1:
-        raise invalid("inputs", f"one, {IMAGE} or {ENCODED}", str(len(request.inputs)))
+        raise invalid("inputs", f"one, {known}", str(len(request.inputs)))
     (tensor,) = request.inputs
     if any(name.startswith("shared_memory") for name in tensor.parameters):
         raise StatusError(Code.UNIMPLEMENTED, "shared memory is not served: send the contents", "invalid")
-    if tensor.name == IMAGE:
+    own = names.own(tensor.name)
+    if own == IMAGE:
         images = _images(tensor, preprocessing.shape, max_batch)
-        return [InputImage(partial(_pixels, image), image.nbytes <= SMALL_BYTES) for image in images]
-    if tensor.name == ENCODED:
-        return [InputImage(partial(_decoded, content), False) for content in _files(tensor, max_batch)]
-    raise invalid("inputs[0].name", f"{IMAGE} or {ENCODED}", shown(tensor.name))
+        read = partial(_pixels, tensor.name, normalised)
+        return [InputImage(partial(read, image), image.nbytes <= SMALL_BYTES) for image in images]
+    if own == ENCODED:
+        read = partial(_decoded, tensor.name)
+        return [InputImage(partial(read, content), False) for content in _files(tensor, max_batch)]
+    raise invalid("inputs[0].name", known, shown(tensor.name))
 
 
-def _pixels(image: NDArray[Any], _preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
-    return pixels_of(image, IMAGE)
+def _pixels(
+    field: str, normalised: bool, image: NDArray[Any], preprocessing: Preprocessing, _max_pixels: int
+) -> Tensor:
+    return pixels_of(image, field, preprocessing if normalised else None)
 
 
-def _decoded(content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    return decode(bytes(content), preprocessing, max_pixels)
+def _decoded(field: str, content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+    return decode(bytes(content), preprocessing, max_pixels, field)
 
 
 def shown(value: object) -> str:
@@ -148,15 +166,15 @@ def _count(tensor: InputTensor, fits: bool, expected: str, max_batch: int) -> in
 
 def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) -> NDArray[Any]:
     if tensor.datatype not in ("FP32", "UINT8"):
-        raise invalid(f"{IMAGE}.datatype", "FP32 or UINT8", shown(tensor.datatype))
+        raise invalid(f"{tensor.name}.datatype", "FP32 or UINT8", shown(tensor.datatype))
     fits = tuple(tensor.shape[1:]) == shape
     count = _count(tensor, fits, f"[N, {', '.join(map(str, shape))}] (channels, height, width)", max_batch)
     dtype, values = _DTYPES[tensor.datatype], count * math.prod(shape)
     if tensor.raw is not None:
         if len(tensor.raw) != values * dtype.itemsize:
-            raise invalid(f"{IMAGE}'s contents", f"{values * dtype.itemsize} bytes", str(len(tensor.raw)))
+            raise invalid(f"{tensor.name}'s contents", f"{values * dtype.itemsize} bytes", str(len(tensor.raw)))
         return np.frombuffer(tensor.raw, dtype).reshape(count, *shape)
-    where = f"{IMAGE}.{tensor.values_field}"
+    where = f"{tensor.name}.{tensor.values_field}"
     if len(tensor.values) != values:
         raise invalid(where, f"{values} values", str(len(tensor.values)))
     given = np.array(tensor.values)
@@ -172,25 +190,25 @@ def _images(tensor: InputTensor, shape: tuple[int, int, int], max_batch: int) ->
 
 def _files(tensor: InputTensor, max_batch: int) -> Sequence[bytes | memoryview]:
     if tensor.datatype != "BYTES":
-        raise invalid(f"{ENCODED}.datatype", "BYTES", shown(tensor.datatype))
+        raise invalid(f"{tensor.name}.datatype", "BYTES", shown(tensor.datatype))
     fits = len(tensor.shape) in (1, 2) and tuple(tensor.shape[1:]) in ((), (1,))
     count = _count(tensor, fits, "[N] or [N, 1]", max_batch)
-    elements = tensor.values if tensor.raw is None else _elements(tensor.raw, count)
+    elements = tensor.values if tensor.raw is None else _elements(tensor.raw, count, tensor.name)
     if len(elements) != count:
-        raise invalid(f"{ENCODED}'s contents", f"{count} elements", str(len(elements)))
+        raise invalid(f"{tensor.name}'s contents", f"{count} elements", str(len(elements)))
     return list(elements)
 
 
-def _elements(raw: bytes, count: int) -> list[memoryview]:
+def _elements(raw: bytes, count: int, name: str = ENCODED) -> list[memoryview]:
     """The elements of a BYTES tensor, each preceded by its length; no more are looked at than are expected."""
     elements: list[memoryview] = []
     at, view = 0, memoryview(raw)  # a file is copied when its turn comes
     while at < len(raw):
         if len(elements) == count:
-            raise invalid(f"{ENCODED}'s contents", f"{count} elements", "more bytes")
+            raise invalid(f"{name}'s contents", f"{count} elements", "more bytes")
         start = at + _LENGTH.size
         if start > len(raw) or (end := start + _LENGTH.unpack_from(raw, at)[0]) > len(raw):
-            raise invalid(f"{ENCODED}'s contents", "each element after its length (4 bytes)", "fewer bytes")
+            raise invalid(f"{name}'s contents", "each element after its length (4 bytes)", "fewer bytes")
         elements.append(view[start:end])
         at = end
     return elements
@@ -221,7 +239,7 @@ class Output:
     @property
     def is_of_prediction(self) -> bool:
         """Whether it says nothing of the verdict."""
-        return self.needs == "prediction" or self.name == "error"
+        return self.needs == "prediction" or self.of is _error
 
     def tensor(self, outcomes: Sequence[Outcome]) -> OutputTensor:
         """The rows of some images."""
@@ -241,11 +259,15 @@ class Output:
 
 def outputs_of(screen: Screen) -> dict[str, Output]:
     """Everything that an answer can hold, in order."""
-    classes, detectors = len(screen.class_names), len(screen.detectors)
-    outputs = (
+    return {output.name: output for output in _outputs(len(screen.class_names), len(screen.detectors))}
+
+
+def _outputs(classes: int, detectors: int) -> tuple[Output, ...]:
+    return (
         Output("label", "BYTES", 1, lambda p: p.label, "", "prediction"),
         Output("index", "INT32", 1, lambda p: p.index, -1, "prediction"),
         Output("probabilities", "FP32", classes, lambda p: p.probabilities, math.nan, "prediction"),
+        Output("logits", "FP32", classes, lambda p: p.logits, math.nan, "prediction", Role.LOGITS),
         Output("verdict", "BYTES", 1, _verdict, "", ""),
         Output("p_value", "FP64", 1, lambda s: s.fused.p_value, math.nan, "screening", Role.SCORES),
         Output("score", "FP64", 1, lambda s: s.fused.score, math.nan, "screening", Role.SCORES),
@@ -254,24 +276,23 @@ def outputs_of(screen: Screen) -> dict[str, Output]:
         Output("error", "BYTES", 1, _error, "", ""),
         Output("explanation", "BYTES", 1, _explanation, "", "screening", Role.EXPLANATIONS),
     )
-    return {output.name: output for output in outputs}
 
 
-def top_classes(probabilities: Output, class_names: Sequence[str], count: int) -> Output:
-    """Triton's classification extension: the `count` most probable classes as "value:index:label", greatest first.
+def top_classes(output: Output, class_names: Sequence[str], count: int) -> Output:
+    """Triton's classification extension: the `count` greatest classes as "value:index:label", greatest first.
 
     Args:
-        probabilities: the output whose values they are.
+        output: `probabilities` or `logits`, whose values they are.
         class_names: the labels.
         count: from 1 to the number of classes.
     """
 
     def strings(prediction: Any) -> tuple[str, ...]:
-        shares = prediction.probabilities
-        order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))[:count]
-        return tuple(f"{shares[i]:f}:{i}:{class_names[i]}" for i in order)
+        values = output.of(prediction)
+        order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+        return tuple(f"{values[i]:f}:{i}:{class_names[i]}" for i in order)
 
-    return Output(probabilities.name, "BYTES", count, strings, "", "prediction")
+    return replace(output, datatype="BYTES", width=count, of=strings, missing="")
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -302,3 +323,7 @@ def _scores(screening: Screening) -> tuple[float, ...]:
 
 def _explanation(screening: Screening) -> str:
     return json.dumps({word.name: word.explanation for word in screening.detectors})
+
+
+OUTPUT_NAMES = tuple(output.name for output in _outputs(1, 1))
+"""What an answer can hold, by the names of ours."""

@@ -20,7 +20,7 @@ from askance.service.config import ServerConfig
 from askance.service.guard.admission import Kind
 from askance.service.guard.endpoint import Endpoints, json_response
 from askance.service.guard.tls import Certificates
-from askance.service.observability.http import bound_socket
+from askance.service.observability.http import PROBE_VERBS, bound_socket
 from askance.service.protocols.base import Parts, Protocol
 from askance.service.protocols.inference_core import InferenceCore
 from askance.service.protocols.rest_connection import RestConnection
@@ -31,6 +31,7 @@ STOP_SECONDS = 1  # for answers to leave, once every call is over
 IDLE_SECONDS = 3600  # that a connection without requests is kept, where the settings say for ever
 BACKLOG = 2048  # connections that wait to be accepted
 MODEL, VERSIONED = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+SLASHES = ("", "/")  # with which a path may end
 REPOSITORY = "/v2/repository/models/{model}"
 
 
@@ -70,15 +71,19 @@ class RestProtocol(Protocol):
             await self._serving
 
     def _application(self) -> Starlette:
-        return Starlette(
+        application = Starlette(
             routes=list(self._routes()),
             exception_handlers={HTTPException: self._endpoints.unknown},
         )
+        application.router.redirect_slashes = False
+        return application
 
     def _routes(self) -> Iterator[Route]:
-        for verb, method, _, behaviour, paths in self._TABLE:
+        for verb, method, kind, behaviour, paths in self._TABLE:
             endpoint = self._endpoints.guarded(method, partial(behaviour, self))
-            yield from (Route(path, endpoint, methods=[verb]) for path in paths)
+            verbs = PROBE_VERBS if kind is Kind.PROBES else (verb,)
+            for path in paths:  # not redirected to the other spelling: to many a probe any redirection is a success
+                yield from (Route(path + slash, endpoint, methods=verbs) for slash in SLASHES if path + slash)
 
     async def _live(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
         return json_response({"live": True})
@@ -125,8 +130,8 @@ class RestProtocol(Protocol):
 
     _TABLE: ClassVar = (
         ("GET", "RestServerLive", Kind.PROBES, _live, ("/v2/health/live",)),
-        ("GET", "RestServerReady", Kind.PROBES, _ready, ("/v2/health/ready",)),
-        ("GET", "RestServerMetadata", Kind.ASKS, _server_metadata, ("/v2", "/v2/")),
+        ("GET", "RestServerReady", Kind.PROBES, _ready, ("/v2/health/ready", "")),
+        ("GET", "RestServerMetadata", Kind.ASKS, _server_metadata, ("/v2",)),
         (
             "GET", "RestModelStatistics", Kind.ASKS, _statistics,
             ("/v2/models/stats", f"{MODEL}/stats", f"{VERSIONED}/stats"),

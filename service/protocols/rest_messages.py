@@ -134,8 +134,8 @@ def infer_response(request: InferenceRequest, answer: InferenceAnswer) -> tuple[
         else:
             outputs.append(described | {"data": _json_data(tensor)})
     message = {
-        "model_name": answer.bundle.classifier,
-        "model_version": answer.bundle.version,
+        "model_name": answer.model_name,
+        "model_version": answer.model_version,
         "parameters": answer.parameters,
         "outputs": outputs,
     }

@@ -89,7 +89,7 @@ class ScreeningServicer(screening_pb2_grpc.ScreeningServicer):
     async def _screen(self, asked: _Asked, call: Call) -> tuple[LoadedBundle, Outcome]:
         call.received(asked.request_id)
         if asked.explain:
-            call.identity.require(Role.EXPLANATIONS)
+            call.identity.require(Role.EXPLANATIONS, "explain")
             if not self._parts.screener.shows_verdicts:
                 raise withheld()
         bundle, (outcome,) = await self._parts.screener.screen([asked.image], asked.explain, call)

@@ -233,7 +233,8 @@ class Batcher:
         except Exception as error:  # not kept: it holds this frame, and with it the batch
             if len(batch) == 1:
                 return [self._without_detectors(batch[0], error)]
-            logger.warning("a batch of %d failed, trying its images one by one: %r", len(batch), error)
+            # by its type alone: whichever image it was says the rest
+            logger.warning("a batch of %d failed (%s), trying its images one by one", len(batch), type(error).__name__)
         else:
             for item in batch:
                 add_stages(item.span, stages)
@@ -248,24 +249,29 @@ class Batcher:
 
         The input was valid, finite and in range: it is the classifier or a detector that does not hold.
         """
-        logger.error(
-            "an image could not be screened: %s", error, exc_info=None if isinstance(error, ScreenError) else error
-        )
+        if isinstance(error, ScreenError):
+            logger.error("an image could not be screened: %s", error)
+        else:
+            logger.error("an image could not be screened", exc_info=error)  # which ends with what went wrong
         self._metrics.unscreened("failure")
         if self._fallback is None:
             return failed(error)
-        (outcome,) = self._classified([item])
+        (outcome,) = self._classified([item], error)
         return outcome
 
-    def _classified(self, batch: list[_Item]) -> list[Outcome]:
-        """What the classifier alone says; each image by itself where all of them together fail."""
+    def _classified(self, batch: list[_Item], logged: Exception | None = None) -> list[Outcome]:
+        """What the classifier alone says; each image by itself where all of them together fail.
+
+        What went wrong before, and is in the log, is not logged again.
+        """
         assert self._fallback is not None
         try:
             with self._metrics.timed("classify"):
                 results = self._fallback(torch.stack([item.image for item in batch]))
         except Exception as error:
             if len(batch) == 1:
-                logger.error("an image could not be classified", exc_info=error)
+                if repr(error) != repr(logged):
+                    logger.error("an image could not be classified", exc_info=error)
                 return [failed(error)]
         else:
             return [failed(result) if isinstance(result, ScreenError) else result for result in results]

@@ -36,6 +36,7 @@ class ModelRepository:
 
     def __init__(self, config: ServerConfig, metrics: Metrics, inference: Executor) -> None:
         self._config = config
+        self._aliases = config.model
         self._metrics = metrics
         self._inference = inference
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="askance-loader")
@@ -66,18 +67,22 @@ class ModelRepository:
         return () if self._default is None else (self._default, *self._others.values())
 
     def find(self, name: str, version: str = "") -> ModelVersion:
-        """What answers as a version of a model, "" for the default one.
+        """What answers as a version of a model, "" for the default one; other names of both are in the settings.
 
         Raises:
             StatusError: NOT_FOUND; UNAVAILABLE while nothing is served.
         """
         default = self.default
-        found = default if version in ("", default.version) else self._others.get(version)
-        if found is None or name != found.bundle.classifier:
+        found = default if version in ("", default.version, *self._aliases.versions) else self._others.get(version)
+        if found is None or name not in self.names():
             asked = f"{name} {version}".rstrip()
-            versions = ", ".join(one.version for one in self.versions())
-            raise not_found(f"model {asked[:80]!r} is not served: {default.bundle.classifier} version {versions} is")
+            versions = ", ".join((*(one.version for one in self.versions()), *self._aliases.versions))
+            raise not_found(f"model {asked[:80]!r} is not served: {' or '.join(self.names())} version {versions} is")
         return found
+
+    def names(self) -> tuple[str, ...]:
+        """What the model is called, its own name first."""
+        return tuple(dict.fromkeys((self.default.bundle.classifier, *self._aliases.names)))
 
     def full(self) -> StatusError | None:
         """RESOURCE_EXHAUSTED while the default version has no slot in its queue, else None."""
