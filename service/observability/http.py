@@ -99,8 +99,8 @@ class MetricsServer:
     """Serves /metrics, /healthz and /livez on a daemon thread from construction until `close`.
 
     /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; so does /, which load
-    balancers ask for that are told no path; /livez 200 while `live()`, whatever the state, else 503. All answer anyone, by
-    whichever of PROBE_VERBS.
+    balancers ask for that are told no path; /livez 200 while `live()`, whatever the state, else 503. All answer anyone,
+    by whichever of PROBE_VERBS.
 
     Args:
         host, port: where to listen; port 0 takes a free one, `port` then says which.
