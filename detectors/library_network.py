@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
+from askance.detectors.margins import TIE
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 
@@ -136,15 +137,18 @@ class Library(nn.Module):
         share = gate.T @ sign
         self.connections = share if self.connections.numel() == 0 else self.connections + share
 
-    def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+    def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
         """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3).
 
         Returns:
-            P, float64 [B, K], and the greatest similarity [B].
+            P, float64 [B, K]; the greatest similarity [B]; whether the least of the k was tied with the next one, [B].
         """
-        top = (patterns @ self.rows.T).topk(min(neighbors, self.rows.shape[0]), dim=1)
-        answer = (self.connections[top.indices] * top.values.double().unsqueeze(-1)).sum(dim=1)
-        return answer, top.values[:, 0]
+        stored = self.rows.shape[0]
+        top = (patterns @ self.rows.T).topk(min(neighbors + 1, stored), dim=1)
+        values, indices = top.values[:, :neighbors], top.indices[:, :neighbors]
+        answer = (self.connections[indices] * values.double().unsqueeze(-1)).sum(dim=1)
+        tied = top.values[:, -2:].diff(dim=1)[:, 0].abs() < TIE if stored > neighbors else values[:, 0] > torch.inf
+        return answer, values[:, 0], tied
 
 
 class LibraryNetwork(Detector[LibraryNetworkOptions]):
@@ -244,24 +248,34 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
         Raises:
             NotFittedError: before `fit`.
         """
+        answers, similarity, _ = self._answers(capture)
+        return answers, similarity
+
+    def _answers(self, capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
+        """The answers, and whether a tie decided on them, [B, L] bool.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
         self.require_fitted()
-        predictions, similarities = [], []
+        predictions, similarities, ties = [], [], []
         for layer, library in self._libraries().items():
-            answer, similarity = library.predict(library.patterns(capture.flat(layer)), self.options.neighbors)
+            answer, similarity, tied = library.predict(library.patterns(capture.flat(layer)), self.options.neighbors)
             predictions.append(answer.softmax(dim=1) if self.options.softmax else answer)
             similarities.append(similarity)
-        return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
+            ties.append(tied)
+        return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1), torch.stack(ties, dim=1)
 
     def read(self, capture: Capture) -> Reading:
         """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
-        answers, similarity = self.answers(capture)
+        answers, similarity, tied = self._answers(capture)
         cosines = pair_cosines(answers).round(decimals=DECIMALS).to(similarity.dtype)
         similarity = similarity.round(decimals=DECIMALS)
         pairs = combinations(self.layers, 2)
         components = {f"discord:{a}~{b}": 1 - cosines[:, i] for i, (a, b) in enumerate(pairs)}
         components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
-        return Reading(1 - cosines.mean(dim=1), components, evidence=evidence)
+        return Reading(1 - cosines.mean(dim=1), components, evidence=evidence, tied=tied.any(dim=1))
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002

@@ -15,12 +15,17 @@ from torch import Tensor
 NOISE = 1e-3
 """How far a reading may be off, in units of the spread of clean ones (their middle nine tenths), and a logit in units
 of the largest. A batch moves them by some millionths; more is for kernels and devices that nobody has tried."""
+TIE = 1e-5
+"""How far two similarities, in [-1, 1], may be apart and still be a tie but for noise."""
 
 
 def spread(tables: Tensor) -> Tensor:
-    """How far the middle nine tenths of sorted clean values reach, [n] -> [] or [F, n] -> [F]."""
+    """How far the middle nine tenths of sorted clean values reach, [n] -> [] or [F, n] -> [F]; where most of them are
+    ties, a tenth of how far all of them do.
+    """
     n = tables.shape[-1]
-    return tables[..., round(0.95 * (n - 1))] - tables[..., round(0.05 * (n - 1))]
+    most = tables[..., round(0.95 * (n - 1))] - tables[..., round(0.05 * (n - 1))]
+    return torch.maximum(most, (tables[..., -1] - tables[..., 0]) / 10)
 
 
 def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:

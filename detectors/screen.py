@@ -245,18 +245,23 @@ class Screen:
             screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         if len(answers) > 1:
-            for i in self._undecided(capture.logits, scores, all_components(readings)):
+            for i in self._undecided(capture.logits, scores, readings):
                 (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
     def _undecided(
-        self, logits: Tensor, scores: Mapping[str, Tensor], components: Mapping[str, Tensor]
+        self, logits: Tensor, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]
     ) -> Iterator[int]:
         """The images whose class, verdict or flags the last bits of their numbers decide."""
         calibration = self.calibration
-        ends = {name: (*around(scores[name], clean), clean) for name, clean in calibration.tables.items()}
-        ends[FUSED] = (*calibration.fused.fusion.range(components), calibration.fused.table)
+        ends = {}
+        for name, clean in calibration.tables.items():
+            low, high = around(scores[name], clean)
+            slack = 0.0 if (own := readings[name].slack) is None else own
+            ends[name] = (low - slack, high + slack, clean)
+        ends[FUSED] = (*calibration.fused.fusion.range(all_components(readings)), calibration.fused.table)
         bits = {"class": is_close(logits)}
+        bits |= {f"{name} tied": one.tied.cpu() for name, one in readings.items() if one.tied is not None}
         for name, (low, high, clean) in ends.items():
             least, most = (p_value(end.to(clean.dtype), clean) for end in (high, low))
             bits[name] = may_change(least, most, calibration.levels.flags)

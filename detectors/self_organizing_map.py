@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from askance.detectors.conformal import p_value, yardstick
 from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.margins import around
 from askance.detectors.spool import spool
 from askance.detectors.surprisal import harmonic_mean
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
@@ -214,6 +215,7 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
         self.require_fitted()
         components: dict[str, Tensor] = {}
         evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
+        ends: tuple[list[Tensor], list[Tensor]] = ([], [])
         for layer, layer_map in self.layer_maps().items():
             standardised = layer_map.standardise(layer_code(capture, layer))
             distances = layer_map.distances(standardised)
@@ -228,9 +230,13 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
             evidence["unit"].append(nearest.indices)
             evidence["distance"].append(nearest.values)
             evidence["p"].append(rank)
+            for ranks, end in zip(ends, around(nearest.values, layer_map.yardstick), strict=True):
+                ranks.append(p_value(end, layer_map.yardstick))
         stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
-        score = harmonic_mean(-stacked["p"].T.log()).to(stacked["distance"].dtype)
-        return Reading(score, components, evidence=stacked)
+        score, low, high = (
+            harmonic_mean(-torch.stack(ranks).log()).to(stacked["distance"].dtype) for ranks in (evidence["p"], *ends)
+        )
+        return Reading(score, components, evidence=stacked, slack=torch.maximum(high - score, score - low))
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from service_support import config, noise, running, status_of, tiny_screen, until
 from tls_support import Pems
 
-from askance.__main__ import main as askance
+from askance.__main__ import run as askance
 from askance.__main__ import run as run_askance
 from askance.errors import ConfigError
 from askance.service.call import ANONYMOUS, Role
@@ -388,16 +388,9 @@ def test_a_token_never_goes_in_the_clear_over_a_network(tmp_path: Path) -> None:
             token_of(path)
 
 
-def test_the_command_makes_tokens_and_sends_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_makes_tokens_and_sends_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["askance", *arguments])
-        try:
-            askance()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return askance(arguments)
 
     assert run("token") == 0
     token, line = capsys.readouterr().out.splitlines()

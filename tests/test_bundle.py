@@ -135,7 +135,8 @@ def test_a_single_pass_leaves_the_copies_out(trained: Trained, published: Path) 
         assert [word.name for word in short.detectors] == [kind for kind in KINDS if kind != "constellation"]
         for mine, theirs in zip(short.detectors, full.detectors, strict=False):
             assert mine.score == pytest.approx(theirs.score, abs=1e-4)
-    assert sizes == [len(images)]
+    assert sizes[0] == len(images)
+    assert set(sizes[1:]) <= {1}  # what the last bits could decide is judged again alone
     with torch.no_grad():
         readings = read_all(single.detectors, single.tap(images))
     expected = trained.calibration.single_pass.fusion.score(all_components(readings))

@@ -158,5 +158,5 @@ def test_what_befell_an_image_is_logged_once(caplog: pytest.LogCaptureFixture, f
             await batcher.stop()
 
     asyncio.run(main())
-    assert told(caplog, "no kernel image") == (3 if together else 1)
+    assert told(caplog, "RuntimeError: no kernel image") == (3 if together else 1)
     assert told(caplog, "a batch of 3 failed (RuntimeError), trying its images one by one") == together

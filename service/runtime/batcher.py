@@ -230,11 +230,8 @@ class Batcher:
             )
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} images")
-        except Exception as error:  # not kept: it holds this frame, and with it the batch
-            if len(batch) == 1:
-                return [self._without_detectors(batch[0], error)]
-            # by its type alone: whichever image it was says the rest
-            logger.warning("a batch of %d failed (%s), trying its images one by one", len(batch), type(error).__name__)
+        except Exception as error:
+            failure = error
         else:
             for item in batch:
                 add_stages(item.span, stages)
@@ -242,6 +239,15 @@ class Batcher:
                 self._without_detectors(item, result) if isinstance(result, ScreenError) else result
                 for item, result in zip(batch, results, strict=True)
             ]
+        try:
+            if len(batch) == 1:
+                return [self._without_detectors(batch[0], failure)]
+            # by its type alone: whichever image it was says the rest
+            logger.warning(
+                "a batch of %d failed (%s), trying its images one by one", len(batch), type(failure).__name__
+            )
+        finally:
+            del failure  # it holds this frame, and with it the batch
         return [outcome for item in batch for outcome in self._screened([item])]
 
     def _without_detectors(self, item: _Item, error: Exception) -> Outcome:
@@ -269,12 +275,16 @@ class Batcher:
             with self._metrics.timed("classify"):
                 results = self._fallback(torch.stack([item.image for item in batch]))
         except Exception as error:
-            if len(batch) == 1:
-                if repr(error) != repr(logged):
-                    logger.error("an image could not be classified", exc_info=error)
-                return [failed(error)]
+            failure = error
         else:
             return [failed(result) if isinstance(result, ScreenError) else result for result in results]
+        try:
+            if len(batch) == 1:
+                if repr(failure) != repr(logged):
+                    logger.error("an image could not be classified", exc_info=failure)
+                return [failed(failure)]
+        finally:
+            del failure
         return [outcome for item in batch for outcome in self._classified([item])]
 
 
