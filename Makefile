@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench figures protos image-check lock clean
+.PHONY: demo test lint docs bench soak figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -28,6 +28,12 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# A server left on for half an hour under everything at once.
+soak: $(STAMP)
+	rm -rf build/soak-bundle
+	$(BIN)/askance calibrate configs/digits.toml --out build/soak-bundle
+	$(BIN)/python -m benchmarks.soak build/soak-bundle $(ARGS)
 
 figures: $(STAMP)
 	$(BIN)/python tools/figures.py

@@ -127,6 +127,24 @@ def test_a_message_that_unfolds_is_refused(tmp_path: Path, method: str) -> None:
         assert server.serves()
 
 
+def test_messages_too_large_fill_no_log(tmp_path: Path) -> None:
+    publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
+    (tmp_path / "server.toml").write_text("port = 0\nmetrics_port = 0\n")
+    large = pb.ScreenRequest(encoded=bytes(17 * MEBIBYTE))
+    with (tmp_path / "log").open("w") as log:
+        arguments = (tmp_path / "bundle", "--config", tmp_path / "server.toml")
+        with process_serving(*arguments, stderr=log) as (_, serving):
+            options = [("grpc.max_send_message_length", -1)]
+            with grpc.insecure_channel(serving.target, options=options) as channel:
+                stub: Any = screening_pb2_grpc.ScreeningStub(channel)  # type: ignore[no-untyped-call]
+                for _ in range(5):
+                    for ask in (lambda: stub.Screen(large), lambda: list(stub.ScreenStream(iter([large])))):
+                        with pytest.raises(grpc.RpcError) as caught:
+                            ask()
+                        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert [line for line in (tmp_path / "log").read_text().splitlines() if " INFO " not in line] == []
+
+
 def test_a_reader_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> None:
     async def main(server: Victim) -> None:
         before = server.memory()

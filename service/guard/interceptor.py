@@ -195,7 +195,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 sent = await self._one(method, context, _address(context.peer() or ""))
                 await method.handler.unary_stream(sent.parsed(), context)
-            except StatusError as error:
+            except Exception as error:
                 _end(context, error)
 
         return call
@@ -212,7 +212,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 async with aclosing(method.handler.stream_stream(requests(context), context)) as responses:
                     async for response in responses:
                         await context.write(response)
-            except StatusError as error:
+            except Exception as error:
                 _end(context, error)
 
         return call

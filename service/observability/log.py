@@ -13,6 +13,10 @@ from pythonjsonlogger.json import JsonFormatter
 from askance.service.call import current_call
 
 OWN = ("askance",)
+GRPC = "grpc"
+"""It logs a traceback for each call that is over before it is answered, a message too large among them: anyone could
+fill the log with these. What our own methods raise is logged where it is caught.
+"""
 
 
 class LogFormat(StrEnum):
@@ -72,5 +76,6 @@ def configure(level: LogLevel, form: LogFormat) -> None:
     The level is that of our own lines: others' would tell what is in the images (Pillow prints EXIF at DEBUG).
     """
     logging.basicConfig(level=logging.WARNING, handlers=[handler(form)], force=True)
+    logging.getLogger(GRPC).setLevel(logging.CRITICAL)
     for name in OWN:
         logging.getLogger(name).setLevel(level.upper())
