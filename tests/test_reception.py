@@ -58,7 +58,7 @@ class Arriving:
 
 def taken_in(one: Reception, client: str = "a", **options: Any) -> tuple[Arriving, asyncio.Task[bytes]]:
     arriving = Arriving()
-    return arriving, asyncio.ensure_future(one.message(client, arriving(), **options))
+    return arriving, asyncio.ensure_future(one.message(client, arriving, **options))
 
 
 async def failure(task: asyncio.Task[bytes]) -> StatusError:

@@ -89,7 +89,7 @@ class Endpoints:
         else:
             try:
                 with self._admission.enter(call, _shown(request)):
-                    body = await self._reception.message(call.client, _body(request, self._max_bytes))
+                    body = await self._reception.message(call.client, partial(_body, request, self._max_bytes))
                     with self._reception.hold(len(body)):
                         response = await _while_connected(request, behaviour(request, body, call))
             except Exception as error:

@@ -234,7 +234,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             yield sent
 
     async def _next(self, method: _Method, context: Context, client: str, *, is_request: bool) -> Sent[Any] | None:
-        content = await self._reception.message(client, _read(context), is_request=is_request)
+        content = await self._reception.message(client, partial(_read, context), is_request=is_request)
         return self._sent(method, content) if isinstance(content, bytes) else None
 
     def _sent(self, method: _Method, content: bytes) -> Sent[Any]:

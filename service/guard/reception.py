@@ -74,12 +74,14 @@ class Reception:
         self._watch: asyncio.Task[None] | None = None
         self._received = 0.0  # bytes since memory was last given back
 
-    async def message(self, client: str, arriving: Awaitable[Message], *, is_request: bool = True) -> Message:
+    async def message(
+        self, client: str, arriving: Callable[[], Awaitable[Message]], *, is_request: bool = True
+    ) -> Message:
         """What arrives.
 
         Args:
             client: who sends it.
-            arriving: the message, when all of it is there; nothing of it is taken in before it is awaited.
+            arriving: awaits the message, until all of it is there; nothing of it is taken in before it is called.
             is_request: whether its client has asked for an answer already; a stream may rest before its next message
                 for as long as it likes.
 
@@ -91,7 +93,7 @@ class Reception:
             async with asyncio.timeout(self._seconds if is_request else None) as timer:
                 arrival = _Arrival(client, is_request, timer)
                 async with self._turn(arrival):
-                    message = await arriving
+                    message = await arriving()
         except TimeoutError:
             if arrival is not None and arrival.is_ended:
                 raise too_much(self.budget.most) from None
