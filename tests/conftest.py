@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from bundle_support import publish_trained
 from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
 
-from askance.service.observability.log import OWN, Ids
+from askance.service.observability.log import GRPC, OWN, Ids
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
 torch.set_num_threads(1)
@@ -34,7 +36,7 @@ def _own_log() -> Iterator[None]:
     root = logging.getLogger()
     for handler in [one for one in root.handlers if any(isinstance(part, Ids) for part in one.filters)]:
         root.removeHandler(handler)
-    for name in OWN:
+    for name in (*OWN, GRPC):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -49,6 +51,20 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def trained() -> Trained:
     return fit_everything(train_digits())
+
+
+@pytest.fixture(scope="session")
+def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, to be read and nothing else."""
+    path = tmp_path_factory.mktemp("bundles") / "digits"
+    publish_trained(trained, path)
+    return path
+
+
+@pytest.fixture
+def bundle(published: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(published, tmp_path / "digits"))
 
 
 @pytest.fixture(scope="session")

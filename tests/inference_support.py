@@ -83,19 +83,23 @@ def triton_found(checks: Path, folder: Path, port: str) -> dict[str, Any]:
         port: "port" or "rest_port".
     """
     bundle_id = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
-    write_images(folder / "images.npz")
     with launched(["-c", SERVER, str(folder / "bundle")]) as serving:
-        target = f"{serving.host}:{getattr(serving, port)}"
-        done = subprocess.run(
-            [sys.executable, str(checks), target, "tiny", str(folder / "images.npz")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return found_by(checks, folder, f"{serving.host}:{getattr(serving, port)}", "tiny") | {"bundle": bundle_id}
+
+
+def found_by(program: Path, folder: Path, *arguments: str) -> dict[str, Any]:
+    """What a program of its own process prints as JSON, given arguments and, after them, a file of the images."""
+    write_images(folder / "images.npz")
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments, str(folder / "images.npz")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"bundle": bundle_id}
+    return found
 
 
 def assert_own_words(triton: dict[str, Any], kind: str) -> None:

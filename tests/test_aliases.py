@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from inference_support import IMAGES, SERVER, write_images
+from inference_support import IMAGES, SERVER, found_by
 from rest_support import as_json, ask
 from service_support import (
     AT_ONCE_TOML,
@@ -63,20 +61,10 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What an unmodified tritonclient with the names of another server got."""
     folder = tmp_path_factory.mktemp("old")
     bundle = publish_tiny(folder / "bundle", "service_support:TinyClassifier")
-    write_images(folder / "images.npz")
     settings = folder / "server.toml"
     settings.write_text(AT_ONCE_TOML.read_text() + MODEL)
     with launched(["-c", SERVER.replace(repr(str(AT_ONCE_TOML)), repr(str(settings))), str(folder / "bundle")]) as said:
-        targets = [f"{said.host}:{port}" for port in (said.port, said.rest_port)]
-        done = subprocess.run(
-            [sys.executable, str(OLD_CLIENT), *targets, str(folder / "images.npz")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
+        found = found_by(OLD_CLIENT, folder, *(f"{said.host}:{port}" for port in (said.port, said.rest_port)))
     return found | {"version": bundle[:12]}
 
 

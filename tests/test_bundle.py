@@ -14,70 +14,28 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from bundle_support import (
+    EVALUATION,
+    REPORT,
+    edit,
+    publish_trained,
+    refused,
+    replace_file,
+    replace_tensors,
+    screen_of,
+)
 from torch import Tensor
-from toy import LAYERS, NAMES, Trained, answered, new_detectors
+from toy import NAMES, Trained, answered, new_detectors
 
 from askance.answers import Answer
 from askance.classifiers import DigitsCNN, build_classifier
 from askance.detectors import Bundle, Calibration, Screen
 from askance.detectors.conformal import p_value
 from askance.detectors.fusion import all_components
-from askance.detectors.manifest import Manifest
-from askance.detectors.publishing import publish
 from askance.detectors.screen import read_all
-from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, CalibrationError, FileError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
-REPORT = b"<html>report</html>"
-EVALUATION = {"classifier": {"accuracy": 0.98, "images": 9}, "auroc": {"pgd": {"fused": 0.875}}}
-
-
-def candidates(trained: Trained) -> dict[str, Tensor]:
-    """What sentinels are chosen from."""
-    images, labels = (part[:80] for part in trained.part("calibrate"))
-    return {"clean": (255 * images).round().to(torch.uint8), "attacked": trained.attack(images, labels, 0.2, 5)}
-
-
-def publish_trained(trained: Trained, path: Path, **changes: Any) -> Manifest:
-    content: dict[str, Any] = {
-        "classifier": {
-            "name": "digits",
-            "factory": "digits_cnn",
-            "arguments": {},
-            "layers": LAYERS,
-            "preprocessing": trained.preprocessing,
-            "class_names": NAMES,
-        },
-        "weights": trained.classifier.state_dict(),
-        "detectors": trained.detectors,
-        "calibration": trained.calibration,
-        "build": build_classifier,
-        **candidates(trained),
-        "evaluation": EVALUATION,
-        "summary": {"accuracy": 0.98},
-        "provenance": {"seeds": {"fit": 0}},
-        "extra_files": {"report/index.html": REPORT},
-    }
-    return publish(path, **(content | changes))
-
-
-@pytest.fixture(scope="module")
-def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "digits"
-    publish_trained(trained, path)
-    return path
-
-
-@pytest.fixture
-def bundle(published: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(published, tmp_path / "digits"))
-
-
-def screen_of(path: Path) -> Screen:
-    return Bundle.open(path).screen(build_classifier)
 
 
 # The round trip
@@ -204,13 +162,6 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def refused(path: Path, match: str) -> None:
-    with pytest.raises(BundleError, match=match) as caught:
-        screen_of(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["classifier.safetensors", "introspection.safetensors", "calibration.safetensors"])
 def test_an_altered_or_truncated_file_is_refused(bundle: Path, name: str) -> None:
     text = rf"{name} has been altered or truncated \(its SHA-256 is not the manifest's\)"
@@ -241,46 +192,6 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
     refused(bundle, "manifest.json is not JSON: the bundle is damaged")
-
-
-def seal(content: dict[str, Any]) -> None:
-    """Make a manifest's hashes fit, as somebody would who knows how they are made."""
-    for name, left_out in (("id", ["id", "checksum", "created", "provenance"]), ("checksum", ["checksum"])):
-        rest = {key: value for key, value in content.items() if key not in left_out}
-        content[name] = hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None], sealed: bool = True) -> None:
-    """Change the manifest."""
-    content = json.loads((path / "manifest.json").read_text())
-    change(content)
-    if sealed:
-        seal(content)
-    (path / "manifest.json").write_text(json.dumps(content))
-
-
-def replace_file(path: Path, name: str, content: bytes, tensors: dict[str, Tensor] | None = None) -> None:
-    """Put other content in a file's place, and in the manifest what hashes, and words, then fit it."""
-    (path / name).write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["files"][name] = {"sha256": digest, "size": len(content)}
-        for entry in (manifest["classifier"], manifest["calibration"], manifest["sentinels"], *manifest["detectors"]):
-            if entry["file"] == name:
-                entry["sha256"] = digest
-                entry["tensors"] = entry["tensors"] if tensors is None else described(tensors)
-
-    edit(path, change)
-
-
-def replace_tensors(
-    path: Path, name: str, change: Callable[[dict[str, Tensor]], None], described_anew: bool = True
-) -> None:
-    tensors = load_file(path / name)
-    change(tensors)
-    save_file(tensors, path / name)
-    replace_file(path, name, (path / name).read_bytes(), tensors if described_anew else None)
 
 
 def drop(tensors: dict[str, Tensor], name: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from bundle_support import edit, publish_trained, refused, replace_file, replace_tensors, screen_of, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from service_support import config
-from test_bundle import edit, publish_trained, refused, replace_file, replace_tensors, screen_of, seal
 from torch import Tensor, nn
 from toy import Trained, answered
 
@@ -33,19 +33,6 @@ from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, ScreenError
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
-
-
-@pytest.fixture(scope="module")
-def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "digits"
-    publish_trained(trained, path)
-    return path
-
-
-@pytest.fixture
-def bundle(published: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(published, tmp_path / "digits"))
 
 
 def proved(path: Path, *, single_pass: bool = False) -> Screen:
