@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from askance.errors import AskanceError
 from askance.output import console, write_json
 from askance.service.client_messages import request_of
 from askance.service.launch import started
-from benchmarks.load import connection, percentile
+from benchmarks.load import connection, percentile, resident
 from benchmarks.worst_messages import Worst, worst_messages
 
 SIZE = (16 << 20) - 1024
@@ -85,7 +84,7 @@ async def good_client(target: str, request: bytes, pid: int, goes_on: Callable[[
         except grpc.aio.AioRpcError:
             failed += 1
         seconds.append(time.perf_counter() - start)
-        most = max(most, _resident(pid))
+        most = max(most, resident(pid))
         await asyncio.sleep(PAUSE)
     await channel.close(None)
     return percentile(sorted(seconds), 0.99), most, failed
@@ -120,10 +119,6 @@ def measure(bundle: Path, source: str, count: int, at_a_time: int, names: str) -
             )
         process.terminate()
     return found
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(

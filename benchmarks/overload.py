@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import subprocess
 import tempfile
@@ -31,7 +30,7 @@ from askance.service.client_messages import request_of
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from benchmarks.load import connection, percentile
+from benchmarks.load import connection, percentile, resident
 
 CONNECTIONS = 8
 MAX_BATCH = 32  # of the server
@@ -182,11 +181,11 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
 
         def remember(passed: float) -> None:
             if len(memory) <= 10 * passed / seconds:
-                memory.append(_resident(process.pid) // MEBIBYTE)
+                memory.append(resident(process.pid) // MEBIBYTE)
 
         start = time.perf_counter()
         answers = await crowd.at_a_rate(factor * capacity, seconds, remember)
-        memory.append(_resident(process.pid) // MEBIBYTE)
+        memory.append(resident(process.pid) // MEBIBYTE)
         say("and SIGTERM in the middle")
 
         def terminate(passed: float) -> None:
@@ -219,11 +218,6 @@ async def measure(bundle: Path, images: Sequence[Any], *, factor: float, seconds
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(1000 * one for one in seconds)
     return {name: percentile(ordered, share) for name, share in (("p50", 0.5), ("p99", 0.99)) if ordered}
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(

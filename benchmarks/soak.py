@@ -7,7 +7,6 @@ candidate looks on. At the end: did memory or descriptors grow, was anything INT
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import signal
@@ -39,7 +38,7 @@ from askance.service.guard.access import new_token
 from askance.service.launch import Serving, started
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
-from benchmarks.load import connection
+from benchmarks.load import connection, resident
 from benchmarks.worst_messages import worst_messages
 
 CLIENTS = 4  # of each kind of request
@@ -207,7 +206,7 @@ class Watch:
         while (passed := time.monotonic() - start) < seconds:
             if passed >= looked * seconds / SAMPLES:
                 looked += 1
-                self.memory.append(_resident(self._process.pid))
+                self.memory.append(resident(self._process.pid))
                 self.descriptors.append(len(list(Path(f"/proc/{self._process.pid}/fd").iterdir())))
             await asyncio.sleep(min(RELOAD_SECONDS, seconds / SAMPLES))
             self.reloads += 1
@@ -266,11 +265,6 @@ def _slope(values: Sequence[float], hours: float) -> float:
     later = torch.tensor(values[round(QUIET_SHARE * len(values)) :], dtype=torch.float64).numpy()
     times = np.arange(len(later)) * hours / len(values)
     return float(np.polyfit(times, later, 1)[0])
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(

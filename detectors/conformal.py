@@ -23,6 +23,11 @@ def table(scores: Tensor) -> Tensor:
     return scores.sort(dim=-1).values.contiguous()
 
 
+def reach(sorted_scores: Tensor, cut: int) -> Tensor:
+    """How far clean scores reach with the `cut` least and greatest left out, sorted [n] -> [], or [F, n] -> [F]."""
+    return sorted_scores[..., sorted_scores.shape[-1] - 1 - cut] - sorted_scores[..., cut]
+
+
 def yardstick(values: Tensor, points: int = 1000) -> Tensor:
     """Evenly spaced quantiles of clean values, [n] -> [points] or [F, n] -> [F, points], sorted: a `p_value` table.
 

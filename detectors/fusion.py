@@ -113,7 +113,7 @@ class Fusion(nn.Module):
         Surprisals rise or fall with their component, and no weight is negative: the ends are reached at the ends.
         """
         values = torch.stack([components[name] for name in self.names]).float()
-        one, other = (self._surprisal(end) for end in around(values, self.tables))
+        one, other = self._surprisal(torch.cat(around(values, self.tables), dim=1)).chunk(2, dim=1)
         return self._score(torch.minimum(one, other)), self._score(torch.maximum(one, other))
 
     def _score(self, u: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ that its answer is a function of the image alone: nobody's verdict depends on wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
+
+from askance.detectors.conformal import reach
 
 NOISE = 1e-3
 """How far a reading may be off, in units of the spread of clean ones (their middle nine tenths), and a logit in units
@@ -23,9 +25,7 @@ def spread(tables: Tensor) -> Tensor:
     """How far the middle nine tenths of sorted clean values reach, [n] -> [] or [F, n] -> [F]; where most of them are
     ties, a tenth of how far all of them do.
     """
-    n = tables.shape[-1]
-    most = tables[..., round(0.95 * (n - 1))] - tables[..., round(0.05 * (n - 1))]
-    return torch.maximum(most, (tables[..., -1] - tables[..., 0]) / 10)
+    return torch.maximum(reach(tables, round(0.05 * (tables.shape[-1] - 1))), reach(tables, 0) / 10)
 
 
 def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,25 +34,19 @@ def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     return values - off, values + off
 
 
-def may_change(low: Tensor, high: Tensor, flags: Callable[[float], object]) -> Tensor:
-    """Whether what is said of a p-value is not the same over all of an interval of them, [B] bool.
+def may_change(low: Tensor, high: Tensor, levels: Collection[float]) -> Tensor:
+    """Whether an interval of p-values meets a level at one end and not at the other, [B] bool.
 
     Args:
         low, high: p-values, [B].
-        flags: what is said of one.
+        levels: each met by what does not exceed it.
     """
-    pairs = zip(low.tolist(), high.tolist(), strict=True)
-    return torch.tensor([flags(one) != flags(other) for one, other in pairs])
+    return torch.stack([(low <= alpha) != (high <= alpha) for alpha in levels]).any(dim=0)
 
 
 def is_close(logits: Tensor) -> Tensor:
     """Whether two classes are as likely as each other, but for noise: logits [B, K] -> [B] bool."""
     if logits.shape[1] < 2:
-        return torch.zeros(len(logits), dtype=torch.bool)
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     first, second = logits.topk(2, dim=1).values.unbind(dim=1)
-    return (first - second <= NOISE * logits.abs().amax(dim=1)).cpu()
-
-
-def any_of(bits: Mapping[str, Tensor]) -> list[bool]:
-    """Whether any of several holds, image by image."""
-    return torch.stack(list(bits.values())).any(dim=0).tolist()
+    return first - second <= NOISE * logits.abs().amax(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -15,7 +15,7 @@ from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Predicti
 from askance.detectors.conformal import p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion, all_components
-from askance.detectors.margins import any_of, around, is_close, may_change
+from askance.detectors.margins import around, is_close, may_change
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.readings import Readings
 from askance.detectors.tap import Capture
@@ -245,14 +245,12 @@ class Screen:
             screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         if len(answers) > 1:
-            for i in self._undecided(capture.logits, scores, readings):
+            for i in self._undecided(capture.logits, scores, readings).nonzero().flatten().tolist():
                 (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
-    def _undecided(
-        self, logits: Tensor, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]
-    ) -> Iterator[int]:
-        """The images whose class, verdict or flags the last bits of their numbers decide."""
+    def _undecided(self, logits: Tensor, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]) -> Tensor:
+        """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
         calibration = self.calibration
         ends = {}
         for name, clean in calibration.tables.items():
@@ -260,12 +258,12 @@ class Screen:
             slack = 0.0 if (own := readings[name].slack) is None else own
             ends[name] = (low - slack, high + slack, clean)
         ends[FUSED] = (*calibration.fused.fusion.range(all_components(readings)), calibration.fused.table)
-        bits = {"class": is_close(logits)}
-        bits |= {f"{name} tied": one.tied.cpu() for name, one in readings.items() if one.tied is not None}
-        for name, (low, high, clean) in ends.items():
+        alphas = [alpha for _, alpha in calibration.levels.items()]
+        undecided = [is_close(logits), *(one.tied for one in readings.values() if one.tied is not None)]
+        for low, high, clean in ends.values():
             least, most = (p_value(end.to(clean.dtype), clean) for end in (high, low))
-            bits[name] = may_change(least, most, calibration.levels.flags)
-        yield from (i for i, undecided in enumerate(any_of(bits)) if undecided)
+            undecided.append(may_change(least, most, alphas))
+        return torch.stack(undecided).any(dim=0)
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> list[Answer | ScreenError]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from askance.answers import FUSED, Answer, Verdict
-from askance.detectors.conformal import threshold
+from askance.detectors.conformal import reach, threshold
 from askance.detectors.manifest import Expected
 from askance.detectors.screen import SINGLE_PASS, Screen
 from askance.errors import AskanceError, BundleError, ScreenError, one_line
@@ -133,8 +133,7 @@ def _scores(answer: Answer, fused: str) -> dict[str, float]:
 def _spreads(screen: Screen, fused: str) -> dict[str, float]:
     """How far apart clean scores are: from the first to the last hundredth of each table."""
     tables = {**screen.calibration.tables, fused: screen.calibration.fused.table}
-    ends = {name: (len(values) // 100, len(values) - 1 - len(values) // 100) for name, values in tables.items()}
-    return {name: float(tables[name][high] - tables[name][low]) for name, (low, high) in ends.items()}
+    return {name: float(reach(values, len(values) // 100)) for name, values in tables.items()}
 
 
 def choose(

@@ -77,6 +77,6 @@ def test_searched_images_are_judged_alike_alone_and_among_others() -> None:
 
 def test_without_margins_the_search_finds_images_that_others_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else that it finds none with them says nothing."""
-    monkeypatch.setattr(Screen, "_undecided", lambda *_: iter(()))
+    monkeypatch.setattr(Screen, "_undecided", lambda _, logits, *__: torch.zeros(len(logits), dtype=torch.bool))
     changed, _ = changes(tiny_screen())
     assert changed > 0

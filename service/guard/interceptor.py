@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from askance.service.errors import StatusError, broken, forgetful, invalid
 from askance.service.guard import wire
 from askance.service.guard.access import AUTHORIZATION, Shown
 from askance.service.guard.admission import Admission, Kind
+from askance.service.guard.limits import QUESTION_BYTES
 from askance.service.guard.reception import Reception
 from askance.service.observability.metrics import Metrics
 
@@ -32,10 +33,8 @@ logger = logging.getLogger(__name__)
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic to type checkers only
 Context = grpc.aio.ServicerContext[Any, Any]
-Behaviour = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
 Request = TypeVar("Request")
 CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
-QUESTION_BYTES = 64 * 1024  # the largest message of a method that screens nothing
 
 
 class Sent(Generic[Request]):
@@ -137,7 +136,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         kind = self._services.get(service, {}).get(method)
         if kind is Kind.SCREENS:
             self._unread[path] = method
-        return self._handlers.setdefault(path, self._wrapped(_Method(service, method, kind, handler)))
+        message = wire.request_type(service, method)
+        return self._handlers.setdefault(path, self._wrapped(_Method(method, kind, handler, message)))
 
     def _refusal(self, method: str, error: StatusError) -> Handler:
         """A handler that refuses before the message is read: under overload most of the work is to refuse."""
@@ -150,16 +150,16 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _wrapped(self, method: _Method) -> Handler:
         """A handler that reads a stream of bytes, with one answer where the method has one."""
-        make = grpc.stream_stream_rpc_method_handler
+        handler = method.handler
+        if not (handler.request_streaming or handler.response_streaming):
+            answer = _answering(partial(self._answer, method))
+            return grpc.stream_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
         if method.kind is Kind.STREAMS:
-            behaviour: Any = self._streaming(method)
-        elif method.handler.request_streaming:
-            behaviour = self._conversation(method)
-        elif method.handler.response_streaming:
-            behaviour = self._watching(method)
+            behaviour = self._stream
         else:
-            behaviour, make = _answering(partial(self._answer, method)), grpc.stream_unary_rpc_method_handler
-        return make(behaviour, response_serializer=method.handler.response_serializer)
+            behaviour = self._conversation if handler.request_streaming else self._watch
+        answers = _streaming(partial(behaviour, method))
+        return grpc.stream_stream_rpc_method_handler(answers, response_serializer=handler.response_serializer)
 
     async def _answer(self, method: _Method, context: Context) -> Any:
         """The answer of a method of one message; one that is not guarded (health) passes no Admission."""
@@ -173,49 +173,20 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 request = sent if method.kind is Kind.SCREENS else sent.parsed()
                 return await method.handler.unary_unary(request, context)
 
-    def _streaming(self, method: _Method) -> Behaviour:
-        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
-            made, shown = _call(method.name, context)
-            try:
-                with self._admission.enter(made, shown):
-                    sent = self._all(method, context, made.client)
-                    # Written here, not yielded, so that a cancellation lands here too and the call is counted out.
-                    async with aclosing(method.handler.stream_stream(sent, context)) as responses:
-                        async for response in responses:
-                            await context.write(response)
-            except Exception as error:
-                _end(context, error)
+    async def _stream(self, method: _Method, context: Context) -> None:
+        made, shown = _call(method.name, context)
+        with self._admission.enter(made, shown):
+            await _write_all(method.handler.stream_stream(self._all(method, context, made.client), context), context)
 
-        return call
+    async def _watch(self, method: _Method, context: Context) -> None:
+        """A method that is not guarded, and answers one message with many, which it writes itself: health."""
+        sent = await self._one(method, context, _address(context.peer() or ""))
+        await method.handler.unary_stream(sent.parsed(), context)
 
-    def _watching(self, method: _Method) -> Behaviour:
-        """A method that is not guarded, and answers one message with many: health."""
-
-        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
-            try:
-                sent = await self._one(method, context, _address(context.peer() or ""))
-                await method.handler.unary_stream(sent.parsed(), context)
-            except Exception as error:
-                _end(context, error)
-
-        return call
-
-    def _conversation(self, method: _Method) -> Behaviour:
+    async def _conversation(self, method: _Method, context: Context) -> None:
         """A method that is not guarded, of many messages: reflection."""
-
-        async def requests(context: Context) -> AsyncIterator[Any]:
-            async for sent in self._all(method, context, _address(context.peer() or "")):
-                yield sent.parsed()
-
-        async def call(_requests: AsyncIterator[Any], context: Context) -> None:
-            try:
-                async with aclosing(method.handler.stream_stream(requests(context), context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
-            except Exception as error:
-                _end(context, error)
-
-        return call
+        sent = self._all(method, context, _address(context.peer() or ""))
+        await _write_all(method.handler.stream_stream((one.parsed() async for one in sent), context), context)
 
     async def _one(self, method: _Method, context: Context, client: str) -> Sent[Any]:
         """The one message of a call.
@@ -245,17 +216,12 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class _Method:
-    """A method of a service: its name, its kind where it is guarded, and gRPC's handler of it."""
+    """A method of a service: its name, its kind where it is guarded, gRPC's handler of it, the type of its messages."""
 
-    service: str
     name: str
     kind: Kind | None
     handler: Handler
-
-    @property
-    def message(self) -> Descriptor:
-        """The type of its messages."""
-        return wire.request_type(self.service, self.name)
+    message: Descriptor
 
 
 _reads: set[asyncio.Task[Any]] = set()
@@ -320,6 +286,25 @@ def _answering(answer: Callable[[Context], Awaitable[Any]]) -> Any:
             del requests, context
 
     return call
+
+
+def _streaming(answer: Callable[[Context], Awaitable[None]]) -> Any:
+    """A handler that writes its answers itself."""
+
+    async def call(_requests: AsyncIterator[Any], context: Context) -> None:
+        try:
+            await answer(context)
+        except Exception as error:
+            _end(context, error)
+
+    return call
+
+
+async def _write_all(responses: AsyncGenerator[Any], context: Context) -> None:
+    """Written here, not yielded, so that a cancellation lands in the call, and it is counted out."""
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
 
 
 def _end(context: Context, error: Exception) -> None:

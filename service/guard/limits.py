@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from askance.service.errors import too_fast, too_much
 
+QUESTION_BYTES = 64 * 1024  # the largest message of a method that screens nothing
 REMEMBERED_CLIENTS = 10_000  # the least recent are forgotten, which gives them a full allowance again
 
 

@@ -124,7 +124,9 @@ class Reception:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():  # it was this one's turn, and is the next one's now
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                else:  # it was this one's turn, and is the next one's now
                     self._next()
                 raise
         arrival.is_waited_for, arrival.since = True, asyncio.get_running_loop().time()

@@ -72,7 +72,7 @@ def _from_tensor(
     """
     shape = preprocessing.shape
     if sent_shape != shape:
-        raise invalid("tensor.shape", f"{list(shape)} (channels, height, width)", _shown(sent_shape))
+        raise invalid("tensor.shape", f"{list(shape)} (channels, height, width)", shown_shape(sent_shape))
     names = screening_pb2.Tensor.DataType
     if dtype not in _DTYPES:
         raise invalid("tensor.dtype", "FP32 or UINT8", names.Name(dtype) if dtype in names.values() else str(dtype))
@@ -102,7 +102,8 @@ def pixels_of(array: NDArray[Any], field: str, normalised: Preprocessing | None 
         raise invalid(field, error.expected, error.got) from None
 
 
-def _shown(shape: Sequence[int]) -> str:
+def shown_shape(shape: Sequence[int]) -> str:
+    """A shape as an error shows it: a client may make up one of any length."""
     if len(shape) > MOST_DIMENSIONS:
         return f"more than {MOST_DIMENSIONS} dimensions"
     return str(list(shape)) if len(shape) <= 8 else f"{len(shape)} dimensions"

@@ -20,7 +20,7 @@ from askance.detectors.screen import Screen
 from askance.service.call import Role
 from askance.service.errors import Code, StatusError, blocked, invalid
 from askance.service.observability.requests import ERROR
-from askance.service.protocols.images import decode, pixels_of
+from askance.service.protocols.images import decode, pixels_of, shown_shape
 from askance.service.protocols.inference_names import TensorNames
 from askance.service.runtime.batcher import Outcome
 from askance.service.runtime.screener import SMALL_BYTES, InputImage
@@ -159,8 +159,7 @@ def _count(tensor: InputTensor, fits: bool, expected: str, max_batch: int) -> in
     """N of a shape that fits."""
     shape = list(tensor.shape)
     if not fits or not 1 <= shape[0] <= max_batch:
-        shown = str(shape) if len(shape) <= 8 else f"{len(shape)} dimensions"
-        raise invalid(f"{tensor.name}.shape", f"{expected}, N from 1 to {max_batch}", shown)
+        raise invalid(f"{tensor.name}.shape", f"{expected}, N from 1 to {max_batch}", shown_shape(shape))
     return int(shape[0])
 
 

@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from askance.service.errors import Code, StatusError, invalid, too_large
-from askance.service.guard.wire import MOST_TEXT_BYTES
+from askance.service.guard.limits import QUESTION_BYTES
 from askance.service.protocols.images import MOST_DIMENSIONS
 from askance.service.protocols.inference_core import InferenceAnswer
 from askance.service.protocols.inference_tensors import (
@@ -115,8 +115,8 @@ def parameters_of(body: bytes) -> Parameters:
     Raises:
         StatusError: INVALID_ARGUMENT.
     """
-    if len(body) > MOST_TEXT_BYTES:
-        raise invalid("body", f"at most {MOST_TEXT_BYTES} bytes", str(len(body)))
+    if len(body) > QUESTION_BYTES:
+        raise invalid("body", f"at most {QUESTION_BYTES} bytes", str(len(body)))
     return _read(_ParametersOnly, body).parameters if body.strip() else {}
 
 
