@@ -32,6 +32,7 @@ bench: $(STAMP)
 # A server left on for half an hour under everything at once.
 soak: $(STAMP)
 	rm -rf build/soak-bundle
+	test -f configs/weights/digits_cnn.safetensors || $(BIN)/askance train configs/digits.toml
 	$(BIN)/askance calibrate configs/digits.toml --out build/soak-bundle
 	$(BIN)/python -m benchmarks.soak build/soak-bundle $(ARGS)
 

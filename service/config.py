@@ -10,11 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from askance.errors import ConfigError, did_you_mean, listed, telling, unknown_choice
 from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
+from askance.service.guard.reception import COPIES
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
@@ -98,8 +99,9 @@ class LimitsConfig(_Table):
 
     Attributes:
         queue_size: the most requests accepted and not yet with the classifier; one more is refused.
-        max_in_flight_bytes: memory of all requests received and not yet answered, twice their bytes. What is still
-            being received counts, too: where it makes the process grow, what has been under way for longest is ended.
+        max_in_flight_bytes: memory of all requests received and not yet answered, twice their bytes; it holds
+            the largest at least. What is still being received counts, too: where it makes the process grow, what has
+            been under way for longest is ended.
         receive_seconds: for a request's message to arrive.
         client_rate: images a second from one client (by its name, or its address); 0 is no limit.
         client_burst: the most images at once from one client, where there is a rate.
@@ -119,6 +121,15 @@ class LimitsConfig(_Table):
     stream_window: int = Field(default=64, ge=1)
     max_image_pixels: int = Field(default=16_000_000, ge=1, le=PILLOW_LIMIT)
     max_message_bytes: int = Field(default=16 * MEBIBYTE, ge=1024, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _the_largest_request_fits(self) -> Self:
+        if self.max_in_flight_bytes < (least := COPIES * self.max_message_bytes):
+            raise ValueError(
+                f"max_in_flight_bytes must hold one request of max_message_bytes twice, {least} bytes or more, got "
+                f"{self.max_in_flight_bytes}"
+            )
+        return self
 
 
 class ConnectionsConfig(_Table):

@@ -142,12 +142,10 @@ def test_a_client_that_is_too_fast_is_told_so_image_by_image() -> None:
 def test_bytes_in_flight_are_bounded_and_given_back() -> None:
     async def main() -> None:
         valve = Valve()
-        size = request_of(marked(0.1)).ByteSize()
-        async with running(
-            tiny_served(valve), config(max_in_flight_bytes=max(1024, 3 * COPIES * size + 10))
-        ) as service:
+        size, most = request_of(marked(0.1)).ByteSize(), 12
+        limits = {"max_in_flight_bytes": most * COPIES * size + 10, "max_message_bytes": 2048}
+        async with running(tiny_served(valve), config(**limits)) as service:
             valve.shut()
-            most = max(1024, 3 * COPIES * size + 10) // (COPIES * size)
             calls = [asyncio.ensure_future(service.stub.Screen(request_of(marked(0.1)))) for _ in range(most)]
             budget = service.server.reception.budget
             await until(lambda: budget.taken == most * COPIES * size)

@@ -165,7 +165,7 @@ def test_what_is_refused_leaves_nothing_behind(name: str) -> None:
 def test_what_fails_on_its_way_leaves_nothing_behind(what: str) -> None:
     settings: dict[str, dict[str, Any]] = {
         "queue full": {"queue_size": 1},
-        "bytes in flight": {"max_in_flight_bytes": 1024},
+        "bytes in flight": {"max_in_flight_bytes": 8192, "max_message_bytes": 4096},
         "too fast": {"client_rate": 0.001, "client_burst": 1},
     }
     large = request_of(noise(1), request_id="x" * 2000)
@@ -199,8 +199,12 @@ def test_what_fails_on_its_way_leaves_nothing_behind(what: str) -> None:
                         with pytest.raises(grpc.aio.AioRpcError):
                             await service.stub.Screen(request_of(marked(Valve.POISON)))
                     case "bytes in flight":
-                        with pytest.raises(grpc.aio.AioRpcError):
-                            await service.stub.Screen(large)
+                        valve.shut()  # one of them is with the classifier, and leaves no room for the others
+                        calls = [asyncio.ensure_future(service.stub.Screen(large)) for _ in range(3)]
+                        await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+                        valve.opened.set()
+                        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+                        assert sum(isinstance(one, grpc.aio.AioRpcError) for one in outcomes) == 2
                     case "too fast":
                         with suppress(grpc.aio.AioRpcError):
                             await service.stub.Screen(request_of(noise(1)))
