@@ -9,39 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from attack_support import IMAGES, LABELS, PIXELS, Brightness
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
 from toy import Trained
 
 from askance.calibration.advertorch_compat import zero_gradients
-from askance.calibration.attacks import ATTACKS, FGSM, PGD, Attack, PixelClassifier, SpatialTransform, perturb
+from askance.calibration.attacks import (
+    ATTACKS,
+    FGSM,
+    PGD,
+    Attack,
+    PixelClassifier,
+    SpatialTransform,
+    perturb,
+)
 from askance.calibration.config import AttackConfig
-from askance.detectors.preprocessing import Preprocessing
-
-PIXELS = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.25,))
-
-
-class Brightness(nn.Module):
-    """Class 1 if the four normalised pixels sum to more than zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 2, bias=False)
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.linear(x.flatten(1))
-        return logits
 
 
 @pytest.fixture
 def predict() -> PixelClassifier:
     return PixelClassifier(Brightness().eval(), PIXELS)
-
-
-IMAGES = torch.tensor([100, 180]).view(2, 1, 1, 1).expand(2, 1, 2, 2) / 255
-LABELS = torch.tensor([0, 1])
 
 
 def test_fgsm_is_one_signed_step_in_pixel_space(predict: PixelClassifier) -> None:
@@ -105,6 +92,7 @@ ON_DIGITS: dict[str, tuple[dict[str, Any], float, float]] = {
     "fgsm": ({"epsilon": 0.2}, 0.6, 0.2),
     "bim": ({"epsilon": 0.2}, 0.9, 0.2),
     "pgd": ({"epsilon": 0.2}, 0.9, 0.2),
+    "stopped_pgd": ({"epsilon": 0.2, "margin": 3}, 0.9, 0.2),
     "mim": ({"epsilon": 0.2}, 0.9, 0.2),
     "cw": ({"learning_rate": 0.05, "initial_weight": 1.0}, 0.9, 1.0),
     "ead": ({"learning_rate": 0.05, "initial_weight": 1.0}, 0.9, 1.0),

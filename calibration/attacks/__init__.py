@@ -17,6 +17,7 @@ from askance.calibration.attacks.mim import MIM
 from askance.calibration.attacks.pgd import PGD
 from askance.calibration.attacks.spatial import SpatialTransform
 from askance.calibration.attacks.spsa import SPSA
+from askance.calibration.attacks.stopped_pgd import StoppedPGD
 from askance.plugins import Family
 
 
@@ -32,6 +33,7 @@ ATTACKS: Family[Attack] = Family(
         FGSM,
         BIM,
         PGD,
+        StoppedPGD,
         MIM,
         CarliniWagner,
         ElasticNet,
@@ -65,5 +67,6 @@ __all__ = [
     "PixelClassifier",
     "Pixels",
     "SpatialTransform",
+    "StoppedPGD",
     "perturb",
 ]
