@@ -15,7 +15,7 @@ from askance.writing import REMEDIES, cannot_write
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
-EXTRA_PACKAGES = ("advertorch", "foolbox", "cv2", "sklearn", "scipy", "matplotlib")
+EXTRA_PACKAGES = ("advertorch", "foolbox", "pyautoattack", "cv2", "sklearn", "scipy", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

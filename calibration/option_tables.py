@@ -71,7 +71,7 @@ def _first_line(member: type) -> str:
 def _written(default: object) -> str:
     if default is None:
         return "none"
-    return str(default).lower() if isinstance(default, bool) else f"{default:g}"
+    return str(default).lower() if isinstance(default, bool | str) else f"{default:g}"
 
 
 def main(path: str) -> None:

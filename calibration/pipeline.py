@@ -32,7 +32,7 @@ from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
 from askance.writing import temporary_folder
 
-PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox")
+PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "pyautoattack")
 
 
 def calibrate(config: Config, out: Path, *, resume: bool = False) -> Bundle:

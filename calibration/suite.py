@@ -114,10 +114,12 @@ def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Te
 
 
 def _identity(attack: Attack) -> dict[str, Any]:
-    """What attacked images depend on of an attack, JSON-ready: its options, and its package if that is not askance."""
+    """What attacked images depend on of an attack, JSON-ready: options, libraries, its package if not askance."""
+    identity: dict[str, Any] = {"attack": attack.model_dump(mode="json", exclude={"name", "images", "seed"})}
+    if attack.libraries:
+        identity["libraries"] = {name: version(name) for name in attack.libraries}
     package = ATTACKS.package(attack.kind)
-    options = {"attack": attack.model_dump(mode="json", exclude={"name", "images", "seed"})}
-    return options if package is None else options | {"package": [package.name, package.version]}
+    return identity if package is None else identity | {"package": [package.name, package.version]}
 
 
 def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:

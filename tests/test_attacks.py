@@ -102,6 +102,15 @@ ON_DIGITS: dict[str, tuple[dict[str, Any], float, float]] = {
     "spatial": ({"smoothness": 0.1}, 0.5, 1.0),
     "local_search": ({"pixels": 15}, 0.2, 1.0),
     "spsa": ({"epsilon": 0.3, "learning_rate": 0.05}, 0.5, 0.3),
+    "l2_pgd": ({"epsilon": 1.5}, 0.95, 1.0),
+    "apgd": ({"epsilon": 0.2}, 0.95, 0.2),
+    "sparsefool": ({}, 0.95, 1.0),
+    "patch": ({"share": 0.15}, 0.7, 1.0),
+    "universal": ({"epsilon": 0.3}, 0.6, 0.3),
+    "rotation_translation": ({}, 0.8, 1.0),
+    "square": ({"epsilon": 0.3, "queries": 500}, 0.95, 0.3),
+    "hop_skip_jump": ({"steps": 10}, 0.95, 1.0),
+    "boundary": ({"steps": 300}, 0.95, 1.0),
 }
 
 

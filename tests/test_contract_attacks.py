@@ -26,6 +26,8 @@ BRIEF = {
     "smoothness": 0.1,
     "learning_rate": 0.05,
     "initial_weight": 1.0,
+    "queries": 100,
+    "evaluations": 10,
 }
 SEED = 11
 

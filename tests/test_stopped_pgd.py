@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy import Trained
 
 from askance.calibration.attacks import PixelClassifier, StoppedPGD, perturb
-from askance.calibration.attacks.stopped_pgd import lead
+from askance.calibration.attacks._lead import lead
 from askance.calibration.config import EvaluationConfig
 from askance.detectors.preprocessing import Preprocessing
 

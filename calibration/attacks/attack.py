@@ -33,6 +33,9 @@ def fraction(value: Any) -> Any:
 Pixels = Annotated[float, BeforeValidator(fraction), Field(gt=0, le=1)]
 """A distance in pixel values, (0, 1]; "8/255" is understood."""
 
+Distance = Annotated[float, BeforeValidator(fraction), Field(gt=0)]
+"""An L2 distance in pixel values, over all pixels together; "128/255" is understood."""
+
 
 class Attack(BaseModel, ABC):
     """An attack and its options, as a row of a config spells them: `{ name = "p", kind = "pgd", epsilon = 0.1 }`.
@@ -45,6 +48,7 @@ class Attack(BaseModel, ABC):
         seed: of its random choices.
         kind: the attack's own name.
         needs_gradients: whether it follows the classifier's gradient; of the class, no option.
+        libraries: beside advertorch, foolbox and torch, whose versions its images depend on; of the class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +58,7 @@ class Attack(BaseModel, ABC):
     seed: int = 0
     kind: str
     needs_gradients: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def perturbation(self, predict: nn.Module, classes: int) -> Perturb:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from askance.calibration.attacks._foolbox import perturb_of
 from askance.calibration.attacks.attack import Attack, Perturb
 
 
@@ -25,13 +26,5 @@ class DeepFool(Attack):
     def perturbation(self, predict: nn.Module, classes: int) -> Perturb:
         """All steps."""
         from foolbox.attacks.deepfool import L2DeepFoolAttack
-        from foolbox.models.pytorch import PyTorchModel
 
-        attack = L2DeepFoolAttack(steps=self.steps, candidates=classes, overshoot=self.overshoot)
-
-        def perturb(images: Tensor, labels: Tensor) -> Tensor:
-            model = PyTorchModel(predict, bounds=(0, 1), device=images.device)
-            perturbed: Tensor = attack(model, images, labels, epsilons=None)[1]
-            return perturbed
-
-        return perturb
+        return perturb_of(predict, L2DeepFoolAttack(steps=self.steps, candidates=classes, overshoot=self.overshoot))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from askance.calibration.attacks._lead import lead
 from askance.calibration.attacks.attack import AimedAttack, Perturb, Pixels
 
 SHARES = 16  # a step is this share of the budget
@@ -61,10 +62,3 @@ class StoppedPGD(AimedAttack):
             return found
 
         return perturb
-
-
-def lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """By how much the greatest of the other classes' logits leads over the labels' own, [N] of logits [N, K]."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1, keepdim=True)
-    return (others - own)[:, 0]
