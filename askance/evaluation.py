@@ -54,12 +54,14 @@ class SetFigures(_Part):
 
     Attributes:
         images: how many.
+        counted: how many of them the figures below are of: of a control's, those that the classifier still gets right.
         accuracy: of the classifier; None where there is no right answer.
-        flag_rate: {scorer: {level: share flagged}}.
+        flag_rate: {scorer: {level: share flagged}}; empty where none is counted.
         auroc: of these images against clean ones, by scorer.
     """
 
     images: int
+    counted: int | None = None
     accuracy: float | None
     flag_rate: Mapping[str, ByLevel]
     auroc: ByScorer

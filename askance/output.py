@@ -97,7 +97,9 @@ def _flag_rates(evaluation: Evaluation) -> Table:
     for scorer in evaluation.scorers:
         table.add_column(_stacked(scorer), justify="right")
     others = {**evaluation.controls, **evaluation.out_of_distribution}
-    sets = {"clean": evaluation.detector_clean_flag_rate} | {name: row.flag_rate for name, row in others.items()}
+    sets = {"clean": evaluation.detector_clean_flag_rate} | {
+        name: row.flag_rate for name, row in others.items() if row.flag_rate
+    }
     for images, rates in sets.items():
         for level, target in evaluation.target_flag_rate.items():
             shares = (of_scorer[level] for of_scorer in rates.values())

@@ -6,11 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
-from askance.calibration.controls import ControlConfig
+from askance.calibration.controls import ControlConfig, spelled_out
 from askance.calibration.explain import explain
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
@@ -167,7 +167,8 @@ class EvaluationConfig(_Section):
         seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
             baselines that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
             their kind count as seen. Without them the fused score is untrained.
-        controls: changes that are not attacks, on `attacked_images` correctly classified images.
+        controls: changes that are not attacks, on `attacked_images` correctly classified images; "all" stands for every
+            kind at every severity.
         out_of_distribution: other images.
         baselines: detectors from the literature to fit and score beside ours.
     """
@@ -175,7 +176,7 @@ class EvaluationConfig(_Section):
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     attacked_images: int = Field(default=1000, ge=1)
     seen: tuple[AttackConfig, ...] = ()
-    controls: tuple[ControlConfig, ...] = ()
+    controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(spelled_out)] = ()
     out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
     baselines: tuple[BaselineName, ...] = ("max_softmax",)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from askance.answers import FUSED
@@ -19,6 +20,7 @@ from askance.evaluation import Evaluation
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"
 WORST_CASE = "worst_case"
+CONTROLS = "controls"
 
 
 @dataclass(frozen=True)
@@ -130,19 +132,29 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     _enter_worst_case(result, evidence)
     for kind, sets in evidence.others.items():
         result[kind] = {
-            name: {
-                "images": len(scores.labels),
-                "accuracy": float(scores.correct.double().mean()) if kind == "controls" else None,
-                "flag_rate": flag_rates(evidence.tables, scores.columns, levels),
-                "auroc": {
-                    scorer: found["auroc"]
-                    for scorer, of_clean in clean.columns.items()
-                    if (found := detection(of_clean, scores.columns[scorer])) is not None
-                },
-            }
-            for name, scores in sets.items()
+            name: _of_set(evidence, scores, levels, right=kind == CONTROLS) for name, scores in sets.items()
         }
     return Evaluation.from_json(result)
+
+
+def _of_set(evidence: Evidence, scores: SetScores, levels: Levels, *, right: bool) -> dict[str, Any]:
+    """The figures of images that are no attack; of controls only those count that the classifier still gets `right`.
+
+    One that it gets wrong should be flagged: it is an attack by accident.
+    """
+    counted = scores.correct if right else torch.ones_like(scores.correct)
+    columns = {scorer: scores.of(scorer, counted) for scorer in scores.columns} if bool(counted.any()) else {}
+    return {
+        "images": len(scores.labels),
+        "counted": int(counted.sum()),
+        "accuracy": float(scores.correct.double().mean()) if right else None,
+        "flag_rate": flag_rates(evidence.tables, columns, levels),
+        "auroc": {
+            scorer: found["auroc"]
+            for scorer, values in columns.items()
+            if (found := detection(evidence.clean.columns[scorer], values)) is not None
+        },
+    }
 
 
 def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, attacked: Tensor) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
+from askance.calibration.controls import CONTROLS
 from askance.calibration.sources import SOURCES
 
 
@@ -36,6 +37,12 @@ def baselines_table() -> str:
     return _table(("name", "baseline", "trained on the seen attack"), rows)
 
 
+def controls_table() -> str:
+    """Every control, what its amount is, and the amounts of its severities."""
+    rows = ((f"`{kind}`", one.amount, one.severities_in_words()) for kind, one in CONTROLS.items())
+    return _table(("kind", "amount", "severity 1, 2, 3"), rows)
+
+
 def sources_table() -> str:
     """Every data source."""
     return _table(("source", "images"), ((f"`{source.spelling}`", _first_line(source)) for source in SOURCES.values()))
@@ -44,6 +51,7 @@ def sources_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "attacks": attacks_table,
     "baselines": baselines_table,
+    "controls": controls_table,
     "sources": sources_table,
 }
 """The tables by the name of their section in the page."""

@@ -14,7 +14,6 @@ from toy import Trained
 from askance.calibration import attacks, suite
 from askance.calibration.attacks import FGSM, PGD
 from askance.calibration.cache import ImageCache, cache_folder
-from askance.calibration.controls import ControlConfig, control
 from askance.calibration.digests import tensor_digest
 from askance.calibration.harness import targets
 from askance.calibration.suite import PIECE_IMAGES, AttackJob, Target, run
@@ -129,36 +128,3 @@ def test_targets_by_word_similarity() -> None:
     for rank in (0, 3, -3):
         with pytest.raises(ConfigError, match=f"target_rank {rank} must be 1 to 2, or -1 to -2"):
             targets(words, labels, rank)
-
-
-CONTROLS: dict[str, float] = {
-    "clip": 0, "uniform": 0.05, "gaussian": 0.05, "blur": 0.7, "jpeg": 75, "brightness": 0.1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", CONTROLS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_controls_change_little_and_are_seeded(kind: str, channels: int) -> None:
-    pixels = torch.rand(4, channels, 16, 16, generator=torch.Generator().manual_seed(0))
-    config = ControlConfig.model_validate({"name": kind, "kind": kind, "amount": CONTROLS[kind]})
-    changed = control(config, pixels)
-    assert changed.shape == pixels.shape
-    assert changed.dtype == torch.float32
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    assert torch.equal(control(config, pixels), changed)
-    assert 0 < (changed - pixels).abs().mean() < 0.25
-
-
-def test_noises_have_one_norm_and_the_others_their_amount() -> None:
-    pixels = torch.full((8, 1, 64, 64), 0.5)
-
-    def moved(kind: str, amount: float) -> Tensor:
-        return control(ControlConfig.model_validate({"name": "c", "kind": kind, "amount": amount}), pixels) - pixels
-
-    uniform, gaussian = moved("uniform", 0.06), moved("gaussian", 0.06)
-    assert uniform.abs().max() <= 0.06
-    assert float(uniform.norm()) == pytest.approx(float(gaussian.norm()), rel=0.02)
-    assert float(moved("brightness", 0.1).mean()) == pytest.approx(0.1)
-    assert float(moved("blur", 1.0).abs().max()) < 1e-6
-    assert float(moved("clip", 0).abs().max()) <= 0.5 / 255 + 1e-6

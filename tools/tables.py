@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from askance.detectors import Bundle
-from askance.evaluation import Evaluation
+from askance.evaluation import Evaluation, SetFigures
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 TITLES = {"mnist": "MNIST, LeNet", "cifar10": "CIFAR-10, ResNet44"}
@@ -52,16 +52,36 @@ def by_attack(evaluation: Evaluation, scorers: Sequence[str]) -> str:
 
 
 def alarms(evaluation: Evaluation, scorers: Sequence[str]) -> str:
-    """Flag rates on clean images, controls and other data."""
+    """Flag rates on clean images and other data."""
     sets = {"clean": evaluation.detector_clean_flag_rate} | {
-        name: one.flag_rate for name, one in (*evaluation.controls.items(), *evaluation.out_of_distribution.items())
+        name: one.flag_rate for name, one in evaluation.out_of_distribution.items()
     }
+    return flagged("images, level", {f"`{name}`": rates for name, rates in sets.items()}, evaluation, scorers)
+
+
+def benign(evaluation: Evaluation, scorers: Sequence[str]) -> str:
+    """Flag rates on controls, of the images that the classifier still gets right."""
+    sets = {f"`{name}` {_right(one)}": one.flag_rate for name, one in evaluation.controls.items() if one.flag_rate}
+    return flagged("change, level", sets, evaluation, scorers)
+
+
+def _right(control: SetFigures) -> str:
+    return "" if control.counted is None else f"<sub>{control.counted}/{control.images}</sub>"
+
+
+def flagged(
+    head: str,
+    sets: Mapping[str, Mapping[str, Mapping[str, float]]],
+    evaluation: Evaluation,
+    scorers: Sequence[str],
+) -> str:
+    """Shares flagged, a row for each set and level."""
     rows = (
-        (f"`{name}`, {level}", *(f"{rates[scorer][level]:.1%}" for scorer in scorers))
+        (f"{name}, {level}", *(f"{rates[scorer][level]:.1%}" for scorer in scorers))
         for name, rates in sets.items()
         for level in evaluation.target_flag_rate
     )
-    return table(("images, level", *(scorer.replace("_", " ") for scorer in scorers)), rows)
+    return table((head, *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
 def elsewhere(evaluation: Evaluation, scorers: Sequence[str]) -> str:
@@ -104,6 +124,8 @@ def section(evaluation: Evaluation) -> str:
             by_attack(evaluation, ["fused", *baselines]),
             f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
             alarms(evaluation, scorers),
+            "Benign changes: share flagged of the images that the classifier still gets right.",
+            benign(evaluation, scorers),
             "AUROC on what is no attack (the classifier's own mistakes; other data):",
             elsewhere(evaluation, scorers),
             "Clean images flagged by the fused score, by predicted class:",
