@@ -85,7 +85,8 @@ class Evaluation(_Part):
         baselines: the scorers that are other people's.
         forward_passes: of the classifier for each image, {"fused", "fused_single_pass"}.
         target_flag_rate: what each level promises for clean images.
-        clean_flag_rate_interval: the binomial interval of a share with that rate.
+        clean_flag_rate_interval: the 95% interval of the share that the fused score flags where the promise holds, by
+            the beta-binomial law: both splits, `fuse` and `evaluate`, are samples.
         attacks: by name; `worst_case` among them.
         auroc, aupr, tpr_at_fpr_5, tpr_at_fpr_1, tpr_at_fpr_01: {attack: {scorer: figure}}, on successful attacks; in
             JSON the rates are spelled out, `tpr_at_fpr_0.05`.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from askance.answers import FUSED
 from askance.calibration.attacks import Attack
-from askance.calibration.metrics import FIGURES, binomial_interval, detection, detection_intervals, worst_case
+from askance.calibration.metrics import FIGURES, detection, detection_intervals, flag_rate_interval, worst_case
 from askance.detectors import Levels
 from askance.detectors.conformal import p_value
 from askance.detectors.screen import SINGLE_PASS
@@ -99,7 +99,10 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
         "baselines": list(evidence.baselines),
         "forward_passes": {FUSED: evidence.forward_passes} | ({SINGLE_PASS: 1} if SINGLE_PASS in clean.columns else {}),
         "target_flag_rate": dict(levels.items()),
-        "clean_flag_rate_interval": {n: binomial_interval(a, len(clean.labels)) for n, a in levels.items()},
+        "clean_flag_rate_interval": {
+            name: flag_rate_interval(alpha, len(evidence.tables[FUSED]), len(clean.labels))
+            for name, alpha in levels.items()
+        },
         "attacks": {},
         **{figure: {} for figure in FIGURES},
         "intervals": {figure: {} for figure in FIGURES},

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.stats import binom
+from scipy.stats import betabinom
 from torch import Tensor
+
+from askance.detectors.conformal import rank
 
 FALSE_POSITIVE_RATES = (0.05, 0.01, 0.001)
 FIGURES = ("auroc", "aupr", *(f"tpr_at_fpr_{rate:g}" for rate in FALSE_POSITIVE_RATES))
@@ -94,9 +96,25 @@ def _weighted(clean: Floats, attacked: Floats, clean_weights: Floats, attacked_w
     return figures
 
 
-def binomial_interval(rate: float, count: int) -> tuple[float, float]:
-    """The central 95% interval of the share of `count` clean inputs flagged when each is with probability `rate`."""
-    low, high = binom.interval(CONFIDENCE, count, rate)
+def flag_rate_interval(level: float, calibrated: int, count: int) -> tuple[float, float]:
+    """The central 95% interval of the share of `count` clean inputs that a conformal table flags at a level.
+
+    How many are flagged follows BetaBin(m, k, n + 1 - k), k = floor(level (n + 1)), whatever the scores' distribution,
+    as long as they have no ties: the table itself is a sample, and its k-th greatest score has chance in it too. A
+    binomial interval leaves that out, and is a third too narrow where n = m.
+
+    Args:
+        level: the false-positive target.
+        calibrated: n, the clean scores in the table.
+        count: m, the clean inputs that are judged.
+
+    Returns:
+        (low, high), shares in [0, 1]; (0, 0) for a level that a table of that size never flags at.
+    """
+    k = rank(level, calibrated)
+    if k == 0:
+        return 0.0, 0.0
+    low, high = betabinom.interval(CONFIDENCE, count, k, calibrated + 1 - k)
     return float(low) / count, float(high) / count
 
 

@@ -75,6 +75,11 @@ def check_level(alpha: float, n: int, what: str) -> None:
         )
 
 
+def rank(alpha: float, n: int) -> int:
+    """k = floor(alpha (n+1)): of n clean scores the k-th greatest is the threshold at `alpha`; 0: there is none."""
+    return math.floor(alpha * (n + 1) + 1e-9)
+
+
 def threshold(sorted_scores: Tensor, alpha: float) -> float:
     """The score at and above which p <= alpha may hold: the k-th largest clean score, k = floor(alpha (n+1)).
 
@@ -82,5 +87,4 @@ def threshold(sorted_scores: Tensor, alpha: float) -> float:
     """
     n = sorted_scores.shape[-1]
     check_level(alpha, n, "alpha")
-    k = math.floor(alpha * (n + 1) + 1e-9)
-    return float(sorted_scores[n - k])
+    return float(sorted_scores[n - rank(alpha, n)])

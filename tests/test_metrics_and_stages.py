@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,15 +15,16 @@ from calibration_support import CONFIGS
 from gensim.models.keyedvectors import KeyedVectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from askance.calibration.metrics import detection, detection_intervals, worst_case
+from askance.calibration.metrics import detection, detection_intervals, flag_rate_interval, worst_case
 from askance.calibration.scoring import Scores
 from askance.calibration.stages import Stages, alone_in
 from askance.calibration.word_vectors import class_vectors
 from askance.detectors import Readings
+from askance.detectors.conformal import p_value, table
 from askance.errors import CalibrationError, ConfigError, DataError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -166,6 +168,39 @@ def test_bootstrap_intervals_cover_and_narrow() -> None:
     assert more is not None
     assert more["auroc"][1] - more["auroc"][0] < 0.5 * np.mean(widths)
     assert detection_intervals(torch.empty(0), torch.ones(1)) is None
+
+
+def test_flag_rate_interval_by_hand() -> None:
+    """One score in the table, level 1/2: k = 1, and BetaBin(m, 1, 1) is uniform on 0 to m."""
+    assert flag_rate_interval(0.5, 1, 99) == (2 / 99, 97 / 99)  # 1% each: P(up to 2) = 3%, P(up to 97) = 98%
+    # two scores, level 1/3: k = 1, and P(j) is proportional to m + 1 - j: 3/6, 2/6, 1/6 for m = 2
+    assert flag_rate_interval(1 / 3, 2, 2) == (0.0, 1.0)
+    assert flag_rate_interval(0.01, 98, 1000) == (0.0, 0.0)  # the least p-value is 1/99
+    low, high = flag_rate_interval(0.01, 99, 10_000)  # Beta(1, 99), but for 10,000 draws
+    assert low == pytest.approx(1 - 0.975 ** (1 / 99), abs=2e-4)
+    assert high == pytest.approx(1 - 0.025 ** (1 / 99), abs=2e-4)
+
+
+def test_flag_rate_intervals_hold_what_tables_flag() -> None:
+    """In 95% of simulated calibrations, or little more, where the binomial interval holds fewer than 91%."""
+    n, m, level, trials = 200, 200, 0.05, 4000
+    g = np.random.default_rng(0)
+    tables, images = torch.tensor(g.normal(size=(trials, n))), torch.tensor(g.normal(size=(trials, m)))
+    rates = (p_value(images, table(tables)) <= level).double().mean(dim=1).numpy()
+    low, high = flag_rate_interval(level, n, m)
+    assert 0.94 <= ((rates >= low) & (rates <= high)).mean() <= 0.975
+    least, most = np.array(binom.interval(0.95, m, level)) / m
+    assert ((rates >= least) & (rates <= most)).mean() < 0.91
+    assert (most - least) / (high - low) == pytest.approx(2 / 3, abs=0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(99, 3000), st.integers(20, 3000), st.sampled_from([0.01, 0.05, 0.1]))
+def test_flag_rate_intervals_hold_the_mean_and_narrow(n: int, m: int, level: float) -> None:
+    low, high = flag_rate_interval(level, n, m)
+    assert 0 <= low <= math.floor(level * (n + 1) + 1e-9) / (n + 1) <= high <= 1
+    least, most = flag_rate_interval(level, 20 * n, 20 * m)
+    assert most - least < high - low
 
 
 def test_worst_case_by_hand() -> None:

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from calibration_support import DigitsRun
-from scipy.stats import betabinom, binom
+from scipy.stats import betabinom
 from torch import nn
 from toy import answered
 
@@ -391,7 +391,8 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     assert result.controls["calm"].flag_rate[FUSED] == result.clean_flag_rate
     assert result.controls["calm"].auroc[FUSED] == 0.5
     low, high = result.clean_flag_rate_interval["suspect"]
-    assert (low, high) == (binom.ppf(0.025, n, 0.05) / n, binom.ppf(0.975, n, 0.05) / n)
+    law = betabinom(n, 10, 191)  # k = floor(.05 * 201)
+    assert (low, high) == (law.ppf(0.025) / n, law.ppf(0.975) / n)
 
 
 def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:

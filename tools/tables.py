@@ -122,7 +122,7 @@ def section(evaluation: Evaluation) -> str:
             by_attack(evaluation, ours),
             "The baselines, on the same images:",
             by_attack(evaluation, ["fused", *baselines]),
-            f"Share flagged. 95% binomial intervals for clean images: {intervals}.",
+            f"Share flagged. 95% beta-binomial intervals for clean images: {intervals}.",
             alarms(evaluation, scorers),
             "Benign changes: share flagged of the images that the classifier still gets right.",
             benign(evaluation, scorers),
