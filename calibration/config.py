@@ -251,12 +251,16 @@ def _resolved(config: Config, beside: Path) -> Config:
         other.model_copy(update={"source": _source(other.source, beside)})
         for other in config.evaluation.out_of_distribution
     )
+    attacks = {
+        name: tuple(attack.beside(beside) for attack in getattr(config.evaluation, name))
+        for name in ("attacks", "seen")
+    }
     return config.model_copy(
         update={
             "classifier": classifier,
             "word_vectors": vectors,
             "data": config.data.model_copy(update=sources),
-            "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others}),
+            "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others, **attacks}),
         }
     )
 

@@ -118,7 +118,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     }
     for attacked in evidence.attacks:
         succeeded = ~attacked.scores.correct
-        result["attacks"][attacked.attack.name] = attacked.attack.model_dump(mode="json", exclude={"name"}) | {
+        result["attacks"][attacked.attack.name] = _options(attacked.attack) | {
             "seen": attacked.seen,
             "attempted": len(succeeded),
             "successful": int(succeeded.sum()),
@@ -138,6 +138,11 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             name: _of_set(evidence, scores, levels, right=kind == CONTROLS) for name, scores in sets.items()
         }
     return Evaluation.from_json(result)
+
+
+def _options(attack: Attack) -> dict[str, Any]:
+    """An attack's options, JSON-ready, no path of this machine among them."""
+    return attack.model_dump(mode="json", include={"images", "seed"}) | attack.identity()
 
 
 def _of_set(evidence: Evidence, scores: SetScores, levels: Levels, *, right: bool) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
             f"the data has {len(images.classes)} classes, the classifier {outputs} outputs: "
             "they must be the same, in the same order"
         )
+    for attack in (*evaluation.attacks, *evaluation.seen):
+        attack.check(outputs)
     for split in ("calibrate", "fuse"):
         for level, alpha in inputs.settings.levels.items():
             check_level(alpha, len(inputs.splits[split]), f"{level} (split {split})")

@@ -115,7 +115,7 @@ def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Te
 
 def _identity(attack: Attack) -> dict[str, Any]:
     """What attacked images depend on of an attack, JSON-ready: options, libraries, its package if not askance."""
-    identity: dict[str, Any] = {"attack": attack.model_dump(mode="json", exclude={"name", "images", "seed"})}
+    identity: dict[str, Any] = {"attack": attack.identity()}
     if attack.libraries:
         identity["libraries"] = {name: version(name) for name in attack.libraries}
     package = ATTACKS.package(attack.kind)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 from toy import Trained
 
@@ -18,7 +19,7 @@ from askance.calibration.option_tables import TABLES, written
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "calibration.md"
 BUDGET = 0.15
-BRIEF = {
+BRIEF: dict[str, Any] = {
     "steps": 50,
     "searches": 2,
     "rounds": 3,
@@ -28,13 +29,22 @@ BRIEF = {
     "initial_weight": 1.0,
     "queries": 100,
     "evaluations": 10,
+    "attack": {"kind": "bim", "epsilon": BUDGET},
 }
 SEED = 11
 
 
 @pytest.fixture(params=list(ATTACKS))
-def kind(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest, surrogate: None) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def surrogate(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What an attack that needs another classifier gets: the same one, from a file."""
+    path = tmp_path_factory.mktemp("surrogate") / "digits.safetensors"
+    save_file(trained.classifier.state_dict(), path)
+    BRIEF["surrogate"] = {"factory": "digits_cnn", "weights": str(path)}
 
 
 def options_of(kind: str, **more: Any) -> dict[str, Any]:

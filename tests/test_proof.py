@@ -246,7 +246,15 @@ def test_a_confident_classifier_has_its_gradient() -> None:
 
 def test_the_attacks_that_need_no_gradient() -> None:
     without = [kind for kind, attack in ATTACKS.items() if not attack.needs_gradients]
-    assert without == ["rotation_translation", "local_search", "spsa", "square", "hop_skip_jump", "boundary"]
+    assert without == [
+        "rotation_translation",
+        "local_search",
+        "spsa",
+        "square",
+        "hop_skip_jump",
+        "boundary",
+        "transfer",
+    ]
 
 
 # What it returns

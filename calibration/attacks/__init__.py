@@ -26,6 +26,7 @@ from askance.calibration.attacks.spatial import SpatialTransform
 from askance.calibration.attacks.spsa import SPSA
 from askance.calibration.attacks.square import Square
 from askance.calibration.attacks.stopped_pgd import StoppedPGD
+from askance.calibration.attacks.transfer import Transfer
 from askance.calibration.attacks.universal import Universal
 from askance.plugins import Family
 
@@ -61,6 +62,7 @@ ATTACKS: Family[Attack] = Family(
         Square,
         HopSkipJump,
         Boundary,
+        Transfer,
     ),
     name_of=_kind,
 )
@@ -94,6 +96,7 @@ __all__ = [
     "SpatialTransform",
     "Square",
     "StoppedPGD",
+    "Transfer",
     "Universal",
     "perturb",
 ]

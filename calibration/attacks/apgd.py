@@ -32,14 +32,17 @@ class APGD(Attack):
     loss: Literal["ce", "dlr"] = "ce"
     steps: int = Field(default=100, ge=1)
 
-    def perturbation(self, predict: nn.Module, classes: int) -> Perturb:
-        """All steps.
+    def check(self, classes: int) -> None:
+        """Refuse a loss that needs more classes than there are.
 
         Raises:
-            ConfigError: the loss needs more classes than there are.
+            ConfigError: it does.
         """
-        from pyautoattack.autopgd_base import APGDAttack
-
         if self.loss == "dlr" and classes < DLR_CLASSES:
             raise ConfigError(f'attack {self.name}: the loss "dlr" needs 3 classes, there are {classes}: take "ce"')
+
+    def perturbation(self, predict: nn.Module, classes: int) -> Perturb:  # noqa: ARG002
+        """All steps."""
+        from pyautoattack.autopgd_base import APGDAttack
+
         return perturb_of(APGDAttack, predict=predict, n_iter=self.steps, eps=self.epsilon, loss=self.loss)

@@ -6,7 +6,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -59,6 +60,21 @@ class Attack(BaseModel, ABC):
     kind: str
     needs_gradients: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What its images depend on of it, JSON-ready: its options, what files hold in place of their paths."""
+        return self.model_dump(mode="json", exclude={"name", "images", "seed"})
+
+    def beside(self, folder: Path) -> Self:  # noqa: ARG002
+        """The same with its paths, if it has any, looked up beside a config in that folder."""
+        return self
+
+    def check(self, classes: int) -> None:
+        """Refuse what can be refused before any work.
+
+        Raises:
+            ConfigError: it cannot attack a classifier of so many classes.
+        """
 
     @abstractmethod
     def perturbation(self, predict: nn.Module, classes: int) -> Perturb:
@@ -125,6 +141,7 @@ def perturb(predict: PixelClassifier, attack: Attack, images: Tensor, labels: Te
             torch.manual_seed(seed)
             with torch.no_grad():
                 classes = predict(images[:1]).shape[1]
+            attack.check(classes)
             return attack.perturbation(predict, classes)(images.contiguous(), labels).detach().clamp(0, 1)
     finally:
         for parameter, wanted in frozen:
