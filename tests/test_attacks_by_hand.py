@@ -117,7 +117,7 @@ def test_towards_a_plane_at_most_one_value_stops_half_way(seed: int, size: int) 
 
 def test_sparsefool_takes_few_pixels(predict: PixelClassifier) -> None:
     """The second image has to lose .824 in all: one pixel of .706 is not enough, two are."""
-    attacked = perturb(predict, attack("sparsefool", reach=1), IMAGES, LABELS, 0)
+    attacked = perturb(predict, attack("sparsefool"), IMAGES, LABELS, 0)
     assert predict(attacked).argmax(dim=1).tolist() == [1, 0]
     assert ((attacked - IMAGES).abs() > 1e-6).flatten(1).sum(dim=1).tolist() == [1, 2]
 

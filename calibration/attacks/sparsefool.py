@@ -24,13 +24,13 @@ class SparseFool(Attack):
 
     Attributes:
         steps: at most.
-        reach: times DeepFool's perturbation; more fools more surely, by more pixels (the paper's lambda).
+        reach: times DeepFool's perturbation; more takes fewer steps and more pixels (the paper's lambda).
         overshoot: share by which the plane is overstepped.
     """
 
     kind: Literal["sparsefool"]
     steps: int = Field(default=20, ge=1)
-    reach: float = Field(default=3.0, ge=1)
+    reach: float = Field(default=1.0, ge=1)
     overshoot: float = Field(default=0.02, ge=0)
 
     def perturbation(self, predict: nn.Module, classes: int) -> Perturb:
@@ -49,20 +49,35 @@ class SparseFool(Attack):
                 if len(going) == 0:
                     break
                 start, label = moved[going], labels[going]
-                boundary = start + self.reach * (nearest(start, label) - start)
-                moved[going] = towards_plane(start, *_plane(predict, boundary, label))
+                moved[going] = towards_plane(start, *self._plane(predict, start, nearest(start, label), label))
                 overstepped = images[going] + (1 + self.overshoot) * (moved[going] - images[going])
-                found[going] = overstepped.clamp(0, 1)
+                overstepped = overstepped.clamp(0, 1)
+                with torch.no_grad():  # a step further is not always further over
+                    over = lead(predict(overstepped), label) > 0
+                found[going] = torch.where(over[:, None, None, None], overstepped, moved[going])
             return found
 
         return perturb
 
+    def _plane(self, predict: nn.Module, start: Tensor, near: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The planes to go to: normals, towards the wrong class, and points, [n, C, H, W] each.
 
-def _plane(predict: nn.Module, boundary: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The plane through a point of the boundary: its normal, towards the wrong class, and the point."""
+        Through `reach` times DeepFool's perturbation; where that plane bends back behind the image, DeepFool's own.
+        """
+        far = start + self.reach * (near - start)
+        normal = _normal(predict, far, labels)
+        bent = (normal * (far - start)).flatten(1).sum(dim=1) <= 0
+        if not bool(bent.any()):
+            return normal, far
+        bent = bent[:, None, None, None]
+        return torch.where(bent, _normal(predict, near, labels), normal), torch.where(bent, near, far)
+
+
+def _normal(predict: nn.Module, boundary: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the wrong class's lead at points of the boundary, [n, C, H, W]."""
     boundary = boundary.detach().requires_grad_()
     (normal,) = torch.autograd.grad(lead(predict(boundary), labels).sum(), boundary)
-    return normal, boundary.detach()
+    return normal
 
 
 def towards_plane(start: Tensor, normal: Tensor, point: Tensor) -> Tensor:
