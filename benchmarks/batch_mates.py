@@ -98,7 +98,7 @@ def changes(screen: Screen, images: Sequence[Tensor], mates: Tensor, batches: in
 
 def without_margins(screen: Screen) -> AbstractContextManager[object]:
     """The screen judges no image twice."""
-    return patch.object(screen, "_undecided", lambda logits, *_: torch.zeros(len(logits), dtype=torch.bool))
+    return patch.object(screen, "_undecided", lambda read, *_: torch.zeros(len(read.logits), dtype=torch.bool))
 
 
 def measure(bundle: Path, source: str, pairs: int, batches: int, epsilon: float, device: str) -> Found:

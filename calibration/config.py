@@ -166,7 +166,10 @@ class EvaluationConfig(_Section):
         attacked_images: how many correctly classified images each attack starts from, unless it says so itself.
         seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
             baselines that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
-            their kind count as seen. Without them the fused score is untrained.
+            their kind count as seen. Without them, and without the ladder, the fused score is untrained.
+        ladder: train on a ladder of stopped attacks, whose budgets are found on the calibration split
+            (`calibration.ladder`), in place of `seen` ones.
+        benign_images: images that each mild change is made of, for the fused score to be calm on them; 0 is none.
         controls: changes that are not attacks, on `attacked_images` correctly classified images; "all" stands for every
             kind at every severity.
         out_of_distribution: other images.
@@ -176,6 +179,8 @@ class EvaluationConfig(_Section):
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     attacked_images: int = Field(default=1000, ge=1)
     seen: tuple[AttackConfig, ...] = ()
+    ladder: bool = False
+    benign_images: int = Field(default=100, ge=0)
     controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(spelled_out)] = ()
     out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
     baselines: tuple[BaselineName, ...] = ("max_softmax",)
@@ -194,12 +199,21 @@ class EvaluationConfig(_Section):
     @model_validator(mode="after")
     def _trained_baselines_have_a_seen_attack(self) -> Self:
         trained = [name for name in self.baselines if BASELINES[name].learns_from_attacks]
-        if trained and not self.seen:
-            raise ValueError(f"the baseline {trained[0]} is trained on an attack: give one in evaluation.seen")
+        if trained and not self.seen_kinds:
+            raise ValueError(
+                f"the baseline {trained[0]} is trained on an attack: give one in evaluation.seen, or ladder = true"
+            )
+        if self.ladder and self.seen:
+            raise ValueError("give seen attacks or the ladder, not both")
         kinds = sorted({attack.kind for attack in self.seen})
         if len(kinds) > 1:
             raise ValueError(f"seen attacks must be of one kind, got {' and '.join(kinds)}: the others stay unseen")
         return self
+
+    @property
+    def seen_kinds(self) -> frozenset[str]:
+        """The kinds of attack that may be trained on."""
+        return frozenset({"stopped_pgd"}) if self.ladder else frozenset(attack.kind for attack in self.seen)
 
 
 class Settings(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -13,18 +14,22 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
+from askance.calibration.benign import calm, changed, starts
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs
+from askance.calibration.ladder import PROBES, first_budget, ladder
+from askance.calibration.progress import say
 from askance.calibration.scoring import Scores, score
 from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Calibration, Detector, Fusion, Tap, tap_for
+from askance.detectors import Calibration, Detector, Fusion, Readings, Tap, tap_for
+from askance.detectors.conditioning import margins
 from askance.detectors.conformal import table
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import SINGLE_PASS
@@ -33,6 +38,7 @@ from askance.errors import CalibrationError, ConfigError, listed
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
+FEWEST_SUCCESSES = 10  # of a rung of the ladder, to learn from it
 CLEAN_CANDIDATES, ATTACKED_CANDIDATES = 128, 64  # images that sentinels are chosen from
 
 
@@ -104,8 +110,42 @@ class Harness:
     @cached_property
     def seen(self) -> dict[str, tuple[Images, Tensor]]:
         """The attacks that may be trained on, run on the calibration split: the images, and the attacked pixels."""
-        right = self.inputs.splits["calibrate"][self.split("calibrate").correct]
-        return self.attack(right, self.inputs.settings.evaluation.seen)
+        return self.attack(self._right_of_calibrate, self.seen_attacks)
+
+    @property
+    def _right_of_calibrate(self) -> Images:
+        return self.inputs.splits["calibrate"][self.split("calibrate").correct]
+
+    @cached_property
+    def seen_attacks(self) -> tuple[Attack, ...]:
+        """The attacks that may be trained on: the config's, or the ladder that this classifier gives way to."""
+        config = self.inputs.settings.evaluation
+        if not config.ladder:
+            return config.seen
+        probes = self._right_of_calibrate[:PROBES]
+
+        def success(attack: Attack) -> float:
+            ((images, pixels),) = self.attack(probes, [attack]).values()
+            answers = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
+            return float((torch.cat([one.predicted for one in answers]) != images.y).double().mean())
+
+        calibrate = self.split("calibrate")
+        clean_margin = float(margins(calibrate.readings.logits[calibrate.correct]).median())
+        rungs = ladder(first_budget(success), clean_margin, math.prod(self.inputs.preprocessing.shape))
+        say(f"the ladder: {len(rungs)} rungs, L-infinity from {rungs[0].epsilon:.3g}")
+        return rungs
+
+    def benign(self, split: str) -> Readings | None:
+        """What our detectors read of images of a split that were mildly changed, and answered as before."""
+        images = self.inputs.splits[split]
+        rows = starts(self.inputs.settings.evaluation.benign_images, len(images))
+        if rows.numel() == 0:
+            return None
+        before = images[rows.flatten()]
+        pixels = changed(before.pixels().view(*rows.shape, *before.x.shape[1:]))
+        after = self.scores(f"benign-{split}", before, pixels)
+        kept = calm(self.split(split).predicted[rows.flatten()], after.predicted)
+        return after.readings.where(kept) if bool(kept.any()) else None
 
     def diagnoses(self) -> dict[str, Any]:
         """What the detectors that diagnose themselves say of how well they have learned, {detector: figures}."""
@@ -160,8 +200,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         scores = scorers.scores(f"attack-{one.name}", images, pixels)
         moved = (pixels - images.pixels()).flatten(1)
         distances = {"linf": moved.abs().amax(dim=1), "l2": moved.norm(dim=1)}
-        seen = any(one.kind == trained.kind for trained in config.seen)
-        attacks.append(AttackedSet(one, scores, distances, seen))
+        attacks.append(AttackedSet(one, scores, distances, one.kind in config.seen_kinds))
     calm = right[: config.attacked_images]
     controls = {
         one.name: scorers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
@@ -188,10 +227,12 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
 
 def calibration_of(harness: Harness) -> Calibration:
     """The conformal tables of fitted detectors, the fused score with one trained opinion for each seen attack."""
+    benign = [harness.benign(split) for split in ("calibrate", "fuse")]
     return Calibration.fit(
         harness.split("calibrate").readings,
         harness.split("fuse").readings,
         harness.inputs.settings.levels,
+        benign=None if benign[0] is None or benign[1] is None else (benign[0], benign[1]),
         viewers=harness.viewers,
         train=partial(_trained, harness),
     )
@@ -217,23 +258,32 @@ def sentinel_candidates(harness: Harness) -> tuple[Tensor, Tensor]:
 
 def _trained(harness: Harness, fusion: Fusion) -> Fusion:
     """An opinion for each seen attack, whatever its budgets; the untrained fusion where none may be seen."""
-    clean = fusion.surprisals(harness.split("calibrate").readings.only(fusion.names))
+    config = harness.inputs.settings.evaluation
+    if not config.seen_kinds:
+        return fusion
     seen: dict[str, list[Tensor]] = {}
-    for options in harness.inputs.settings.evaluation.seen:
-        name, (images, pixels) = options.name, harness.seen[options.name]
+    for attack in harness.seen_attacks:
+        name, (images, pixels) = attack.name, harness.seen[attack.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
-        if bool(scores.correct.all()):
+        succeeded = ~scores.correct
+        if config.ladder and int(succeeded.sum()) < FEWEST_SUCCESSES:
+            continue  # a rung that is out of reach
+        if not bool(succeeded.any()):
             raise CalibrationError(
                 f"the seen attack {name} never succeeds on the calibration split: raise its budget, or leave it out"
             )
-        attack = options.model_dump_json(exclude={"name", "epsilon", "images"})
-        seen.setdefault(attack, []).append(fusion.surprisals(scores.readings.only(fusion.names))[:, ~scores.correct])
+        learned = attack.model_dump_json(exclude={"name", "epsilon", "images"})
+        seen.setdefault(learned, []).append(fusion.features(scores.readings.where(succeeded)))
     if not seen:
-        return fusion
-    weights, biases = zip(*(learn_weights(clean, budgets) for budgets in seen.values()), strict=True)
+        raise CalibrationError(
+            "no rung of the ladder succeeds on the calibration split: give seen attacks, or ladder = false"
+        )
+    peaceful = [harness.split("calibrate").readings, harness.benign("calibrate")]
+    features = [fusion.features(readings) for readings in peaceful if readings is not None]
+    weights, biases = zip(*(learn_weights(features, budgets) for budgets in seen.values()), strict=True)
     counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
     # every budget counts alike: an opinion by its share of them
-    return fusion.trained(torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
+    return Fusion(fusion.background, torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
 
 
 class _Scorers:
@@ -241,12 +291,11 @@ class _Scorers:
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
-        calibrate = harness.split("calibrate").readings
         self._fusions = {FUSED: calibration.fused.fusion}
         if calibration.single_pass is not None:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
-        if harness.inputs.settings.evaluation.seen:
-            self._fusions[UNTRAINED] = Fusion.fit(calibrate.components, calibrate.two_sided)
+        if len(calibration.fused.fusion.weights):
+            self._fusions[UNTRAINED] = Fusion.untrained(calibration.fused.fusion.background)
         self._baselines = self._fitted_baselines()
 
     def _fitted_baselines(self) -> tuple[Baseline, ...]:
@@ -270,11 +319,11 @@ class _Scorers:
         scores = self._harness.scores(name, images, pixels)
         columns = dict(scores.readings.scores)
         for fused, fusion in self._fusions.items():
-            columns[fused] = fusion.score(scores.readings.only(fusion.names))
+            columns[fused] = fusion.score(scores.readings)
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
-        return SetScores(columns, scores.logits.argmax(dim=1), scores.labels)
+        return SetScores(columns, scores.predicted, scores.labels)
 
 
 def _any_image(shape: tuple[int, int, int]) -> Preprocessing:

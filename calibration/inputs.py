@@ -135,7 +135,8 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
         inputs.classifier,
         inputs.preprocessing,
         images[:PROVED_IMAGES].pixels(),
-        gradients=any(attack.needs_gradients for attack in (*evaluation.attacks, *evaluation.seen)),
+        gradients=evaluation.ladder
+        or any(attack.needs_gradients for attack in (*evaluation.attacks, *evaluation.seen)),
     )
     outputs = logits.shape[1]
     if outputs != len(inputs.class_names):

@@ -19,19 +19,22 @@ class Scores:
     """What the detectors said of N images.
 
     Attributes:
-        readings: the detectors'.
-        logits: [N, K].
+        readings: the detectors', and the classifier's logits.
         labels: [N], the true classes.
     """
 
     readings: Readings
-    logits: Tensor
     labels: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The classifier's answers, [N]."""
+        return self.readings.logits.argmax(dim=1)
 
     @property
     def correct(self) -> Tensor:
         """Whether the classifier is right, bool [N]."""
-        return self.logits.argmax(dim=1) == self.labels
+        return self.predicted == self.labels
 
     def tensors(self) -> dict[str, Tensor]:
         """As one flat dict, for a stage's file."""
@@ -40,7 +43,7 @@ class Scores:
             side = "either" if name in self.readings.two_sided else "upper"
             # numbered, because a safetensors file does not keep the order that fusion relies on
             flat[f"component/{i:04d}/{side}/{name}"] = values
-        return flat | {"logits": self.logits, "labels": self.labels}
+        return flat | {"logits": self.readings.logits, "labels": self.labels}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], detectors: Iterable[str]) -> Scores:
@@ -50,8 +53,9 @@ class Scores:
             {name: tensors[f"score/{name}"] for name in detectors},
             {key[3]: tensors["/".join(key)] for key in keys},
             frozenset(key[3] for key in keys if key[2] == "either"),
+            tensors["logits"],
         )
-        return cls(readings, tensors["logits"], tensors["labels"])
+        return cls(readings, tensors["labels"])
 
 
 @torch.no_grad()
@@ -62,4 +66,4 @@ def score(detectors: Mapping[str, Detector], stream: ImageStream, description: s
         batches.append(read_all(detectors, capture))
         logits.append(capture.logits)
         labels.append(capture.predicted if capture.labels is None else capture.labels)
-    return Scores(Readings.joined(batches), torch.cat(logits), torch.cat(labels))
+    return Scores(Readings.joined(batches, torch.cat(logits)), torch.cat(labels))

@@ -1,5 +1,6 @@
 """What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
 
+from askance.detectors.background import Background
 from askance.detectors.bundle import Bundle
 from askance.detectors.constellation import Constellation, ConstellationOptions
 from askance.detectors.detector import Detector, Inputs, Options, Reading, tap_for
@@ -15,6 +16,7 @@ from askance.detectors.tap import Capture, CaptureStream, Tap
 
 __all__ = [
     "DETECTORS",
+    "Background",
     "Bundle",
     "Calibration",
     "Capture",

@@ -174,7 +174,7 @@ class Bundle:
         entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
         tensors = self.tensors(entry)
         try:
-            return calibration_from(entry, kinds, tensors)
+            return calibration_from(entry, kinds, len(self.manifest.classifier.class_names), tensors)
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
 

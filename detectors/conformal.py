@@ -9,6 +9,8 @@ from torch import Tensor
 
 from askance.errors import CalibrationError
 
+ROUNDING = 1e-9  # so that a product of whole numbers and shares is not just short of one
+
 
 def table(scores: Tensor) -> Tensor:
     """Return clean calibration scores [n] (or [F, n], a row per reading) sorted ascending, as `p_value` wants them.
@@ -21,6 +23,18 @@ def table(scores: Tensor) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise CalibrationError("a calibration score is NaN or infinite: the detector is broken on clean inputs")
     return scores.sort(dim=-1).values.contiguous()
+
+
+def least_favourable(clean: Tensor, benign: Tensor) -> Tensor:
+    """The table by which a p-value is the greater of those by two, sorted [n] and [m] -> sorted [n].
+
+    A clean input is flagged no oftener than by its own table, a benignly changed one, but for the coarseness of n, no
+    oftener than by its own.
+    """
+    n, m = clean.shape[0], benign.shape[0]
+    above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above
+    rank = (above * (m + 1) + ROUNDING).floor().long().clamp(1, m)
+    return torch.maximum(clean, benign[m - rank])
 
 
 def reach(sorted_scores: Tensor, cut: int) -> Tensor:
@@ -57,7 +71,7 @@ def p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
 
 def samples_needed(alpha: float) -> int:
     """The fewest calibration samples whose smallest p-value, 1/(n+1), does not exceed `alpha`."""
-    return max(1, math.ceil(1 / alpha - 1e-9) - 1)
+    return max(1, math.ceil(1 / alpha - ROUNDING) - 1)
 
 
 def check_level(alpha: float, n: int, what: str) -> None:
@@ -77,7 +91,7 @@ def check_level(alpha: float, n: int, what: str) -> None:
 
 def rank(alpha: float, n: int) -> int:
     """k = floor(alpha (n+1)): of n clean scores the k-th greatest is the threshold at `alpha`; 0: there is none."""
-    return math.floor(alpha * (n + 1) + 1e-9)
+    return math.floor(alpha * (n + 1) + ROUNDING)
 
 
 def threshold(sorted_scores: Tensor, alpha: float) -> float:

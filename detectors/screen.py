@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
-from askance.detectors.conformal import p_value, table
+from askance.detectors.background import Background
+from askance.detectors.conformal import least_favourable, p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
-from askance.detectors.fusion import Fusion, all_components
+from askance.detectors.fusion import Fusion
 from askance.detectors.margins import around, is_close, may_change
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.readings import Readings
@@ -61,7 +62,7 @@ class Fused:
 
     Attributes:
         fusion: the score, tabulated on the calibration split.
-        table: sorted clean scores [m] of the fusion split.
+        table: sorted scores [m] of the fusion split, those of its benignly changed images where they are higher.
     """
 
     fusion: Fusion
@@ -95,6 +96,7 @@ class Calibration:
         fuse: Readings,
         levels: Levels | None = None,
         *,
+        benign: tuple[Readings, Readings] | None = None,
         viewers: Collection[str] = (),
         train: Callable[[Fusion], Fusion] | None = None,
     ) -> Calibration:
@@ -104,6 +106,7 @@ class Calibration:
             calibrate: of the split that each detector's p-values, and the fused score's components, go by.
             fuse: of the split that the fused score's p-value goes by.
             levels: the false-positive targets; None takes the defaults.
+            benign: the same two of images changed benignly, which are to be flagged no oftener than clean ones.
             viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
                 without them.
             train: gives an untrained Fusion its trained opinions; None leaves it untrained.
@@ -111,13 +114,15 @@ class Calibration:
         Raises:
             CalibrationError: there are no readings, or some are not finite.
         """
+        background = Background.fit(calibrate, None if benign is None else benign[0])
 
-        def fused(names: Sequence[str]) -> Fused:
-            fusion = Fusion.fit(calibrate.only(names), calibrate.two_sided & set(names))
+        def fused(names: tuple[str, ...]) -> Fused:
+            fusion = Fusion.untrained(background.only(names))
             fusion = fusion if train is None else train(fusion)
-            return Fused(fusion, table(fusion.score(fuse.only(names))))
+            clean = table(fusion.score(fuse))
+            return Fused(fusion, clean if benign is None else least_favourable(clean, table(fusion.score(benign[1]))))
 
-        names = tuple(calibrate.components)
+        names = background.names
         alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
         return cls(
             Levels() if levels is None else levels,
@@ -212,7 +217,8 @@ class Screen:
             for name, detector in self.detectors.items()
         }
         start = time.perf_counter()
-        fused = self.calibration.fused.fusion.score(all_components(readings))
+        read = Readings.joined([readings], capture.logits)
+        fused = self.calibration.fused.fusion.score(read)
         scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused}
         tables = {**self.calibration.tables, FUSED: self.calibration.fused.table}
         columns = {
@@ -245,11 +251,11 @@ class Screen:
             screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         if len(answers) > 1:
-            for i in self._undecided(capture.logits, scores, readings).nonzero().flatten().tolist():
+            for i in self._undecided(read, scores, readings).nonzero().flatten().tolist():
                 (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
-    def _undecided(self, logits: Tensor, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]) -> Tensor:
+    def _undecided(self, read: Readings, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]) -> Tensor:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
         calibration = self.calibration
         ends = {}
@@ -257,9 +263,9 @@ class Screen:
             low, high = around(scores[name], clean)
             slack = 0.0 if (own := readings[name].slack) is None else own
             ends[name] = (low - slack, high + slack, clean)
-        ends[FUSED] = (*calibration.fused.fusion.range(all_components(readings)), calibration.fused.table)
+        ends[FUSED] = (*calibration.fused.fusion.range(read), calibration.fused.table)
         alphas = [alpha for _, alpha in calibration.levels.items()]
-        undecided = [is_close(logits), *(one.tied for one in readings.values() if one.tied is not None)]
+        undecided = [is_close(read.logits), *(one.tied for one in readings.values() if one.tied is not None)]
         for low, high, clean in ends.values():
             least, most = (p_value(end.to(clean.dtype), clean) for end in (high, low))
             undecided.append(may_change(least, most, alphas))

@@ -70,7 +70,7 @@ class Surprisal(nn.Module):
         super().__init__()
         self.upper = Tail(tables)
         self.lower = Tail(-tables[either_way].flip(1).contiguous())
-        self.register_buffer("either_way", either_way)
+        self.register_buffer("either_way", either_way, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """[F, B] -> float64 [S, B], in [0, inf)."""

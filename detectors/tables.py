@@ -8,19 +8,28 @@ import torch
 from torch import Tensor
 
 from askance.answers import FUSED
+from askance.detectors.background import Background
+from askance.detectors.conditioning import KNOTS, Conditioning
 from askance.detectors.conformal import check_level, threshold
 from askance.detectors.fusion import Fusion
 from askance.detectors.manifest import CalibrationEntry, FileEntry
 from askance.detectors.screen import SINGLE_PASS, Calibration, Fused
 from askance.errors import BundleError
 
+BACKGROUND = (
+    *("clean", "benign", "doubts", "two_sided"),
+    *(f"conditioning.{part}" for part in ("knots", "centre", "spread", "location", "scale")),
+)
+"""What a bundle holds of a Background."""
 _AGAIN = "it has been altered since it was calibrated: calibrate again"
 
 
 def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
     """All tables and weights, by the names that a bundle has for them."""
     tensors = {f"scores/{name}": values for name, values in calibration.tables.items()}
-    tensors["components"] = calibration.fused.fusion.tables
+    background = calibration.fused.fusion.background
+    tensors |= {f"background/{name}": values for name, values in background.state_dict().items()}
+    tensors["background/two_sided"] = torch.tensor([name in background.two_sided for name in background.names])
     for name, fused in _fused(calibration).items():
         tensors |= {f"scores/{name}": fused.table}
         tensors |= {f"{name}/weights": fused.fusion.weights, f"{name}/biases": fused.fusion.biases}
@@ -46,18 +55,21 @@ def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
             for name, scores in tables.items()
         },
         components=calibration.fused.fusion.names,
-        two_sided=tuple(sorted(calibration.fused.fusion.two_sided)),
+        two_sided=tuple(sorted(calibration.fused.fusion.background.two_sided)),
         single_pass=() if calibration.single_pass is None else calibration.single_pass.fusion.names,
         **kept.model_dump(include=set(FileEntry.model_fields)),
     )
 
 
-def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], tensors: Mapping[str, Tensor]) -> Calibration:
+def calibration_from(
+    entry: CalibrationEntry, kinds: Sequence[str], classes: int, tensors: Mapping[str, Tensor]
+) -> Calibration:
     """The calibration that a manifest's entry and a file's tensors describe.
 
     Args:
         entry: what the manifest says of it.
         kinds: of the detectors.
+        classes: K.
         tensors: as `tensors_of` gave them.
 
     Raises:
@@ -70,19 +82,14 @@ def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], tensors: Map
     for name in (*kinds, *fusions):
         kept = (torch.float64,) if name in fusions else (torch.float32, torch.float64)
         _check_table(f"scores/{name}", tensors, 1, kept)
-    _check_table("components", tensors, 2, (torch.float32,))
-    if len(tensors["components"]) != len(entry.components):
-        raise BundleError(f"the calibration has not one table for each of {len(entry.components)} components: {_AGAIN}")
+    background = _background(entry, classes, tensors)
 
     def fused(name: str, components: tuple[str, ...]) -> Fused:
         weights, biases = tensors[f"{name}/weights"], tensors[f"{name}/biases"]
         for part, dimensions in ((weights, 2), (biases, 1)):
-            if part.dtype != torch.float64 or part.ndim != dimensions or not bool(torch.isfinite(part).all()):
+            if part.ndim != dimensions or not _are_finite(part):
                 raise BundleError(f"the calibration's weights of {name} are not finite float64 numbers: {_AGAIN}")
-        rows = [entry.components.index(component) for component in components]
-        either = set(entry.two_sided) & set(components)
-        fusion = Fusion(components, either, tensors["components"][rows], weights, biases)
-        return Fused(fusion, tensors[f"scores/{name}"])
+        return Fused(Fusion(background.only(components), weights, biases), tensors[f"scores/{name}"])
 
     parts = {name: fused(name, components) for name, components in fusions.items()}
     calibration = Calibration(
@@ -95,6 +102,48 @@ def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], tensors: Map
     return calibration
 
 
+def _background(entry: CalibrationEntry, classes: int, tensors: Mapping[str, Tensor]) -> Background:
+    """What the fused scores have in common.
+
+    Raises:
+        BundleError: a part is not of the shape that the manifest asks for, or nothing that a calibration makes.
+    """
+    parts = {name: tensors[f"background/{name}"] for name in BACKGROUND}
+    for name in ("clean", "doubts", *(("benign",) if parts["benign"].numel() else ())):
+        _check_table(f"background/{name}", tensors, 2, (torch.float32,))
+    count = len(entry.components)
+    rows = {"clean": 2 * count, "benign": 2 * count, "doubts": 1}
+    if any(parts[name].ndim != 2 or len(parts[name]) != expected for name, expected in rows.items()):
+        raise BundleError(f"the calibration has not two tables for each of {count} components: {_AGAIN}")
+    two_sided = torch.tensor([name in entry.two_sided for name in entry.components])
+    if not torch.equal(parts["two_sided"], two_sided):
+        raise BundleError(f"the calibration's two_sided in the manifest are not those of its tables: {_AGAIN}")
+    coefficients = (1 + KNOTS + classes, count)
+    shapes = {
+        "knots": (KNOTS,),
+        "centre": (count,),
+        "spread": (count,),
+        "location": coefficients,
+        "scale": coefficients,
+    }
+    state = {name: parts[f"conditioning.{name}"] for name in shapes}
+    for name, shape in shapes.items():
+        if state[name].shape != shape or not _are_finite(state[name]):
+            raise BundleError(
+                f"the calibration's {name} are not finite float64 numbers of shape {list(shape)}, as {classes} classes "
+                f"and {count} components want them: {_AGAIN}"
+            )
+    if not bool((state["spread"] > 0).all()) or not bool((state["knots"].diff() >= 0).all()):
+        raise BundleError(f"the calibration's knots or spreads are out of order: {_AGAIN}")
+    return Background(
+        entry.components, frozenset(entry.two_sided), Conditioning(**state), *(parts[name] for name in rows)
+    )
+
+
+def _are_finite(values: Tensor) -> bool:
+    return values.dtype == torch.float64 and bool(torch.isfinite(values).all())
+
+
 def _fused(calibration: Calibration) -> dict[str, Fused]:
     """The fused scores by name."""
     single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass}
@@ -104,7 +153,7 @@ def _fused(calibration: Calibration) -> dict[str, Fused]:
 def _check_names(
     entry: CalibrationEntry, kinds: Sequence[str], tensors: Collection[str], fusions: Collection[str]
 ) -> None:
-    expected = {"components", *(f"scores/{name}" for name in (*kinds, *fusions))}
+    expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in (*kinds, *fusions))}
     expected |= {f"{name}/{part}" for name in fusions for part in ("weights", "biases")}
     for name in sorted(expected - set(tensors)):
         raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
