@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from askance import drafting
+from askance.drafting import ConfigArgument
+
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
     invoke_without_command=True,
@@ -34,7 +37,6 @@ def _root(
         print(context.get_help())  # noqa: T201
 
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 
 
@@ -84,6 +86,11 @@ def demo(json: JsonOption = None) -> None:
     figures = run_demo()
     with also_as_json(json, figures.as_json()):
         print_demo(figures)
+
+
+app.command(short_help="Print a config that comes along.")(drafting.config)
+app.command(short_help="The layers of a classifier, and what can tap them.")(drafting.layers)
+app.command(short_help="All that is wrong with a config.")(drafting.validate)
 
 
 @app.command(short_help="Train an example classifier.")

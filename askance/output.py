@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
@@ -20,6 +21,7 @@ from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
 
 if TYPE_CHECKING:
+    from askance.calibration.layers import Layer
     from askance.demo import DemoFigures
 
 # Piped output is for other programs: never wrapped to a terminal's width.
@@ -121,6 +123,18 @@ def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:
             for layer, values in rows.items():
                 table.add_row(layer, *(f"{value:.4g}" for value in values.values()))
             console.print(table)
+
+
+def print_layers(layers: Sequence[Layer]) -> None:
+    """A line per layer, in the order given."""
+    table = Table()
+    for column in ("layer", "class", "gives", "width", "depth", "taps"):
+        table.add_column(column, justify="right" if column in ("width", "depth") else "left", overflow="fold")
+    for one in layers:
+        shape = " x ".join(map(str, one.shape))
+        cells = (one.name, one.kind, shape or "-", f"{one.width:,}" if shape else "-", f"{one.depth:.0%}", one.taps)
+        table.add_row(*map(escape, cells))
+    console.print(table)
 
 
 def print_demo(figures: DemoFigures) -> None:

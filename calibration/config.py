@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
 from askance.calibration.controls import ControlConfig
-from askance.calibration.explain import explain
+from askance.calibration.explain import explain, explain_all
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
@@ -221,43 +221,58 @@ class Config(Settings):
     splits: SplitsConfig
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a config's file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
 def load_config(path: Path) -> Config:
     """Read and validate a config; relative paths in it are resolved beside it, then under ASKANCE_DATA.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, or does not validate; the message names the key.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path)
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, Config)}") from None
-    return _resolved(config, path.parent)
+        more = len(explain_all(error, Config)) - 1
+        rest = f" (and {more} more: askance validate {path})" if more else ""
+        raise ConfigError(f"{path}: {explain(error, Config)}{rest}") from None
+    return resolved(config, path.parent)
 
 
-def _resolved(config: Config, beside: Path) -> Config:
-    classifier = config.classifier.model_copy(update={"weights": find(config.classifier.weights, beside)})
-    vectors = config.word_vectors
-    if vectors is not None:
-        vectors = vectors.model_copy(update={"file": find(vectors.file, beside)})
-    sources = {name: _source(getattr(config.data, name), beside) for name in ("source", "test_source")}
-    others = tuple(
-        other.model_copy(update={"source": _source(other.source, beside)})
-        for other in config.evaluation.out_of_distribution
-    )
-    return config.model_copy(
-        update={
-            "classifier": classifier,
-            "word_vectors": vectors,
-            "data": config.data.model_copy(update=sources),
-            "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others}),
-        }
-    )
+def resolved(config: Config, beside: Path) -> Config:
+    """The same with its relative paths resolved."""
+    return config.model_copy(update={name: placed(getattr(config, name), beside) for name in type(config).model_fields})
+
+
+def placed(section: Any, beside: Path) -> Any:
+    """A section of a config with its relative paths resolved: beside `beside`, then under ASKANCE_DATA."""
+    match section:
+        case ClassifierConfig():
+            return section.model_copy(update={"weights": find(section.weights, beside)})
+        case WordVectorsConfig():
+            return section.model_copy(update={"file": find(section.file, beside)})
+        case DataConfig():
+            sources = {name: _source(getattr(section, name), beside) for name in ("source", "test_source")}
+            return section.model_copy(update=sources)
+        case EvaluationConfig():
+            others = tuple(
+                other.model_copy(update={"source": _source(other.source, beside)})
+                for other in section.out_of_distribution
+            )
+            return section.model_copy(update={"out_of_distribution": others})
+    return section
 
 
 def _source(source: str | None, beside: Path) -> str | None:

@@ -90,15 +90,37 @@ def load_splits(
         DataError: a slice is invalid, or splits overlap that must not.
     """
     pools = load_pools(data, preprocessing)
-    wanted = {name: text for name, text in splits.model_dump().items() if text is not None}
-    placed = {name: resolve(text, pools) for name, text in wanted.items()}
+    for fault in split_faults(splits, pools):
+        raise DataError(fault)
+    return sliced(splits, pools)
+
+
+def sliced(splits: SplitsConfig, pools: dict[str, Images]) -> dict[str, Images]:
+    """The splits by name, once `split_faults` finds none."""
+    found = {name: resolve(text, pools) for name, text in _wanted(splits).items()}
+    return {name: pools[pool][slice(at.start, at.stop)] for name, (pool, at) in found.items()}
+
+
+def split_faults(splits: SplitsConfig, pools: dict[str, Images]) -> list[str]:
+    """All that is wrong with the slices: those that are invalid, and those that overlap and must not; a line each."""
+    faults, placed = [], dict[str, tuple[str, range]]()
+    wanted = _wanted(splits)
+    for name, text in wanted.items():
+        try:
+            placed[name] = resolve(text, pools)
+        except DataError as error:
+            faults.append(str(error))
     may_overlap = {frozenset(pair) for pair in (("train", "fit"), ("fit", "held_out"))}
     for a, b in itertools.combinations(placed, 2):
         (pool_a, range_a), (pool_b, range_b) = placed[a], placed[b]
         overlap = range(max(range_a.start, range_b.start), min(range_a.stop, range_b.stop))
         if pool_a == pool_b and overlap and frozenset((a, b)) not in may_overlap:
-            raise DataError(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
-    return {name: pools[pool][slice(r.start, r.stop)] for name, (pool, r) in placed.items()}
+            faults.append(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
+    return faults
+
+
+def _wanted(splits: SplitsConfig) -> dict[str, str]:
+    return {name: text for name, text in splits.model_dump().items() if text is not None}
 
 
 def require_classes(splits: Mapping[str, Images], class_names: Sequence[str], needed: Collection[str]) -> None:

@@ -169,7 +169,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     shape = harness.inputs.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
-        images = load_source(other.source, _any_image(shape))
+        images = load_source(other.source, any_image(shape))
         kept = (images if other.classes is None else images.only(other.classes))[: other.images]
         foreign[other.name] = scorers.scores(f"out-{other.name}", as_input(kept, shape))
     of_fuse = scorers.scores("split-fuse", splits["fuse"])
@@ -277,7 +277,7 @@ class _Scorers:
         return SetScores(columns, scores.logits.argmax(dim=1), scores.labels)
 
 
-def _any_image(shape: tuple[int, int, int]) -> Preprocessing:
+def any_image(shape: tuple[int, int, int]) -> Preprocessing:
     """What takes encoded images of every size and colour, and leaves `as_input` the channels alone."""
     _, height, width = shape
     return Preprocessing(channels=3, height=height, width=width, mean=(0,) * 3, std=(1,) * 3, resize="bilinear")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from askance.calibration.config import Config, Settings
+from askance.calibration.config import ClassifierConfig, Config, Settings
 from askance.calibration.data import load_splits, named
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.progress import say
@@ -26,6 +26,7 @@ from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 
+LEVELLED = ("calibrate", "fuse")  # the splits whose scores p-values are ranks among
 TRIED_IMAGES = 500  # that show whether classifier and data fit one another
 
 
@@ -65,6 +66,11 @@ class CalibrationInputs:
         return ImageStream(tap, self.splits[split], self.settings.batch_size)
 
     @property
+    def known(self) -> Inputs:
+        """What detectors may ask of it."""
+        return Inputs(self.preprocessing.shape, self.class_names, self.word_vectors)
+
+    @property
     def target(self) -> Target:
         """The classifier as attacks want it."""
         # a process of its own builds the classifier anew: ours may be under a Tap, whose hooks do not travel
@@ -83,10 +89,7 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
         ConfigError, DataError, CalibrationError: they do not.
     """
     wanted = config.classifier
-    if weights is None:
-        weights = _weights(wanted.weights)
-    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
-    weights = fitting(weights, classifier.state_dict())
+    classifier, weights = load_classifier(wanted, weights)
     splits = load_splits(config.data, config.splits, wanted.preprocessing)
     names = named(wanted.class_names, splits["fit"].classes)
     return checked(
@@ -109,6 +112,27 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
     )
 
 
+def load_classifier(
+    wanted: ClassifierConfig, weights: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a config's classifier, in eval mode and returning its logits.
+
+    Args:
+        wanted: the config's section.
+        weights: in place of the file that it names.
+
+    Returns:
+        The classifier, and its weights by the names that it has for them.
+
+    Raises:
+        ConfigError: there are no such weights, they are not its, or it cannot be built.
+    """
+    if weights is None:
+        weights = _weights(wanted.weights)
+    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
+    return classifier, fitting(weights, classifier.state_dict())
+
+
 def _weights(path: Path) -> Mapping[str, Tensor]:
     if not path.exists():
         raise ConfigError(
@@ -123,6 +147,19 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
 
     Raises:
         ConfigError, DataError, CalibrationError: they do not, or a word vector cannot be had.
+    """
+    check_classifier(inputs)
+    for split in LEVELLED:
+        check_levels(inputs, split)
+    check_accuracy(inputs)
+    return replace(inputs, word_vectors=word_vectors(inputs))
+
+
+def check_classifier(inputs: CalibrationInputs) -> None:
+    """Prove the classifier on images of `fit`, and that it has an output for each of the data's classes.
+
+    Raises:
+        ConfigError, DataError: it is refused, or they do not fit one another.
     """
     images, expected = inputs.splits["fit"], inputs.preprocessing.shape
     if tuple(images.x.shape[1:]) != expected:
@@ -146,21 +183,42 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
             f"the data has {len(images.classes)} classes, the classifier {outputs} outputs: "
             "they must be the same, in the same order"
         )
-    for split in ("calibrate", "fuse"):
-        for level, alpha in inputs.settings.levels.items():
-            check_level(alpha, len(inputs.splits[split]), f"{level} (split {split})")
-    share = accuracy(inputs.classifier, inputs.preprocessing, inputs.splits["calibrate"][:TRIED_IMAGES])
-    tried = min(TRIED_IMAGES, len(inputs.splits["calibrate"]))
-    say(f"the classifier gets {share:.1%} of {tried} calibration images right")
+
+
+def check_levels(inputs: CalibrationInputs, split: str) -> None:
+    """Refuse a split that is too small for the levels.
+
+    Raises:
+        CalibrationError: it is.
+    """
+    for level, alpha in inputs.settings.levels.items():
+        check_level(alpha, len(inputs.splits[split]), f"{level} (split {split})")
+
+
+def check_accuracy(inputs: CalibrationInputs) -> None:
+    """Say how many calibration images the classifier gets right.
+
+    Raises:
+        ConfigError: none at all.
+    """
+    images = inputs.splits["calibrate"][:TRIED_IMAGES]
+    share = accuracy(inputs.classifier, inputs.preprocessing, images)
+    say(f"the classifier gets {share:.1%} of {len(images)} calibration images right")
     if share == 0:
         raise ConfigError(
             "the classifier gets not one calibration image right: check the weights, the normalisation and the order "
             "of the classes"
         )
+
+
+def word_vectors(inputs: CalibrationInputs) -> Tensor | None:
+    """Those of its classes in their order, float32 [K, n], where the settings name a file.
+
+    Raises:
+        ConfigError, DataError: a class has none, or the file cannot be used.
+    """
     wanted = inputs.settings.word_vectors
-    if wanted is None:
-        return inputs
-    return replace(inputs, word_vectors=class_vectors(wanted.file, inputs.class_names, wanted.words))
+    return None if wanted is None else class_vectors(wanted.file, inputs.class_names, wanted.words)
 
 
 def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
@@ -170,7 +228,7 @@ def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
         ConfigError, DataError: a detector cannot be used with this classifier, or a class has no word vector.
         LayerError: a layer does not exist, or cannot be tapped.
     """
-    known = Inputs(inputs.preprocessing.shape, inputs.class_names, inputs.word_vectors)
+    known = inputs.known
     detectors = {
         kind: DETECTORS[kind].create(options, known) for kind, options in inputs.settings.detectors.wanted().items()
     }
