@@ -65,6 +65,11 @@ class CalibrationInputs:
         tap = tap_for(self.classifier, detectors, self.preprocessing.normalize)
         return ImageStream(tap, self.splits[split], self.settings.batch_size)
 
+    def sample(self, split: str, count: int, *detectors: Detector) -> ImageStream:
+        """The same of `count` images at most, taken evenly over the split."""
+        stream, images = self.stream(split, *detectors), self.splits[split]
+        return replace(stream, images=images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()])
+
     @property
     def known(self) -> Inputs:
         """What detectors may ask of it."""

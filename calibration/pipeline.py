@@ -32,6 +32,7 @@ from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
 from askance.writing import temporary_folder
 
+SETTLING_IMAGES = 2000  # of the fit split, on which options that name an aim are settled
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox")
 
 
@@ -63,6 +64,7 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
 def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages, out: Path) -> None:
     settings = inputs.settings
     for name, detector in detectors.items():
+        detector.settle(inputs.sample("fit", SETTLING_IMAGES, detector), len(inputs.splits["fit"]))
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)
