@@ -88,6 +88,7 @@ def demo(json: JsonOption = None) -> None:
         print_demo(figures)
 
 
+app.command(short_help="Write a first config for a classifier.")(drafting.init)
 app.command(short_help="Print a config that comes along.")(drafting.config)
 app.command(short_help="The layers of a classifier, and what can tap them.")(drafting.layers)
 app.command(short_help="All that is wrong with a config.")(drafting.validate)

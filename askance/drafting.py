@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,7 @@ def _part(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
+TrainedOn = Literal["train", "none", "all"]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 FACTORY_HELP = "Builds it: my_package.models:build, torchvision:resnet18, or an example's name."
 FactoryOption = Annotated[str, typer.Option("--classifier", metavar="FACTORY", help=FACTORY_HELP)]
@@ -110,6 +111,66 @@ def layers(
                 known_one.pools["train"][:PROVED_IMAGES].pixels(),
             )
     print_layers(layers_of(*found))
+
+
+def init(
+    classifier: FactoryOption,
+    weights: WeightsOption,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SOURCE", help="Images: folder:PATH, npz:PATH, torchvision:NAME, ...")
+    ],
+    test_data: Annotated[
+        str | None, typer.Option("--test-data", metavar="SOURCE", help="Images that the classifier never saw.")
+    ] = None,
+    trained_on: Annotated[
+        TrainedOn | None,
+        typer.Option("--trained-on", help="Which images the classifier has seen: those of --data, none, or all."),
+    ] = None,
+    arguments: ArgumentsOption = None,
+    output: OutputOption = None,
+    shape: ShapeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="CONFIG", help="Where the config goes; must not exist.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing: fit on a few images, say what each detector gives."),
+    ] = False,
+) -> None:
+    """Prove a classifier, choose layers to tap, splits, normalisation and attacks, and write a config with the reasons
+    for each beside it: askance calibrate takes it as it is.
+    """
+    from askance.calibration.draft import draft
+    from askance.calibration.rehearsal import inputs_of, rehearse
+    from askance.calibration.subject import Subject, known
+    from askance.errors import ConfigError
+    from askance.output import console, print_diagnostics
+    from askance.writing import PUBLIC, write_whole
+
+    if out is None and not dry_run:
+        raise typer.BadParameter("expected --out CONFIG, or --dry-run")
+    path = Path("draft.toml") if out is None else out
+    if path.exists() and not dry_run:
+        raise ConfigError(f"{path} exists: choose another path, or remove it first")
+    subject = Subject(classifier, weights, arguments or {}, output, shape, mean, std)
+    found = known(subject, data, test_data, gradients=True)
+    drafted = draft(found, data, test_data, trained_on, path)
+    for note in drafted.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    inputs = inputs_of(drafted.text, found)
+    if dry_run:
+        images, diagnostics = rehearse(inputs)
+        console.print(
+            f"fitted on {images} of {len(inputs.splits['fit'])} images, to see what each detector gives; with more images "
+            "libraries have more rows:",
+            soft_wrap=True,
+        )
+        print_diagnostics(diagnostics)
+        return
+    write_whole(path, drafted.text.encode(), PUBLIC)
+    console.print(f"{path} is written: read it, then askance calibrate {path} --out BUNDLE", soft_wrap=True)
 
 
 def validate(config: ConfigArgument) -> int:

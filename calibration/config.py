@@ -84,13 +84,13 @@ class SplitsConfig(_Section):
     """Which images do what: slices of the shuffled pools, "train[:50000]" or "test".
 
     Attributes:
-        train: the classifier learns from these.
+        train: the classifier learns from these, where `askance train` trains it.
         fit: the detectors learn from these (they may be the classifier's own).
         held_out: labelled images that the classifier never saw, for the error estimator; may be part of `fit`.
         calibrate, fuse, evaluate: disjoint from one another and from all above.
     """
 
-    train: str
+    train: str | None = None
     fit: str
     held_out: str | None = None
     calibrate: str

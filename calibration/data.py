@@ -50,7 +50,12 @@ def load_pools(config: DataConfig, preprocessing: Preprocessing | None = None) -
     pools = {"train": train} | ({"test": test} if test is not None else {})
     if config.classes is not None:
         pools = {name: pool.only(config.classes) for name, pool in pools.items()}
-    generator = torch.Generator().manual_seed(config.seed)
+    return shuffled(pools, config.seed)
+
+
+def shuffled(pools: Mapping[str, Images], seed: int) -> dict[str, Images]:
+    """Pools in the order from which splits are cut."""
+    generator = torch.Generator().manual_seed(seed)
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}
 
 

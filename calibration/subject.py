@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from askance.calibration.explain import explain
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_classifier
 from askance.calibration.proof import PROVED_IMAGES, prove
-from askance.calibration.sources import pools_of
+from askance.calibration.sources import located, pools_of
 from askance.calibration.training import accuracy
 from askance.classifiers.loading import TORCHVISION
 from askance.detectors.preprocessing import Preprocessing
@@ -28,6 +29,8 @@ IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Scale = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 MNIST: Scale = ((0.1307,), (0.3081,))
 JUDGING_IMAGES = 300  # that show which of the usual normalisations a classifier was trained with
+
+CLEARLY, SURELY = 0.8, 0.005  # share and nats of the loss, without which another is no likelier than the usual one
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ class Subject:
             "none": ((0.0,) * channels, (1.0,) * channels),
         }
         if channels != 3:
-            return plain | {"MNIST's": MNIST}
+            return {"MNIST's": MNIST} | plain if side == 28 else plain
+        # Not both: these two are too much alike for images to tell them from each other
         if self.factory.startswith(f"{TORCHVISION}:"):
-            return {"ImageNet's": IMAGENET, "CIFAR-10's": CIFAR10} | plain
-        known = {"CIFAR-10's": CIFAR10, "ImageNet's": IMAGENET}
-        return known | plain if side == 32 else plain | known
+            return {"ImageNet's": IMAGENET} | plain
+        return {"CIFAR-10's": CIFAR10} | plain if side == 32 else plain | {"ImageNet's": IMAGENET}
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
     pools, resize = _pools(subject, source, test_source)
     images = pools["train"]
     shape = tuple(images.x.shape[1:])
+    if subject.shape not in (None, shape):
+        raise DataError(f"the images are {list(shape)}, not {list(subject.shape or ())}: only image files are scaled")
     scales = subject.scales(shape[0], shape[-1])
     candidates = {name: subject.preprocessing(shape, scale, resize) for name, scale in scales.items()}
     first = next(iter(candidates.values()))
@@ -137,12 +142,25 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
     judges = images[torch.linspace(0, len(images) - 1, min(JUDGING_IMAGES, len(images))).long()]
     found, why = next(iter(candidates)), "given"
     if len(candidates) > 1:
-        right = {name: accuracy(classifier, one, judges) for name, one in candidates.items()}
-        found = max(right, key=lambda name: right[name])  # the first of the best: the likeliest
-        why = f"{found}: of the usual ones, that by which most is right, {right[found]:.1%} of {len(judges)} images"
+        losses = {name: _loss(classifier, one, judges) for name, one in candidates.items()}
+        best = min(losses, key=lambda name: losses[name])
+        if losses[best] < CLEARLY * losses[found] - SURELY:
+            found = best
+        share = accuracy(classifier, candidates[found], judges)
+        why = f"{found}, of the usual ones the likeliest by {len(judges)} images: {share:.1%} are classified right"
     preprocessing = candidates[found]
     prove(classifier, preprocessing, images[:PROVED_IMAGES].pixels(), gradients=gradients)
     return Known(classifier, weights, subject.config(preprocessing), pools, why)
+
+
+@torch.no_grad()
+def _loss(classifier: nn.Module, preprocessing: Preprocessing, images: Images) -> float:
+    """Mean cross-entropy."""
+    losses = [
+        F.cross_entropy(classifier(preprocessing.normalize(batch.pixels())), batch.y, reduction="sum")
+        for batch in (images[slice(start, start + 50)] for start in range(0, len(images), 50))
+    ]
+    return float(torch.stack(losses).sum()) / len(images)
 
 
 def on_noise(subject: Subject) -> tuple[nn.Module, Preprocessing, Tensor]:
@@ -176,7 +194,9 @@ def _pools(subject: Subject, source: str, test_source: str | None) -> tuple[dict
         try:
             return dict(_both(source, test_source, None)), "refuse"
         except DataError as error:
-            raise DataError(f"{error} (images of several sizes are scaled once --shape says to which)") from None
+            what = source.partition(":")[2]
+            hint = " (images of several sizes are scaled once --shape says to which)" if located(what).is_dir() else ""
+            raise DataError(f"{error}{hint}") from None
     wanted = [
         subject.preprocessing(subject.shape, ((0.0,) * subject.shape[0], (1.0,) * subject.shape[0]), resize)
         for resize in ("refuse", "bilinear")

@@ -60,7 +60,7 @@ def test_fit_settles_what_was_not() -> None:
     activations = {"a": torch.randn(60, 5), "b": torch.randn(60, 7)}
     detector = of_rows(20, "a", "b").fit([capture_of(activations, [i % 3 for i in range(60)], 3)])
     assert detector.sizes() == {layer: pytest.approx(20, abs=1) for layer in ("a", "b")}
-    with pytest.raises(DataError, match=r"a library of 61 rows is wanted of layer 'a', which learns from 60: ask for fewer"):
+    with pytest.raises(DataError, match=r"61 rows is wanted of layer .a., which learns from 60"):
         of_rows(61, "a", "b").fit([capture_of(activations, [0] * 60, 3)])
 
 
