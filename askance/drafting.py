@@ -163,8 +163,8 @@ def init(
     if dry_run:
         images, diagnostics = rehearse(inputs)
         console.print(
-            f"fitted on {images} of {len(inputs.splits['fit'])} images, to see what each detector gives; with more images "
-            "libraries have more rows:",
+            f"fitted on {images} of {len(inputs.splits['fit'])} images, to see what each detector gives; "
+            "on more, libraries have more rows:",
             soft_wrap=True,
         )
         print_diagnostics(diagnostics)

@@ -42,15 +42,24 @@ def load_pools(config: DataConfig, preprocessing: Preprocessing | None = None) -
     train, test = pools_of(config.source, preprocessing)
     if config.test_source is not None:
         test, _ = pools_of(config.test_source, preprocessing)
-        if test.classes != train.classes:
-            raise DataError(
-                f"{config.source} has the classes {', '.join(train.classes)}; {config.test_source} has "
-                f"{', '.join(test.classes)}: they must be the same"
-            )
+        require_same_classes(config.source, train, config.test_source, test)
     pools = {"train": train} | ({"test": test} if test is not None else {})
     if config.classes is not None:
         pools = {name: pool.only(config.classes) for name, pool in pools.items()}
     return shuffled(pools, config.seed)
+
+
+def require_same_classes(source: str, images: Images, test_source: str, test: Images) -> None:
+    """Refuse two labelled pools of other classes.
+
+    Raises:
+        DataError: they are.
+    """
+    if images.labelled and test.labelled and test.classes != images.classes:
+        raise DataError(
+            f"{source} has the classes {', '.join(images.classes)}; {test_source} has {', '.join(test.classes)}: "
+            "they must be the same"
+        )
 
 
 def shuffled(pools: Mapping[str, Images], seed: int) -> dict[str, Images]:

@@ -18,6 +18,7 @@ from askance.calibration.sharing import Shares, TrainedOn, shared_out
 from askance.calibration.sources import SOURCES
 from askance.calibration.subject import Known
 from askance.calibration.taps import Taps, taps_for
+from askance.calibration.unlabelled import learned_from
 from askance.errors import ConfigError, LayerError
 
 ROWS = 500  # of each library; fewer where there are fewer than four times as many images
@@ -59,6 +60,7 @@ def draft(known: Known, source: str, test_source: str | None, trained_on: Traine
         raise LayerError("no layer with weights can be tapped: askance layers says why")
     budget, share = budget_for(known.classifier, preprocessing, known.pools.get("test", images))
     beside = out.absolute().parent
+    learns_errors = shares.splits[learned_from(shares.splits)].partition("[")[0] not in known.unlabelled
     sections = [
         "# Written by askance init, to be changed: docs/calibration.md says what there is.\n"
         f"name = {_toml(_name(out))}\n"
@@ -66,7 +68,7 @@ def draft(known: Known, source: str, test_source: str | None, trained_on: Traine
         _classifier(known, beside),
         _data(source, test_source, beside, images.classes),
         _splits(shares, two_pools="test" in known.pools, trained_on=trained_on),
-        *_detectors(taps, shares),
+        *_detectors(taps, shares, learns_errors=learns_errors),
         _levels(shares),
         _evaluation(budget, share, shares),
     ]
@@ -95,6 +97,9 @@ def _classifier(known: Known, beside: Path) -> str:
     if config.arguments:
         lines.append(f"arguments = {_toml(config.arguments)}")
     lines.append(f"weights = {_toml(_path(config.weights, beside))}")
+    if known.unlabelled == set(known.pools):
+        names = known.pools["train"].classes
+        lines.append(f"class_names = {_toml(list(names))}  # in the order of the logits: the images have no labels")
     if config.output is not None:
         lines.append(f"output = {_toml(config.output)}")
     lines += [
@@ -141,7 +146,7 @@ def _splits(shares: Shares, *, two_pools: bool, trained_on: TrainedOn | None) ->
     return "\n".join(lines)
 
 
-def _detectors(taps: Taps, shares: Shares) -> list[str]:
+def _detectors(taps: Taps, shares: Shares, *, learns_errors: bool) -> list[str]:
     fitted = shares.sizes["fit"]
     sections = []
     if len(taps.parts) > 1:
@@ -153,11 +158,15 @@ def _detectors(taps: Taps, shares: Shares) -> list[str]:
             f"neighbors = 3\n"
             f"sampled_neurons = {NEURONS}  # of each layer, at most"
         )
-    sections.append(
-        "[detectors.introspection]\n"
-        "# What the last layer reads, and what it gives.\n"
-        f"hidden_layers = {_toml(list(taps.hidden))}"
-    )
+    introspection = [
+        "[detectors.introspection]",
+        "# What the last layer reads, and what it gives.",
+        f"hidden_layers = {_toml(list(taps.hidden))}",
+    ]
+    if not learns_errors:
+        introspection = [f"# {line.removeprefix('# ')}" for line in introspection]
+        introspection.insert(0, "# Left out: it learns the classifier's errors, for which labels are needed.")
+    sections.append("\n".join(introspection))
     if taps.mapped:
         side = max(SIDES[0], min(SIDES[1], math.isqrt(fitted // 4)))
         sections.append(

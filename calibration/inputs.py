@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from askance.calibration.config import ClassifierConfig, Config, Settings
 from askance.calibration.data import load_splits, named
-from askance.calibration.images import Images, ImageStream
+from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.progress import say
 from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
+from askance.calibration.unlabelled import settled
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
 from askance.classifiers.checkpoints import fitting
@@ -96,6 +97,7 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
     wanted = config.classifier
     classifier, weights = load_classifier(wanted, weights)
     splits = load_splits(config.data, config.splits, wanted.preprocessing)
+    config, splits = settled(config, classifier, splits)
     names = named(wanted.class_names, splits["fit"].classes)
     return checked(
         CalibrationInputs(
@@ -166,12 +168,8 @@ def check_classifier(inputs: CalibrationInputs) -> None:
     Raises:
         ConfigError, DataError: it is refused, or they do not fit one another.
     """
-    images, expected = inputs.splits["fit"], inputs.preprocessing.shape
-    if tuple(images.x.shape[1:]) != expected:
-        raise DataError(
-            f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
-            "(channels, height, width): they must be the same"
-        )
+    images = inputs.splits["fit"]
+    require_shape(images, inputs.preprocessing)
     evaluation = inputs.settings.evaluation
     logits = prove(
         inputs.classifier,

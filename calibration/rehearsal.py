@@ -49,7 +49,7 @@ def inputs_of(text: str, known: Known) -> CalibrationInputs:
         wanted.preprocessing,
         known.weights,
         splits,
-        splits["fit"].classes,
+        splits["fit"].classes,  # or what stands in for them
         None,
         {},
         wanted.output,

@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from askance.calibration.config import ClassifierConfig, Config
+from askance.calibration.data import require_same_classes
 from askance.calibration.explain import explain
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_classifier
 from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.sources import located, pools_of
 from askance.calibration.training import accuracy
+from askance.calibration.unlabelled import with_predictions
 from askance.classifiers.loading import TORCHVISION
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
@@ -108,6 +110,7 @@ class Known:
         weights: its state dict.
         config: its section of a config, with the preprocessing that was given or found.
         pools: the images, {"train": ...}, and "test" where there is a second pool.
+        unlabelled: the pools whose labels are its predictions.
         scale: where the preprocessing's mean and std come from, in a few words.
     """
 
@@ -115,6 +118,7 @@ class Known:
     weights: Mapping[str, Tensor]
     config: ClassifierConfig
     pools: Mapping[str, Images]
+    unlabelled: frozenset[str]
     scale: str
 
 
@@ -141,7 +145,9 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
     prove(classifier, first, images[:PROVED_IMAGES].pixels(), gradients=gradients)
     judges = images[torch.linspace(0, len(images) - 1, min(JUDGING_IMAGES, len(images))).long()]
     found, why = next(iter(candidates)), "given"
-    if len(candidates) > 1:
+    if not images.labelled:
+        why = f"{found}, the usual one: without labels nothing shows whether it is right"
+    elif len(candidates) > 1:
         losses = {name: _loss(classifier, one, judges) for name, one in candidates.items()}
         best = min(losses, key=lambda name: losses[name])
         if losses[best] < CLEARLY * losses[found] - SURELY:
@@ -150,7 +156,15 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
         why = f"{found}, of the usual ones the likeliest by {len(judges)} images: {share:.1%} are classified right"
     preprocessing = candidates[found]
     prove(classifier, preprocessing, images[:PROVED_IMAGES].pixels(), gradients=gradients)
-    return Known(classifier, weights, subject.config(preprocessing), pools, why)
+    unlabelled = frozenset(name for name, pool in pools.items() if not pool.labelled)
+    return Known(
+        classifier,
+        weights,
+        subject.config(preprocessing),
+        with_predictions(classifier, preprocessing, pools, None),
+        unlabelled,
+        why,
+    )
 
 
 @torch.no_grad()
@@ -218,10 +232,6 @@ def _both(source: str, test_source: str | None, preprocessing: Preprocessing | N
                 channels=channels, height=height, width=width, resize="refuse"
             )
         test, _ = pools_of(test_source, preprocessing)
-        if test.classes != train.classes:
-            raise DataError(
-                f"{source} has the classes {', '.join(train.classes)}; {test_source} has {', '.join(test.classes)}: "
-                "they must be the same"
-            )
+        require_same_classes(source, train, test_source, test)
     if test is not None:
         yield "test", test

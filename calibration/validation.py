@@ -27,6 +27,7 @@ from askance.calibration.inputs import (
     word_vectors,
 )
 from askance.calibration.sources import load_source
+from askance.calibration.unlabelled import settled
 from askance.detectors import DETECTORS, Tap, tap_for
 from askance.errors import AskanceError, ConfigError, printable
 
@@ -114,6 +115,10 @@ class _Validation:
                 load_source(other.source, any_image(classifier.preprocessing.shape))
 
     def _try_together(self, config: Config, classifier: nn.Module, splits: dict[str, Images]) -> None:
+        labelled = self._tried(lambda: settled(config, classifier, splits))
+        if labelled is None:
+            return
+        config, splits = labelled
         wanted = config.classifier
         names = self._tried(lambda: named(wanted.class_names, splits["fit"].classes))
         if names is None:

@@ -21,7 +21,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Folder(Source):
-    """PNG, JPEG and WebP files in sub-folders, which name the classes; a file that a server would refuse is refused."""
+    """PNG, JPEG and WebP files in sub-folders, which name the classes, or all in one, without labels.
+
+    A file that a server would refuse is refused.
+    """
 
     kind: ClassVar[str] = "folder"
     spelling: ClassVar[str] = "folder:PATH"
@@ -40,9 +43,10 @@ class Folder(Source):
 
 @dataclass
 class _Listing:
-    """What a folder holds: the image files of each class, and what is no image of a class."""
+    """What a folder holds: the image files of each class, those of none, and what is no image of a class."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)
+    flat: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @classmethod
@@ -52,6 +56,8 @@ class _Listing:
         for child in sorted(root.iterdir()):
             if child.name.startswith(".") or not child.is_dir():
                 found.left_out.append(child.name)
+                if not child.name.startswith(".") and child.suffix.lower() in SUFFIXES:
+                    found.flat.append(child)
                 continue
             found.files[child.name] = []
             for file in sorted(child.iterdir()):
@@ -68,9 +74,11 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         raise DataError(f"{source}: there is no such folder")
     try:
         listing = _Listing.of(root)
-        _refuse_empty(source, listing)
+        labelled = bool(listing.files) or not listing.flat
+        if labelled:
+            _refuse_empty(source, listing)
         arrays, labels = [], []
-        for label, files in enumerate(listing.files.values()):
+        for label, files in enumerate(listing.files.values() if labelled else [listing.flat]):
             for file in files:
                 content = file.read_bytes()
                 try:
@@ -86,6 +94,9 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         raise DataError(
             f"{source}: {printable(str(error.filename or root))} cannot be read: {error.strerror}"
         ) from None
+    if not labelled:
+        say(f"{source}: {len(arrays)} images read, without labels: no sub-folders name the classes")
+        return make_images(np.stack(arrays), None, (), source), None
     if listing.left_out:
         names = listed([printable(name) for name in listing.left_out])
         say(
