@@ -21,6 +21,7 @@ from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
+from askance.calibration.plan import plan
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages, alone_in
@@ -52,6 +53,8 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
     """The same for inputs that are loaded already."""
     require_classes(inputs.splits, inputs.class_names, needed=("fit",))
     detectors = new_detectors(inputs)
+    for line in plan(inputs, detectors):
+        say(line)
     with alone_in(out.with_name(out.name + ".partial")) as folder:
         refuse_existing(out)  # by another calibration, while this one was not alone
         try:
