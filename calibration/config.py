@@ -67,7 +67,8 @@ class DataConfig(_Section):
     """Where images come from.
 
     Attributes:
-        source: "sklearn:digits", "torchvision:MNIST", "npz:PATH" or "folder:PATH"; the pool named `train`.
+        source: "sklearn:digits", "torchvision:MNIST", "npz:PATH", "folder:PATH" or another of SOURCES; the pool named
+            `train`.
         test_source: a second source, the pool named `test`; torchvision sets bring their own.
         seed: each pool is shuffled once by it, so that splits are exchangeable (MNIST's first 5,000 test images, say,
             come from other writers than its last).

@@ -38,7 +38,7 @@ def plan(inputs: CalibrationInputs, detectors: Mapping[str, Detector]) -> list[s
         f"attack up to {evaluation.attacked_images} images each: {listed([one.name for one in attacks])}"
         f" (about {in_words(of_attacks)})",
     ]
-    others = [one.name for one in (*evaluation.controls, *evaluation.out_of_distribution)]
+    others = [one.name for one in evaluation.controls] + [one.name for one in evaluation.out_of_distribution]
     if others:
         rows.append(f"read controls and other images: {listed(others)}")
     rows.append("diagnostics, figures, sentinels, bundle")

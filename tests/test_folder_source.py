@@ -20,7 +20,7 @@ from askance.calibration.harness import any_image
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.sources import load_source
-from askance.calibration.sources.folder import SUFFIXES
+from askance.calibration.sources.encoded import SUFFIXES
 from askance.calibration.training import accuracy
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode
 from askance.detectors.preprocessing import Preprocessing

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from askance.calibration.images import make_images
 from askance.calibration.progress import say
+from askance.calibration.sources.encoded import SUFFIXES, decoded
 from askance.calibration.sources.source import Pools, Source, located
-from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, listed, printable
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Folder(Source):
@@ -77,19 +74,8 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         labelled = bool(listing.files) or not listing.flat
         if labelled:
             _refuse_empty(source, listing)
-        arrays, labels = [], []
-        for label, files in enumerate(listing.files.values() if labelled else [listing.flat]):
-            for file in files:
-                content = file.read_bytes()
-                try:
-                    preprocessing = preprocessing or _like(content)
-                    arrays.append(_bytes_of(content, preprocessing))
-                except ImageError as error:
-                    raise DataError(
-                        f"{source}: {printable(f'{file.parent.name}/{file.name}')}: {error}; a server refuses such an "
-                        "image, too: convert it, or take it out"
-                    ) from None
-                labels.append(label)
+        files = listing.files if labelled else {"": listing.flat}
+        arrays = decoded(source, _contents(files), preprocessing)
     except OSError as error:
         raise DataError(
             f"{source}: {printable(str(error.filename or root))} cannot be read: {error.strerror}"
@@ -103,7 +89,14 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
             f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}): "
             "only PNG, JPEG and WebP files right in the folder of a class are images"
         )
-    return make_images(np.stack(arrays), np.array(labels), tuple(listing.files), source), None
+    labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
+    return make_images(np.stack(arrays), labels, tuple(files), source), None
+
+
+def _contents(files: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, bytes]]:
+    for name, of_class in files.items():
+        for file in of_class:
+            yield f"{name}/{file.name}" if name else file.name, file.read_bytes()
 
 
 def _refuse_empty(source: str, listing: _Listing) -> None:
@@ -115,17 +108,3 @@ def _refuse_empty(source: str, listing: _Listing) -> None:
                 f"{source}: the class {printable(name)} has no image: expected PNG, JPEG or WebP files right in its "
                 "folder; put some there, or take the folder out"
             )
-
-
-def _like(content: bytes) -> Preprocessing:
-    """What a classifier would take whose images are all like this one."""
-    channels, height, width = shape_of(content, MAX_PIXELS)
-    # Not validated: no classifier will take it, so that its limits are none of ours.
-    return Preprocessing.model_construct(channels=channels, height=height, width=width, resize="refuse")
-
-
-def _bytes_of(content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """An encoded image as uint8 [H, W, C]; decoding leaves 8 bits a channel, so nothing is lost."""
-    pixels = decode(content, preprocessing, MAX_PIXELS)
-    found: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return found
