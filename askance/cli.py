@@ -157,6 +157,32 @@ def evaluate(
         print_evaluation(evaluation)
 
 
+@app.command(short_help="The same bundle with tables from recent clean images.")
+def recalibrate(
+    bundle: BundleArgument,
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="Recent clean images: folder:PATH, npz:PATH, ...")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="NEW", help="Where the new bundle goes; must not exist.")],
+    allow_factory: AllowOption = None,
+    require_signature: SignatureOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Take images that look like attacks.")] = False,
+) -> None:
+    """Publish NEW: the classifier and detectors of BUNDLE, with conformal tables from recent clean images; and say how
+    far these are from those that BUNDLE was calibrated on.
+    """
+    from askance.calibration.recalibration import recalibrate as recalibrate_bundle
+    from askance.classifiers.trust import trusting
+    from askance.detectors.bundle import Bundle
+    from askance.output import console, print_shifts
+
+    opened = Bundle.open(bundle, require_signature=require_signature)
+    shifts = recalibrate_bundle(opened, source, out, trusting(allow_factory or ()), force=force)
+    print_shifts(shifts)
+    made = Bundle.open(out)
+    console.print(f"bundle {made.manifest.id[:12]} in {out}: askance serve {out}", soft_wrap=True)
+
+
 @app.command(short_help="Serve a bundle until SIGTERM.")
 def serve(
     bundle: BundleArgument,

@@ -22,6 +22,7 @@ from askance.writing import write_whole
 
 if TYPE_CHECKING:
     from askance.calibration.layers import Layer
+    from askance.calibration.recalibration import Shift
     from askance.demo import DemoFigures
 
 # Piped output is for other programs: never wrapped to a terminal's width.
@@ -123,6 +124,18 @@ def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:
             for layer, values in rows.items():
                 table.add_row(layer, *(f"{value:.4g}" for value in values.values()))
             console.print(table)
+
+
+def print_shifts(shifts: Mapping[str, Shift]) -> None:
+    """How far recent images are from those of the old tables, a line per detector."""
+    table = Table(title="recent images by the old tables", title_justify="left")
+    levels = list(next(iter(shifts.values())).flagged)
+    for column in ("detector", *(f"flagged ({level})" for level in levels), "distance", "by chance"):
+        table.add_column(column, justify="left" if column == "detector" else "right")
+    for name, shift in shifts.items():
+        shares = (f"{shift.flagged[level]:.1%}" for level in levels)
+        table.add_row(name, *shares, f"{shift.distance:.3f}", f"{shift.by_chance:.3f}")
+    console.print(table)
 
 
 def print_layers(layers: Sequence[Layer]) -> None:
