@@ -172,12 +172,11 @@ def recalibrate(
     far these are from those that BUNDLE was calibrated on.
     """
     from askance.calibration.recalibration import recalibrate as recalibrate_bundle
-    from askance.classifiers.trust import trusting
     from askance.detectors.bundle import Bundle
     from askance.output import console, print_shifts
 
     opened = Bundle.open(bundle, require_signature=require_signature)
-    shifts = recalibrate_bundle(opened, source, out, trusting(allow_factory or ()), force=force)
+    shifts = recalibrate_bundle(opened, source, out, allowed_factories=allow_factory or (), force=force)
     print_shifts(shifts)
     made = Bundle.open(out)
     console.print(f"bundle {made.manifest.id[:12]} in {out}: askance serve {out}", soft_wrap=True)

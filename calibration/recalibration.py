@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from askance.answers import FUSED
 from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
+from askance.classifiers import trusting
 from askance.detectors import Bundle, Calibration, Fusion, Readings, tap_for
 from askance.detectors.bundle import BuildClassifier
 from askance.detectors.conformal import p_value
@@ -44,7 +45,7 @@ class Shift:
 
 
 def recalibrate(
-    bundle: Bundle, source: str, out: Path, build: BuildClassifier, *, force: bool = False
+    bundle: Bundle, source: str, out: Path, *, allowed_factories: Collection[str] = (), force: bool = False
 ) -> dict[str, Shift]:
     """Publish a bundle like another one, with tables from other clean images: half for each of `calibrate` and `fuse`.
 
@@ -54,7 +55,7 @@ def recalibrate(
         bundle: the old one.
         source: of the images, as a config spells it; labels play no part.
         out: where the new one goes; must not exist.
-        build: makes the classifier.
+        allowed_factories: what builds the classifier and may be imported for that.
         force: take images that look like attacks.
 
     Returns:
@@ -66,6 +67,7 @@ def recalibrate(
         AskanceError: the bundle, the images or `out` cannot be used.
     """
     refuse_existing(out)
+    build = trusting(allowed_factories)
     entry, old = bundle.manifest.classifier, bundle.calibration()
     images = load_source(source, entry.preprocessing)
     require_shape(images, entry.preprocessing)
