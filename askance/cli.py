@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from askance import drafting
-from askance.drafting import ConfigArgument
+from askance.drafting import ConfigArgument, in_a_folder
 
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
@@ -40,13 +40,6 @@ def _root(
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 
 
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a path whose folder does not exist, before any work is done rather than after."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
-    return path
-
-
 def _host_and_port(target: str) -> str:
     """Refuse what is not HOST:PORT before a connection fails for a reason that says less."""
     host, colon, port = target.rpartition(":")
@@ -57,7 +50,7 @@ def _host_and_port(target: str) -> str:
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=_in_a_folder),
+    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=in_a_folder),
 ]
 AllowOption = Annotated[
     list[str] | None,

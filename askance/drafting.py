@@ -9,6 +9,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 
+def in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a path whose folder does not exist, before any work is done rather than after."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
+    return path
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -132,7 +139,8 @@ def init(
     mean: MeanOption = None,
     std: StdOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="CONFIG", help="Where the config goes; must not exist.")
+        Path | None,
+        typer.Option("--out", metavar="CONFIG", help="Where the config goes; must not exist.", callback=in_a_folder),
     ] = None,
     dry_run: Annotated[
         bool,

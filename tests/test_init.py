@@ -102,6 +102,7 @@ def test_a_dry_run_writes_nothing_and_shows_what_each_detector_gives(
             "give such as --test-data; or say of these --trained-on none",
         ),
         (["--data", "sklearn:digits"], "expected --out CONFIG, or --dry-run"),
+        (["--data", "x", "--out", "/nowhere/c.toml"], "cannot write /nowhere/c.toml: there is no folder /nowhere"),
         (["--data", "sklearn:digit", "--out", "c.toml"], "unknown data source 'sklearn:digit'"),
         (
             ["--data", "skleran:digits", "--out", "c.toml"],
