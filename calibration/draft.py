@@ -108,7 +108,7 @@ def _classifier(known: Known, beside: Path) -> str:
         f"channels = {preprocessing.channels}",
         f"height = {preprocessing.height}",
         f"width = {preprocessing.width}",
-        f"# {'as given' if known.scale == 'given' else known.scale}",
+        f"# {'as given' if known.scale == 'given' else f'{known.scale}; better what it was trained with'}",
         f"mean = {_toml(list(preprocessing.mean))}",
         f"std = {_toml(list(preprocessing.std))}",
         f'resize = "{preprocessing.resize}"  # image files of other sizes: "refuse" them, or scale them, "bilinear"',

@@ -30,7 +30,7 @@ Scale = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: Scale = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 MNIST: Scale = ((0.1307,), (0.3081,))
-JUDGING_IMAGES = 300  # that show which of the usual normalisations a classifier was trained with
+JUDGING_IMAGES = 100  # that show which of the usual normalisations a classifier was trained with
 
 CLEARLY, SURELY = 0.8, 0.005  # share and nats of the loss, without which another is no likelier than the usual one
 
