@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from askance import drafting
+from askance.drafting import ConfigArgument, in_a_folder
+
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
     invoke_without_command=True,
@@ -34,15 +37,7 @@ def _root(
         print(context.get_help())  # noqa: T201
 
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-
-
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a path whose folder does not exist, before any work is done rather than after."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
-    return path
 
 
 def _host_and_port(target: str) -> str:
@@ -55,7 +50,7 @@ def _host_and_port(target: str) -> str:
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=_in_a_folder),
+    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=in_a_folder),
 ]
 AllowOption = Annotated[
     list[str] | None,
@@ -84,6 +79,12 @@ def demo(json: JsonOption = None) -> None:
     figures = run_demo()
     with also_as_json(json, figures.as_json()):
         print_demo(figures)
+
+
+app.command(short_help="Write a first config for a classifier.")(drafting.init)
+app.command(short_help="Print a config that comes along.")(drafting.config)
+app.command(short_help="The layers of a classifier, and what can tap them.")(drafting.layers)
+app.command(short_help="All that is wrong with a config.")(drafting.validate)
 
 
 @app.command(short_help="Train an example classifier.")
@@ -147,6 +148,31 @@ def evaluate(
     evaluation = evaluate_bundle(Bundle.open(bundle, require_signature=require_signature), load_config(config))
     with also_as_json(json, evaluation.as_json()):
         print_evaluation(evaluation)
+
+
+@app.command(short_help="The same bundle with tables from recent clean images.")
+def recalibrate(
+    bundle: BundleArgument,
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="Recent clean images: folder:PATH, npz:PATH, ...")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="NEW", help="Where the new bundle goes; must not exist.")],
+    allow_factory: AllowOption = None,
+    require_signature: SignatureOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Take images that look like attacks.")] = False,
+) -> None:
+    """Publish NEW: the classifier and detectors of BUNDLE, with conformal tables from recent clean images; and say how
+    far these are from those that BUNDLE was calibrated on.
+    """
+    from askance.calibration.recalibration import recalibrate as recalibrate_bundle
+    from askance.detectors.bundle import Bundle
+    from askance.output import console, print_shifts
+
+    opened = Bundle.open(bundle, require_signature=require_signature)
+    shifts = recalibrate_bundle(opened, source, out, allowed_factories=allow_factory or (), force=force)
+    print_shifts(shifts)
+    made = Bundle.open(out)
+    console.print(f"bundle {made.manifest.id[:12]} in {out}: askance serve {out}", soft_wrap=True)
 
 
 @app.command(short_help="Serve a bundle until SIGTERM.")

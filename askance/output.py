@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, Answer, Verdict
@@ -20,6 +21,8 @@ from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
 
 if TYPE_CHECKING:
+    from askance.calibration.layers import Layer
+    from askance.calibration.recalibration import Shift
     from askance.demo import DemoFigures
 
 # Piped output is for other programs: never wrapped to a terminal's width.
@@ -123,6 +126,30 @@ def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:
             for layer, values in rows.items():
                 table.add_row(layer, *(f"{value:.4g}" for value in values.values()))
             console.print(table)
+
+
+def print_shifts(shifts: Mapping[str, Shift]) -> None:
+    """How far recent images are from those of the old tables, a line per detector."""
+    table = Table(title="recent images by the old tables", title_justify="left")
+    levels = list(next(iter(shifts.values())).flagged)
+    for column in ("detector", *(f"flagged ({level})" for level in levels), "distance", "by chance"):
+        table.add_column(column, justify="left" if column == "detector" else "right")
+    for name, shift in shifts.items():
+        shares = (f"{shift.flagged[level]:.1%}" for level in levels)
+        table.add_row(name, *shares, f"{shift.distance:.3f}", f"{shift.by_chance:.3f}")
+    console.print(table)
+
+
+def print_layers(layers: Sequence[Layer]) -> None:
+    """A line per layer, in the order given."""
+    table = Table()
+    for column in ("layer", "class", "gives", "width", "depth", "taps"):
+        table.add_column(column, justify="right" if column in ("width", "depth") else "left", overflow="fold")
+    for one in layers:
+        shape = " x ".join(map(str, one.shape))
+        cells = (one.name, one.kind, shape or "-", f"{one.width:,}" if shape else "-", f"{one.depth:.0%}", one.taps)
+        table.add_row(*map(escape, cells))
+    console.print(table)
 
 
 def print_demo(figures: DemoFigures) -> None:

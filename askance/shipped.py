@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from askance.errors import ConfigError, FileError
+from askance.errors import ConfigError, FileError, did_you_mean
 from askance.writing import writing
 
 FOLDERS = ("configs", "proto", "deploy")
@@ -30,3 +31,21 @@ def copy_shipped_files(folder: Path) -> None:
     except FileError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def shipped_config(name: str) -> str:
+    """The text of a config that comes along; what it names of the files beside it is named by whole paths.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    with as_file(files("askance") / "configs") as folder:
+        known = {path.stem: path for path in sorted(folder.resolve().glob("*.toml"))}
+        if name not in known:
+            raise ConfigError(f"there is no config {name!r}: {did_you_mean(name, known)}")
+
+        def whole(quoted: re.Match[str]) -> str:
+            path = known[name].parent / quoted[1]
+            return f'"{path.as_posix()}"' if path.is_file() else quoted[0]
+
+        return re.sub(r'"([^"\n]+)"', whole, known[name].read_text(encoding="utf-8"))

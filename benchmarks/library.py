@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from askance.detectors import LibraryNetwork, LibraryNetworkOptions
-from askance.detectors.library_network import Library, activation_pattern
+from askance.detectors.library import Library, activation_pattern
 from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread, interleave
@@ -49,6 +49,7 @@ def measure(fixture: Fixture, layer: str, sizes: Sizes) -> ConstructionCost:
     """
     options = fixture.network.options[LibraryNetwork.kind]
     assert isinstance(options, LibraryNetworkOptions)
+    assert options.thresholds is not None
     threshold = options.thresholds[layer]
     blocks = [activation_pattern(capture.flat(layer)) for capture in fixture.fitted_on]
     built: dict[str, Tensor] = {}

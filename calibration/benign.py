@@ -6,10 +6,17 @@ pixels that are repeated are left out, so that evaluations have changes that not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from askance.calibration.controls import ControlConfig, control
+from askance.calibration.images import Images
+from askance.detectors import Readings
+
+Read = Callable[[Images, Tensor], Readings]
+BENIGN_IMAGES = 100  # that each change is made of, unless somebody says otherwise
 
 KINDS = ("gaussian", "blur", "jpeg", "resize", "shift", "brightness", "dimming", "contrast", "gamma")
 SEVERITIES = (1, 2)
@@ -22,23 +29,36 @@ def mild_changes() -> tuple[ControlConfig, ...]:
     return tuple(ControlConfig.model_validate(row) for row in rows)
 
 
-def starts(images: int, available: int) -> Tensor:
-    """Which of the available images each change is made of, [changes, images]: others for each, as far as they go."""
-    count = len(mild_changes())
-    return (torch.arange(count * min(images, available)) % available).view(count, -1)
+def benign_readings(images: Images, answers: Tensor, count: int, read: Read) -> Readings | None:
+    """What detectors read of images that were mildly changed, and answered as before; None where there are none.
+
+    Args:
+        images: clean ones; each change is made of others, as far as they go.
+        answers: the classifier's, [N].
+        count: how many images each change is made of.
+        read: reads images with other pixels in place of their own.
+    """
+    rows = starts(count, len(images))
+    if rows.numel() == 0:
+        return None
+    before = images[rows.flatten()]
+    parts = before.pixels().split(rows.shape[1])
+    after = read(before, torch.cat([control(one, part) for one, part in zip(mild_changes(), parts, strict=True)]))
+    kept = calm(answers[rows], after.logits.argmax(dim=1).view_as(rows))
+    return after.where(kept.flatten()) if bool(kept.any()) else None
 
 
-def changed(pixels: Tensor) -> Tensor:
-    """Images [changes, N, C, H, W] in [0, 1], each set changed its own way, [changes N, C, H, W]."""
-    return torch.cat([control(change, part) for change, part in zip(mild_changes(), pixels, strict=True)])
+def starts(count: int, available: int) -> Tensor:
+    """Which of the available images each change is made of, [changes, count or fewer]."""
+    changes = len(mild_changes())
+    return (torch.arange(changes * min(count, available)) % max(1, available)).view(changes, -1)
 
 
 def calm(before: Tensor, after: Tensor) -> Tensor:
-    """Which images, of all changes one after the other, kept their answer under a change that was mild, bool [M].
+    """Which images kept their answer under a change that was mild to the classifier, bool [changes, N].
 
     Args:
-        before, after: the classifier's answers without and with the change, [M].
+        before, after: the answers without and with the change, [changes, N].
     """
-    stayed = (before == after).view(len(mild_changes()), -1)
-    mild = stayed.double().mean(dim=1, keepdim=True) >= STAYS
-    return (stayed & mild).flatten()
+    stayed = before == after
+    return stayed & (stayed.double().mean(dim=1, keepdim=True) >= STAYS)

@@ -10,8 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
+from askance.calibration.benign import BENIGN_IMAGES
 from askance.calibration.controls import ControlConfig, spelled_out
-from askance.calibration.explain import explain
+from askance.calibration.explain import explain, explain_all
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
@@ -67,7 +68,8 @@ class DataConfig(_Section):
     """Where images come from.
 
     Attributes:
-        source: "sklearn:digits", "torchvision:MNIST", "npz:PATH" or "folder:PATH"; the pool named `train`.
+        source: "sklearn:digits", "torchvision:MNIST", "npz:PATH", "folder:PATH" or another of SOURCES; the pool named
+            `train`.
         test_source: a second source, the pool named `test`; torchvision sets bring their own.
         seed: each pool is shuffled once by it, so that splits are exchangeable (MNIST's first 5,000 test images, say,
             come from other writers than its last).
@@ -84,13 +86,13 @@ class SplitsConfig(_Section):
     """Which images do what: slices of the shuffled pools, "train[:50000]" or "test".
 
     Attributes:
-        train: the classifier learns from these.
+        train: the classifier learns from these, where `askance train` trains it.
         fit: the detectors learn from these (they may be the classifier's own).
         held_out: labelled images that the classifier never saw, for the error estimator; may be part of `fit`.
         calibrate, fuse, evaluate: disjoint from one another and from all above.
     """
 
-    train: str
+    train: str | None = None
     fit: str
     held_out: str | None = None
     calibrate: str
@@ -180,7 +182,7 @@ class EvaluationConfig(_Section):
     attacked_images: int = Field(default=1000, ge=1)
     seen: tuple[AttackConfig, ...] = ()
     ladder: bool = False
-    benign_images: int = Field(default=100, ge=0)
+    benign_images: int = Field(default=BENIGN_IMAGES, ge=0)
     controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(spelled_out)] = ()
     out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
     baselines: tuple[BaselineName, ...] = ("max_softmax",)
@@ -236,47 +238,61 @@ class Config(Settings):
     splits: SplitsConfig
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a config's file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
 def load_config(path: Path) -> Config:
     """Read and validate a config; relative paths in it are resolved beside it, then under ASKANCE_DATA.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, or does not validate; the message names the key.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path)
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, Config)}") from None
-    return _resolved(config, path.parent)
+        more = len(explain_all(error, Config)) - 1
+        rest = f" (and {more} more: askance validate {path})" if more else ""
+        raise ConfigError(f"{path}: {explain(error, Config)}{rest}") from None
+    return resolved(config, path.parent)
 
 
-def _resolved(config: Config, beside: Path) -> Config:
-    classifier = config.classifier.model_copy(update={"weights": find(config.classifier.weights, beside)})
-    vectors = config.word_vectors
-    if vectors is not None:
-        vectors = vectors.model_copy(update={"file": find(vectors.file, beside)})
-    sources = {name: _source(getattr(config.data, name), beside) for name in ("source", "test_source")}
-    others = tuple(
-        other.model_copy(update={"source": _source(other.source, beside)})
-        for other in config.evaluation.out_of_distribution
-    )
-    attacks = {
-        name: tuple(attack.beside(beside) for attack in getattr(config.evaluation, name))
-        for name in ("attacks", "seen")
-    }
-    return config.model_copy(
-        update={
-            "classifier": classifier,
-            "word_vectors": vectors,
-            "data": config.data.model_copy(update=sources),
-            "evaluation": config.evaluation.model_copy(update={"out_of_distribution": others, **attacks}),
-        }
-    )
+def resolved(config: Config, beside: Path) -> Config:
+    """The same with its relative paths resolved."""
+    return config.model_copy(update={name: placed(getattr(config, name), beside) for name in type(config).model_fields})
+
+
+def placed(section: Any, beside: Path) -> Any:
+    """A section of a config with its relative paths resolved: beside `beside`, then under ASKANCE_DATA."""
+    match section:
+        case ClassifierConfig():
+            return section.model_copy(update={"weights": find(section.weights, beside)})
+        case WordVectorsConfig():
+            return section.model_copy(update={"file": find(section.file, beside)})
+        case DataConfig():
+            sources = {name: _source(getattr(section, name), beside) for name in ("source", "test_source")}
+            return section.model_copy(update=sources)
+        case EvaluationConfig():
+            others = tuple(
+                other.model_copy(update={"source": _source(other.source, beside)})
+                for other in section.out_of_distribution
+            )
+            attacks = {
+                name: tuple(attack.beside(beside) for attack in getattr(section, name)) for name in ("attacks", "seen")
+            }
+            return section.model_copy(update={"out_of_distribution": others, **attacks})
+    return section
 
 
 def _source(source: str | None, beside: Path) -> str | None:

@@ -42,15 +42,29 @@ def load_pools(config: DataConfig, preprocessing: Preprocessing | None = None) -
     train, test = pools_of(config.source, preprocessing)
     if config.test_source is not None:
         test, _ = pools_of(config.test_source, preprocessing)
-        if test.classes != train.classes:
-            raise DataError(
-                f"{config.source} has the classes {', '.join(train.classes)}; {config.test_source} has "
-                f"{', '.join(test.classes)}: they must be the same"
-            )
+        require_same_classes(config.source, train, config.test_source, test)
     pools = {"train": train} | ({"test": test} if test is not None else {})
     if config.classes is not None:
         pools = {name: pool.only(config.classes) for name, pool in pools.items()}
-    generator = torch.Generator().manual_seed(config.seed)
+    return shuffled(pools, config.seed)
+
+
+def require_same_classes(source: str, images: Images, test_source: str, test: Images) -> None:
+    """Refuse two labelled pools of other classes.
+
+    Raises:
+        DataError: they are.
+    """
+    if images.labelled and test.labelled and test.classes != images.classes:
+        raise DataError(
+            f"{source} has the classes {', '.join(images.classes)}; {test_source} has {', '.join(test.classes)}: "
+            "they must be the same"
+        )
+
+
+def shuffled(pools: Mapping[str, Images], seed: int) -> dict[str, Images]:
+    """Pools in the order from which splits are cut."""
+    generator = torch.Generator().manual_seed(seed)
     return {name: pool[torch.randperm(len(pool), generator=generator)] for name, pool in pools.items()}
 
 
@@ -90,15 +104,37 @@ def load_splits(
         DataError: a slice is invalid, or splits overlap that must not.
     """
     pools = load_pools(data, preprocessing)
-    wanted = {name: text for name, text in splits.model_dump().items() if text is not None}
-    placed = {name: resolve(text, pools) for name, text in wanted.items()}
+    for fault in split_faults(splits, pools):
+        raise DataError(fault)
+    return sliced(splits, pools)
+
+
+def sliced(splits: SplitsConfig, pools: dict[str, Images]) -> dict[str, Images]:
+    """The splits by name, once `split_faults` finds none."""
+    found = {name: resolve(text, pools) for name, text in _wanted(splits).items()}
+    return {name: pools[pool][slice(at.start, at.stop)] for name, (pool, at) in found.items()}
+
+
+def split_faults(splits: SplitsConfig, pools: dict[str, Images]) -> list[str]:
+    """All that is wrong with the slices: those that are invalid, and those that overlap and must not; a line each."""
+    faults, placed = [], dict[str, tuple[str, range]]()
+    wanted = _wanted(splits)
+    for name, text in wanted.items():
+        try:
+            placed[name] = resolve(text, pools)
+        except DataError as error:
+            faults.append(str(error))
     may_overlap = {frozenset(pair) for pair in (("train", "fit"), ("fit", "held_out"))}
     for a, b in itertools.combinations(placed, 2):
         (pool_a, range_a), (pool_b, range_b) = placed[a], placed[b]
         overlap = range(max(range_a.start, range_b.start), min(range_a.stop, range_b.stop))
         if pool_a == pool_b and overlap and frozenset((a, b)) not in may_overlap:
-            raise DataError(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
-    return {name: pools[pool][slice(r.start, r.stop)] for name, (pool, r) in placed.items()}
+            faults.append(f"the splits {a} = {wanted[a]!r} and {b} = {wanted[b]!r} overlap: they must be disjoint")
+    return faults
+
+
+def _wanted(splits: SplitsConfig) -> dict[str, str]:
+    return {name: text for name, text in splits.model_dump().items() if text is not None}
 
 
 def require_classes(splits: Mapping[str, Images], class_names: Sequence[str], needed: Collection[str]) -> None:

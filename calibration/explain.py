@@ -1,8 +1,9 @@
-"""What is wrong with a config, in one line for people."""
+"""What is wrong with a config, in lines for people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,24 +13,53 @@ from askance.errors import did_you_mean, telling, unknown_choice
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: the key, what is wrong with it, and the nearest known key if misspelt."""
-    first = telling(error.errors())
-    path, models = _followed(model, first["loc"])
+    return _line(telling(error.errors()), model)
+
+
+def explain_all(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """All that is wrong, a line each as in `explain`, in the order of the keys.
+
+    A misspelt key is not missing as well, and a list whose rows are wrong is not too short as well.
+    """
+    errors = error.errors()
+    unknown = [one["loc"] for one in errors if one["type"] == "extra_forbidden"]
+
+    def follows(one: Mapping[str, Any]) -> bool:
+        where = one["loc"]
+        if one["type"] == "missing":
+            return any(_may_be_meant(where, other) for other in unknown)
+        return one["type"] == "too_short" and any(
+            len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in errors
+        )
+
+    return [_line(one, model) for one in errors if not follows(one)]
+
+
+def _may_be_meant(missing: tuple[int | str, ...], unknown: tuple[int | str, ...]) -> bool:
+    """Whether an unknown key stands where the missing one should, spelt nearly so."""
+    near = difflib.get_close_matches(str(unknown[-1]), [str(missing[-1])], n=1)
+    return missing[:-1] == unknown[:-1] and bool(near)
+
+
+def _line(one: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """One of pydantic's errors in one line."""
+    path, models = _followed(model, one["loc"])
     key = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    if one["type"] == "extra_forbidden":
         return f"unknown key {key!r}: {_hint(path[-1], models, model)}"
-    if first["type"] == "missing":
+    if one["type"] == "missing":
         return f"the key {key!r} is missing"
-    if first["type"] == "union_tag_invalid":
-        known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.kind: unknown {first['ctx']['tag']!r}: {did_you_mean(first['ctx']['tag'], known)}"
-    if first["type"] == "union_tag_not_found":
+    if one["type"] == "union_tag_invalid":
+        known = one["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.kind: unknown {one['ctx']['tag']!r}: {did_you_mean(one['ctx']['tag'], known)}"
+    if one["type"] == "union_tag_not_found":
         return f"the key {key + '.kind'!r} is missing"
-    if (unknown := unknown_choice(first)) is not None:
+    if (unknown := unknown_choice(one)) is not None:
         return f"{key}: {unknown}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = one["msg"].removeprefix("Value error, ")
     # what a validator of ours says of a list names the place; the whole list would bury it
-    told = isinstance(first["input"], dict) or (isinstance(first["input"], list) and first["type"] == "value_error")
-    return f"{key}: {message}" + ("" if told else f", got {first['input']!r}")
+    told = isinstance(one["input"], dict) or (isinstance(one["input"], list) and one["type"] == "value_error")
+    return f"{key}: {message}" + ("" if told else f", got {one['input']!r}")
 
 
 def _hint(name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> str:

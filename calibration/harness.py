@@ -14,7 +14,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
-from askance.calibration.benign import calm, changed, starts
+from askance.calibration.benign import benign_readings
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.digests import combined, state_digest, tensor_digest
@@ -137,15 +137,12 @@ class Harness:
 
     def benign(self, split: str) -> Readings | None:
         """What our detectors read of images of a split that were mildly changed, and answered as before."""
-        images = self.inputs.splits[split]
-        rows = starts(self.inputs.settings.evaluation.benign_images, len(images))
-        if rows.numel() == 0:
-            return None
-        before = images[rows.flatten()]
-        pixels = changed(before.pixels().view(*rows.shape, *before.x.shape[1:]))
-        after = self.scores(f"benign-{split}", before, pixels)
-        kept = calm(self.split(split).predicted[rows.flatten()], after.predicted)
-        return after.readings.where(kept) if bool(kept.any()) else None
+
+        def read(images: Images, pixels: Tensor) -> Readings:
+            return self.scores(f"benign-{split}", images, pixels).readings
+
+        images, count = self.inputs.splits[split], self.inputs.settings.evaluation.benign_images
+        return benign_readings(images, self.split(split).predicted, count, read)
 
     def diagnoses(self) -> dict[str, Any]:
         """What the detectors that diagnose themselves say of how well they have learned, {detector: figures}."""
@@ -208,7 +205,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     shape = harness.inputs.preprocessing.shape
     foreign = {}
     for other in config.out_of_distribution:
-        images = load_source(other.source, _any_image(shape))
+        images = load_source(other.source, any_image(shape))
         kept = (images if other.classes is None else images.only(other.classes))[: other.images]
         foreign[other.name] = scorers.scores(f"out-{other.name}", as_input(kept, shape))
     of_fuse = scorers.scores("split-fuse", splits["fuse"])
@@ -326,7 +323,7 @@ class _Scorers:
         return SetScores(columns, scores.predicted, scores.labels)
 
 
-def _any_image(shape: tuple[int, int, int]) -> Preprocessing:
+def any_image(shape: tuple[int, int, int]) -> Preprocessing:
     """What takes encoded images of every size and colour, and leaves `as_input` the channels alone."""
     _, height, width = shape
     return Preprocessing(channels=3, height=height, width=width, mean=(0,) * 3, std=(1,) * 3, resize="bilinear")

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from askance.detectors.class_names import fault_in
+from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.tap import Capture, Tap
 from askance.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images.
+    """Images, labelled unless they have no classes.
 
     Attributes:
         x: uint8 [N, C, H, W].
-        y: int64 [N], 0 <= y < K.
-        classes: K names.
+        y: int64 [N], 0 <= y < K; 0 where there are no labels.
+        classes: K names; none where there are no labels.
     """
 
     x: Tensor
@@ -35,6 +36,11 @@ class Images:
 
     def __getitem__(self, index: slice | Tensor) -> Images:
         return Images(self.x[index], self.y[index], self.classes)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels say anything."""
+        return bool(self.classes)
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], float32 [N, C, H, W]."""
@@ -97,8 +103,22 @@ class ImageStream:
             yield capture
 
 
-def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: str) -> Images:
-    """Validate arrays and put channels first.
+def require_shape(images: Images, preprocessing: Preprocessing) -> None:
+    """Refuse images of another shape than a classifier takes.
+
+    Raises:
+        DataError: they are.
+    """
+    expected = preprocessing.shape
+    if tuple(images.x.shape[1:]) != expected:
+        raise DataError(
+            f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
+            "(channels, height, width): they must be the same"
+        )
+
+
+def make_images(x: np.ndarray, y: np.ndarray | None, classes: tuple[str, ...], source: str) -> Images:
+    """Validate arrays and put channels first; without labels there are no classes.
 
     Raises:
         DataError: wrong dtype or shape, labels out of range, one class only, nothing at all, or a name
@@ -106,10 +126,13 @@ def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: 
     """
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
         raise DataError(f"{source}: x must be uint8 [N, H, W] or [N, H, W, 1 or 3], got {x.dtype} {list(x.shape)}")
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{source}: y must be {len(x)} integers, one per image, got {y.dtype} {list(y.shape)}")
     if len(x) == 0:
         raise DataError(f"{source} holds no images")
+    pixels = torch.from_numpy(np.ascontiguousarray(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)))
+    if y is None:
+        return Images(pixels, torch.zeros(len(x), dtype=torch.int64), ())
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{source}: y must be {len(x)} integers, one per image, got {y.dtype} {list(y.shape)}")
     if (fault := fault_in(classes)) is not None:
         raise DataError(f"{source}: {fault}")
     if y.min() < 0 or y.max() >= len(classes):
@@ -117,5 +140,4 @@ def make_images(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: 
         raise DataError(f"{source}: label {bad} is out of range: {len(classes)} classes mean 0 to {len(classes) - 1}")
     if len(np.unique(y)) < 2:
         raise DataError(f"{source} has one class only ({classes[int(y[0])]!r}): a classifier needs at least two")
-    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
-    return Images(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)
+    return Images(pixels, torch.from_numpy(y.astype(np.int64)), classes)

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from askance.calibration.config import Config, Settings
+from askance.calibration.config import ClassifierConfig, Config, Settings
 from askance.calibration.data import load_splits, named
-from askance.calibration.images import Images, ImageStream
+from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.progress import say
 from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.suite import Target
 from askance.calibration.training import accuracy
+from askance.calibration.unlabelled import settled
 from askance.calibration.word_vectors import class_vectors
 from askance.classifiers import build_classifier, load_weights
 from askance.classifiers.checkpoints import fitting
@@ -26,6 +27,7 @@ from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 
+LEVELLED = ("calibrate", "fuse")  # the splits whose scores p-values are ranks among
 TRIED_IMAGES = 500  # that show whether classifier and data fit one another
 
 
@@ -64,6 +66,16 @@ class CalibrationInputs:
         tap = tap_for(self.classifier, detectors, self.preprocessing.normalize)
         return ImageStream(tap, self.splits[split], self.settings.batch_size)
 
+    def sample(self, split: str, count: int, *detectors: Detector) -> ImageStream:
+        """The same of `count` images at most, taken evenly over the split."""
+        stream, images = self.stream(split, *detectors), self.splits[split]
+        return replace(stream, images=images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()])
+
+    @property
+    def known(self) -> Inputs:
+        """What detectors may ask of it."""
+        return Inputs(self.preprocessing.shape, self.class_names, self.word_vectors)
+
     @property
     def target(self) -> Target:
         """The classifier as attacks want it."""
@@ -83,11 +95,9 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
         ConfigError, DataError, CalibrationError: they do not.
     """
     wanted = config.classifier
-    if weights is None:
-        weights = _weights(wanted.weights)
-    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
-    weights = fitting(weights, classifier.state_dict())
+    classifier, weights = load_classifier(wanted, weights)
     splits = load_splits(config.data, config.splits, wanted.preprocessing)
+    config, splits = settled(config, classifier, splits)
     names = named(wanted.class_names, splits["fit"].classes)
     return checked(
         CalibrationInputs(
@@ -109,6 +119,27 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
     )
 
 
+def load_classifier(
+    wanted: ClassifierConfig, weights: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a config's classifier, in eval mode and returning its logits.
+
+    Args:
+        wanted: the config's section.
+        weights: in place of the file that it names.
+
+    Returns:
+        The classifier, and its weights by the names that it has for them.
+
+    Raises:
+        ConfigError: there are no such weights, they are not its, or it cannot be built.
+    """
+    if weights is None:
+        weights = _weights(wanted.weights)
+    classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
+    return classifier, fitting(weights, classifier.state_dict())
+
+
 def _weights(path: Path) -> Mapping[str, Tensor]:
     if not path.exists():
         raise ConfigError(
@@ -124,12 +155,21 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
     Raises:
         ConfigError, DataError, CalibrationError: they do not, or a word vector cannot be had.
     """
-    images, expected = inputs.splits["fit"], inputs.preprocessing.shape
-    if tuple(images.x.shape[1:]) != expected:
-        raise DataError(
-            f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
-            "(channels, height, width): they must be the same"
-        )
+    check_classifier(inputs)
+    for split in LEVELLED:
+        check_levels(inputs, split)
+    check_accuracy(inputs)
+    return replace(inputs, word_vectors=word_vectors(inputs))
+
+
+def check_classifier(inputs: CalibrationInputs) -> None:
+    """Prove the classifier on images of `fit`, and that it has an output for each of the data's classes.
+
+    Raises:
+        ConfigError, DataError: it is refused, or they do not fit one another.
+    """
+    images = inputs.splits["fit"]
+    require_shape(images, inputs.preprocessing)
     evaluation = inputs.settings.evaluation
     logits = prove(
         inputs.classifier,
@@ -149,21 +189,42 @@ def checked(inputs: CalibrationInputs) -> CalibrationInputs:
         )
     for attack in (*evaluation.attacks, *evaluation.seen):
         attack.check(outputs)
-    for split in ("calibrate", "fuse"):
-        for level, alpha in inputs.settings.levels.items():
-            check_level(alpha, len(inputs.splits[split]), f"{level} (split {split})")
-    share = accuracy(inputs.classifier, inputs.preprocessing, inputs.splits["calibrate"][:TRIED_IMAGES])
-    tried = min(TRIED_IMAGES, len(inputs.splits["calibrate"]))
-    say(f"the classifier gets {share:.1%} of {tried} calibration images right")
+
+
+def check_levels(inputs: CalibrationInputs, split: str) -> None:
+    """Refuse a split that is too small for the levels.
+
+    Raises:
+        CalibrationError: it is.
+    """
+    for level, alpha in inputs.settings.levels.items():
+        check_level(alpha, len(inputs.splits[split]), f"{level} (split {split})")
+
+
+def check_accuracy(inputs: CalibrationInputs) -> None:
+    """Say how many calibration images the classifier gets right.
+
+    Raises:
+        ConfigError: none at all.
+    """
+    images = inputs.splits["calibrate"][:TRIED_IMAGES]
+    share = accuracy(inputs.classifier, inputs.preprocessing, images)
+    say(f"the classifier gets {share:.1%} of {len(images)} calibration images right")
     if share == 0:
         raise ConfigError(
             "the classifier gets not one calibration image right: check the weights, the normalisation and the order "
             "of the classes"
         )
+
+
+def word_vectors(inputs: CalibrationInputs) -> Tensor | None:
+    """Those of its classes in their order, float32 [K, n], where the settings name a file.
+
+    Raises:
+        ConfigError, DataError: a class has none, or the file cannot be used.
+    """
     wanted = inputs.settings.word_vectors
-    if wanted is None:
-        return inputs
-    return replace(inputs, word_vectors=class_vectors(wanted.file, inputs.class_names, wanted.words))
+    return None if wanted is None else class_vectors(wanted.file, inputs.class_names, wanted.words)
 
 
 def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
@@ -173,7 +234,7 @@ def new_detectors(inputs: CalibrationInputs) -> dict[str, Detector]:
         ConfigError, DataError: a detector cannot be used with this classifier, or a class has no word vector.
         LayerError: a layer does not exist, or cannot be tapped.
     """
-    known = Inputs(inputs.preprocessing.shape, inputs.class_names, inputs.word_vectors)
+    known = inputs.known
     detectors = {
         kind: DETECTORS[kind].create(options, known) for kind, options in inputs.settings.detectors.wanted().items()
     }

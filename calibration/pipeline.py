@@ -21,6 +21,7 @@ from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
+from askance.calibration.plan import plan
 from askance.calibration.progress import Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages, alone_in
@@ -32,6 +33,7 @@ from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
 from askance.writing import temporary_folder
 
+SETTLING_IMAGES = 2000  # of the fit split, on which options that name an aim are settled
 PACKAGES = ("askance", "torch", "torchvision", "numpy", "scikit-learn", "advertorch", "foolbox", "pyautoattack")
 
 
@@ -51,6 +53,8 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
     """The same for inputs that are loaded already."""
     require_classes(inputs.splits, inputs.class_names, needed=("fit",))
     detectors = new_detectors(inputs)
+    for line in plan(inputs, detectors):
+        say(line)
     with alone_in(out.with_name(out.name + ".partial")) as folder:
         refuse_existing(out)  # by another calibration, while this one was not alone
         try:
@@ -63,6 +67,7 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
 def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages, out: Path) -> None:
     settings = inputs.settings
     for name, detector in detectors.items():
+        detector.settle(inputs.sample("fit", SETTLING_IMAGES, detector), len(inputs.splits["fit"]))
         stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
         detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)

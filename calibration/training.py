@@ -68,11 +68,13 @@ def train(
         {"train_images", "test_images" (all that calibrate, fuse and evaluate), "accuracy" on them, "weights"}.
 
     Raises:
-        ConfigError: the weights are not a .safetensors path, or are there already.
+        ConfigError: no split is to be trained on, or the weights are not a .safetensors path, or are there already.
         DataError: the data cannot be used.
         FileError: the weights cannot be written; found out before any training, where it can be.
     """
     path = config.classifier.weights
+    if config.splits.train is None:
+        raise ConfigError("the key 'splits.train' is missing: it says which images the classifier is trained on")
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"askance train writes safetensors: set classifier.weights to a .safetensors path, not {path}"

@@ -124,6 +124,19 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
             LayerError: a layer gives what this detector cannot read.
         """
 
+    def settle(self, sample: CaptureStream, of: int | None = None) -> None:
+        """Put numbers in place of options that name an aim instead; without any there is nothing to do.
+
+        Called before `fit`, so that `options` are then all that the fitted state depends on.
+
+        Args:
+            sample: Captures of some of the inputs that it is to be fitted on.
+            of: how many these are in all; None: the sample is all.
+
+        Raises:
+            AskanceError: the aim cannot be met.
+        """
+
     @abstractmethod
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
         """Learn from a re-iterable stream of Captures of clean inputs; return self.

@@ -12,18 +12,20 @@ from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
-from askance.detectors.margins import TIE
+from askance.detectors.library import Library, activation_pattern
+from askance.detectors.library_size import thresholds_for
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 
-KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
-BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix
 FEWEST_ROWS = 2  # a library of no more tells nothing from anything
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
+
+
+Rows = Annotated[int, Field(ge=1)]
 
 
 class LibraryNetworkOptions(Options):
@@ -31,6 +33,9 @@ class LibraryNetworkOptions(Options):
 
     Attributes:
         thresholds: novelty threshold theta_l of each layer, in order of depth; the higher, the larger the library.
+        rows: in place of `thresholds`, about how large a library is to be, {layer: rows} or one number for all of
+            `library_layers`: the thresholds are then found on a sample of what is fitted on (`settle`).
+        library_layers: the layers, in order of depth, where `rows` is one number.
         neighbors: k of Eq. 3, how many of the most similar rows speak (3 in the paper for MNIST, 8 for ResNet44).
         softmax: softmax P before correlating, as the author's code does and the paper does not.
         sampled_neurons: if set, each library sees only this many randomly chosen neurons of its layer ("sparse
@@ -38,117 +43,33 @@ class LibraryNetworkOptions(Options):
         seed: of the sampling; it travels only in the bundle.
     """
 
-    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(min_length=2)
+    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] | None = Field(default=None, min_length=2)
+    rows: Rows | Annotated[dict[str, Rows], Field(min_length=2)] | None = None
+    library_layers: tuple[str, ...] | None = Field(default=None, min_length=2)
     neighbors: int = Field(default=3, ge=1)
     softmax: bool = False
     sampled_neurons: int | None = Field(default=None, ge=1)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _one_way_to_say_how_large(self) -> Self:
+        if (self.thresholds is None) == (self.rows is None):
+            raise ValueError("expected `thresholds`, or `rows` in their place: one of the two")
+        if isinstance(self.rows, int) != (self.library_layers is not None):
+            raise ValueError("`library_layers` goes with one number of `rows` for all of them, and only with that")
+        return self
 
-def activation_pattern(activation: Tensor) -> Tensor:
-    """Hidden activation pattern u = a / ||a|| (Eq. 1), [B, D] -> [B, D]; a zero vector stays zero (novel to all)."""
-    norm = activation.norm(dim=1, keepdim=True)
-    return torch.where(norm > 0, activation / norm.clamp_min(torch.finfo(activation.dtype).tiny), 0.0)
+    @property
+    def sizes(self) -> dict[str, int]:
+        """About how many rows the library of each layer is to have; empty where the thresholds are given."""
+        if isinstance(self.rows, int):
+            return dict.fromkeys(self.library_layers or (), self.rows)
+        return dict(self.rows or {})
 
-
-def novelty_kernel(similarity: Tensor) -> Tensor:
-    """g(h) = exp(-(1 - h) / 0.01), Eq. 2."""
-    return torch.exp(-(1 - similarity) / KERNEL_WIDTH)
-
-
-class Library(nn.Module):
-    """The library network of one layer.
-
-    Buffers: `rows` [M, D], the stored unit patterns; `connections` [M, K], the Hebbian sums W of Eq. 2;
-    `neurons` [D], the sampled neurons' positions in the flattened layer (empty: all of them).
-    """
-
-    rows: Tensor
-    connections: Tensor
-    neurons: Tensor
-
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
-        self._storage = torch.empty(0)
-        self.register_buffer("rows", torch.empty(0, 0))
-        self.register_buffer("connections", torch.empty(0, 0))
-        self.register_buffer("neurons", torch.empty(0, dtype=torch.long))
-
-    def sample(self, size: int, count: int | None, generator: torch.Generator) -> None:
-        """Choose `count` of the layer's `size` neurons without replacement; None, or count >= size, keeps all."""
-        if count is not None and count < size:
-            self.neurons = torch.randperm(size, generator=generator)[:count].sort().values
-
-    def patterns(self, activation: Tensor) -> Tensor:
-        """Unit patterns [B, D] of a flattened layer [B, D_l], in the precision of the stored ones."""
-        activation = activation.to(self.rows.dtype)
-        return activation_pattern(activation[:, self.neurons] if self.neurons.numel() else activation)
-
-    def extend(self, patterns: Tensor) -> None:
-        """Walk `patterns` [B, D] in order and store those novel to all rows before them (strictly below theta).
-
-        The result is that of the one-by-one walk: one product against the rows so far settles most of a block;
-        its remaining candidates are settled in order through their Gram matrix.
-        """
-        for block in patterns.split(BLOCK_PATTERNS):
-            self._extend(block)
-
-    def _extend(self, patterns: Tensor) -> None:
-        stored = self.rows.shape[0]
-        if stored:
-            nearest = (patterns @ self.rows.T).amax(dim=1)
-            candidates = patterns[nearest < self.threshold]
-        else:
-            candidates = patterns
-        gram = candidates @ candidates.T
-        kept: list[int] = []
-        # The running maximum similarity of each candidate to the candidates kept before it.
-        nearest_kept = torch.full((candidates.shape[0],), -torch.inf, dtype=gram.dtype, device=gram.device)
-        for i in range(candidates.shape[0]):
-            if nearest_kept[i] < self.threshold:
-                kept.append(i)
-                nearest_kept = torch.maximum(nearest_kept, gram[i])
-        if kept:
-            self._append(candidates[kept])
-
-    def _append(self, rows: Tensor) -> None:
-        stored, total = self.rows.shape[0], self.rows.shape[0] + rows.shape[0]
-        if total > self._storage.shape[0]:  # grow geometrically: appending stays linear in all
-            grown = rows.new_empty(max(total, 2 * self._storage.shape[0]), rows.shape[1])
-            grown[:stored] = self.rows
-            self._storage = grown
-        self._storage[stored:total] = rows
-        self.rows = self._storage[:total]
-
-    def seal(self) -> None:
-        """End construction: release the spare storage; connections are still to be summed."""
-        self.rows = self.rows.clone()
-        self._storage = torch.empty(0)
-        self.connections = torch.empty(0, dtype=torch.float64, device=self.rows.device)
-
-    def connect(self, patterns: Tensor, predicted: Tensor, classes: int) -> None:
-        """Add a block's share of the functional connections W[n, m] = sum_k g(h_n(k)) s_m(k) (Eq. 2).
-
-        s_m(k) is +1 if the network's predicted class is m, else -1. The sums run in float64, so that shards merge.
-        """
-        gate = novelty_kernel(patterns @ self.rows.T).double()
-        sign = 2.0 * F.one_hot(predicted, classes).double() - 1.0
-        share = gate.T @ sign
-        self.connections = share if self.connections.numel() == 0 else self.connections + share
-
-    def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
-        """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3).
-
-        Returns:
-            P, float64 [B, K]; the greatest similarity [B]; whether the least of the k was tied with the next one, [B].
-        """
-        stored = self.rows.shape[0]
-        top = (patterns @ self.rows.T).topk(min(neighbors + 1, stored), dim=1)
-        values, indices = top.values[:, :neighbors], top.indices[:, :neighbors]
-        answer = (self.connections[indices] * values.double().unsqueeze(-1)).sum(dim=1)
-        tied = top.values[:, -2:].diff(dim=1)[:, 0].abs() < TIE if stored > neighbors else values[:, 0] > torch.inf
-        return answer, values[:, 0], tied
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers with a library, in order of depth."""
+        return tuple(self.thresholds or self.sizes)
 
 
 class LibraryNetwork(Detector[LibraryNetworkOptions]):
@@ -163,12 +84,13 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
 
     def __init__(self, options: LibraryNetworkOptions) -> None:
         super().__init__(options)
-        self.libraries = nn.ModuleList(Library(threshold) for threshold in options.thresholds.values())
+        thresholds = options.thresholds or dict.fromkeys(options.layers, math.nan)  # until they are settled
+        self.libraries = nn.ModuleList(Library(threshold) for threshold in thresholds.values())
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers with a library, shallow to deep."""
-        return tuple(self.options.thresholds)
+        return self.options.layers
 
     @property
     def is_fitted(self) -> bool:
@@ -187,8 +109,26 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
         return {layer: library.rows.shape[0] for layer, library in self._libraries().items()}
 
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
-        """Build the libraries in data order, then their functional connections: two walks of the stream."""
+        """Build the libraries in data order, then their functional connections: two walks of the stream.
+
+        One more before them, if the thresholds are still to be found.
+        """
+        self.settle(clean)
         return self.build(clean).connect(clean)
+
+    @torch.no_grad()
+    def settle(self, sample: CaptureStream, of: int | None = None) -> None:
+        """Find the thresholds by which the libraries have about as many rows as `options.rows` says.
+
+        Raises:
+            DataError: there are fewer inputs than rows.
+        """
+        if not self.options.sizes:
+            return
+        thresholds = thresholds_for(self.options.sizes, sample, of, self.options.sampled_neurons, self.options.seed)
+        self.options = self.options.model_copy(update={"thresholds": thresholds, "rows": None, "library_layers": None})
+        for library, threshold in zip(self._libraries().values(), thresholds.values(), strict=True):
+            library.threshold = threshold
 
     @torch.no_grad()
     def build(self, stream: CaptureStream) -> Self:
@@ -205,8 +145,7 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
             for layer, library in libraries.items():
                 activation = capture.flat(layer)
                 if not started:
-                    library.rows = activation.new_empty(0, 0)
-                    library.sample(activation.shape[1], self.options.sampled_neurons, generator)
+                    library.begin(activation, self.options.sampled_neurons, generator)
                 patterns = library.patterns(activation)
                 if library.rows.numel() == 0:
                     library.rows = patterns.new_empty(0, patterns.shape[1])
@@ -296,7 +235,7 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
             rows, agreement = of_layer["rows"], of_layer["top1"]
             if rows <= FEWEST_ROWS:
                 patterns = "1 pattern" if rows == 1 else f"{rows} patterns"
-                threshold = self.options.thresholds[layer]
+                threshold = self._libraries()[layer].threshold
                 found[layer] = f"with the threshold {threshold:g} its library holds {patterns}: raise it"
             elif agreement * classes <= CHANCE_MARGIN:
                 found[layer] = f"its library agrees with the classifier on {agreement:.1%}, chance is {1 / classes:.1%}"

@@ -59,8 +59,8 @@ class Readings:
         """Some of the components, in the order of `names`, float32 [F, N]."""
         return torch.stack([self.components[name] for name in names]).float()
 
-    def where(self, kept: Tensor) -> Self:
-        """Those of some of the images, by a mask or indices."""
+    def where(self, kept: Tensor | slice) -> Self:
+        """Those of some of the images, by a mask, indices or a slice."""
         return replace(
             self,
             scores={name: values[kept] for name, values in self.scores.items()},

@@ -83,7 +83,8 @@ def test_help_is_instant_and_names_every_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
-    for command in ("demo", "train", "calibrate", "evaluate", "serve", "screen", "inspect", "sign"):
+    of_bundles = ("calibrate", "evaluate", "recalibrate", "serve", "screen", "inspect", "sign")
+    for command in ("demo", "init", "config", "layers", "validate", "train", *of_bundles):
         assert f"\n  {command} " in done.stdout
 
 

@@ -109,8 +109,8 @@ def test_splits_that_cannot_be(changes: dict[str, str], message: str) -> None:
     [
         (
             "digits",
-            "unknown data source 'digits': known: sklearn, torchvision, npz, folder; spelt sklearn:digits, "
-            "torchvision:NAME, npz:PATH or folder:PATH",
+            "unknown data source 'digits': known: sklearn, torchvision, npz, folder, parquet, tar; "
+            "spelt sklearn:digits, torchvision:NAME, npz:PATH, folder:PATH, parquet:PATH or tar:PATH",
         ),
         ("skleran:digits", "unknown data source 'skleran:digits': did you mean 'sklearn'?"),
         ("sklearn:iris", "scikit-learn's only one here is sklearn:digits"),

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from askance.calibration.harness import _any_image
+from askance.calibration.harness import any_image
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.sources import load_source
-from askance.calibration.sources.folder import SUFFIXES
+from askance.calibration.sources.encoded import SUFFIXES
 from askance.calibration.training import accuracy
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode
 from askance.detectors.preprocessing import Preprocessing
@@ -133,7 +133,7 @@ def test_without_a_classifier_the_first_image_says_what_is_wanted(tmp_path: Path
 
 def test_images_from_elsewhere_may_have_any_size_and_colour(tmp_path: Path) -> None:
     files = {"a/0.png": file(picture("RGB", 9, 9)), "b/0.png": file(picture("L", 3, 2))}
-    assert load_source(tree(tmp_path, files), _any_image((1, 4, 5))).x.shape == (2, 3, 4, 5)
+    assert load_source(tree(tmp_path, files), any_image((1, 4, 5))).x.shape == (2, 3, 4, 5)
 
 
 def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
 from askance.detectors import Capture, LibraryNetwork, LibraryNetworkOptions
-from askance.detectors.library_network import Library, pair_cosines
+from askance.detectors.library import Library
+from askance.detectors.library_network import pair_cosines
 from askance.errors import BundleError, DataError, LayerError, NotFittedError
 
 

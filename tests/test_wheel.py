@@ -66,7 +66,8 @@ def test_it_claims_one_name_and_brings_everything(wheel: Path) -> None:
 def test_every_command_starts_beside_packages_of_the_same_name(users: Users) -> None:
     where = users.run("-c", "import askance; print(askance.__file__)")
     assert where.stdout.startswith(str(users.interpreter.parent.parent)), where.stderr
-    for command in ("demo", "train", "calibrate", "evaluate", "serve", "screen", "token", "inspect", "files"):
+    ours = ("init", "config", "layers", "validate", "train", "calibrate", "evaluate", "recalibrate")
+    for command in ("demo", *ours, "serve", "screen", "token", "inspect", "files"):
         done = users.run("-m", "askance", command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
     done = users.run("-m", "askance", "calibrate", "nowhere.toml", "--out", "B")

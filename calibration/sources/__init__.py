@@ -7,15 +7,17 @@ import torch
 from askance.calibration.images import Images
 from askance.calibration.sources.folder import Folder
 from askance.calibration.sources.npz import Npz
+from askance.calibration.sources.parquet import Parquet
 from askance.calibration.sources.sklearn import Sklearn
 from askance.calibration.sources.source import Pools, Source, located
+from askance.calibration.sources.tar import Tar
 from askance.calibration.sources.torchvision import Torchvision
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, did_you_mean
 from askance.plugins import Family
 
 SOURCES: Family[Source] = Family(
-    "askance.sources", Source, (Sklearn, Torchvision, Npz, Folder), name_of=lambda source: source.kind
+    "askance.sources", Source, (Sklearn, Torchvision, Npz, Folder, Parquet, Tar), name_of=lambda source: source.kind
 )
 """All data sources by kind."""
 
@@ -23,9 +25,11 @@ __all__ = [
     "SOURCES",
     "Folder",
     "Npz",
+    "Parquet",
     "Pools",
     "Sklearn",
     "Source",
+    "Tar",
     "Torchvision",
     "load_source",
     "located",

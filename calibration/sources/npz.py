@@ -14,7 +14,7 @@ from askance.errors import DataError
 
 
 class Npz(Source):
-    """An .npz file of x (uint8 [N, H, W] or [N, H, W, C]), y (integers [N]) and classes (K names)."""
+    """An .npz file of x (uint8 [N, H, W] or [N, H, W, C]), y (integers [N]) and classes (K names); or of x alone."""
 
     kind: ClassVar[str] = "npz"
     spelling: ClassVar[str] = "npz:PATH"
@@ -28,6 +28,8 @@ class Npz(Source):
             with np.load(file, allow_pickle=False) as content:
                 if not isinstance(content, np.lib.npyio.NpzFile):
                     raise DataError(f"{source} holds one array: expected an .npz file with x, y and classes")
+                if content.files == ["x"]:  # no labels
+                    return make_images(content["x"], None, (), source), None
                 missing = [key for key in ("x", "y", "classes") if key not in content]
                 if missing:
                     raise DataError(f"{source} has no key {missing[0]!r}: expected x, y and classes")
