@@ -128,8 +128,7 @@ def _read(bundle: Bundle, images: Images, build: BuildClassifier) -> tuple[Readi
         answers = readings.logits.argmax(dim=1)
         count = BENIGN_IMAGES if bundle.calibration().fused.fusion.background.benign.shape[1] else 0
         halves = [
-            benign_readings(images[rows], answers[rows], count, read)
-            for rows in (slice(half), slice(half, None))
+            benign_readings(images[rows], answers[rows], count, read) for rows in (slice(half), slice(half, None))
         ]
     one, other = halves
     return readings, None if one is None or other is None else (one, other)

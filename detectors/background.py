@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from askance.detectors.conditioning import Conditioning, margins
 from askance.detectors.conformal import table
-from askance.detectors.margins import around
+from askance.detectors.margins import NOISE, around, spread
 from askance.detectors.readings import Readings
 from askance.detectors.surprisal import Surprisal
 from askance.errors import CalibrationError, listed
@@ -66,10 +66,11 @@ class Background(nn.Module):
         self.register_buffer("clean", clean)
         self.register_buffer("benign", benign)
         self.register_buffer("doubts", doubts)
-        either_way = torch.ones(len(clean), dtype=torch.bool)
-        self._beside_clean = Surprisal(clean, either_way)
-        self._beside_benign = Surprisal(benign, either_way) if benign.shape[1] else None
-        self._doubt = Surprisal(doubts, torch.zeros(1, dtype=torch.bool))
+        either_way = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+        tolerance = 2 * NOISE * spread(clean)
+        self._beside_clean = Surprisal(clean, either_way, tolerance)
+        self._beside_benign = Surprisal(benign, either_way, tolerance) if benign.shape[1] else None
+        self._doubt = Surprisal(doubts, ~either_way[:1], 2 * NOISE * spread(doubts))
         lower = torch.tensor([name in self.two_sided for name in names]).repeat(2)
         self.register_buffer("_speaking", torch.cat([torch.ones_like(lower), lower]).nonzero()[:, 0], persistent=False)
 

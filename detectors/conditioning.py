@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from askance.detectors.margins import spread
+
 KNOTS = 5  # of the piecewise linear dependence on the margin, at evenly spaced quantiles of clean ones
 CLASS_PENALTY = 20.0  # as if so many images of each class had no offset: few images shift nothing
 MARGIN_PENALTY = 4.0  # the same at each knot
 BEND = 3.0  # spreads from the median beyond which readings count by their logarithm
 LEAST_SPREAD = 1e-12
-LEAST_RESIDUAL = 1e-3  # of the mean residual: so that an exact fit has a logarithm
+LEAST_RESIDUAL = 0.1  # of the mean residual: what fits all but exactly, as where many are the same, is no scale
+NORMAL_SPREAD = 3.29  # standard deviations that the middle nine tenths of a normal distribution reach
 
 
 def margins(logits: Tensor) -> Tensor:
@@ -26,8 +29,8 @@ def margins(logits: Tensor) -> Tensor:
 class Conditioning(nn.Module):
     """Residuals of F readings, regressed on predicted class and margin over clean images.
 
-    A reading is first put on the scale of its median and median absolute deviation, its tails bent by asinh. Its mean
-    is then a piecewise linear function of the margin plus an offset for each class, by ridge regression; so is the
+    A reading is first put on the scale of its median and its middle nine tenths, its tails bent by asinh. Its mean is
+    then a piecewise linear function of the margin plus an offset for each class, by ridge regression; so is the
     logarithm of what is left, which the residual is divided by. A residual rises with its reading, whatever the answer.
 
     Args:
@@ -54,11 +57,10 @@ class Conditioning(nn.Module):
     def fit(cls, logits: Tensor, values: Tensor) -> Conditioning:
         """Regress clean readings [F, n] on the classifier's answers, logits [n, K]."""
         y = values.double()
-        centre = y.median(dim=1).values
-        spread = 1.4826 * (y - centre.unsqueeze(1)).abs().median(dim=1).values
+        centre, widths = y.median(dim=1).values, spread(y.sort(dim=1).values) / NORMAL_SPREAD
         shares = torch.linspace(0, 1, KNOTS, dtype=torch.float64, device=y.device)
         empty = torch.zeros(1 + KNOTS + logits.shape[1], len(y), dtype=torch.float64, device=y.device)
-        begun = cls(margins(logits).quantile(shares), centre, spread.clamp_min(LEAST_SPREAD), empty, empty)
+        begun = cls(margins(logits).quantile(shares), centre, widths.clamp_min(LEAST_SPREAD), empty, empty)
         design = begun._design(logits)
         bent = begun._bent(y)
         location = _ridge(design, bent)

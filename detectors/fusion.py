@@ -13,12 +13,13 @@ from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
 
 EVEN_ODDS = 0.01  # the p at which an untrained opinion gives even odds
-LEAST_SURPRISAL = 1e-12  # below which the root's slope would grow without bound
 
 
 def roots(surprisals: Tensor) -> Tensor:
-    """sqrt(2 u) of surprisals u: what a standard normal reading so untypical would be, about, in its own units."""
-    return (2 * surprisals).clamp_min(LEAST_SURPRISAL).sqrt()
+    """sqrt(1 + 2 u) - 1 of surprisals u >= 0: about what a standard normal reading would be that is so untypical; less
+    steep for the typical ones, whose ranks are noise.
+    """
+    return (1 + 2 * surprisals).sqrt() - 1
 
 
 class Fusion(nn.Module):
@@ -27,8 +28,8 @@ class Fusion(nn.Module):
     Two opinions are untrained, and always there: -log of the harmonic mean p of all readings whose suspicious side
     their papers fix (each p the greatest among clean and among benignly changed images), and -log p of the doubt, both
     plus log 0.01: even odds where that p is 1%. A trained opinion is a logistic regression
-    o_e = b_e + sum w_es sqrt(2 u_s) on the surprisals u_s of all readings, above and below (`calibration.weighing`):
-    it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its weights may have either sign,
+    o_e = b_e + sum w_es (sqrt(1 + 2 u_s) - 1) on the surprisals u_s of all readings, above and below
+    (`calibration.weighing`): it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its weights may have either sign,
     for readings share much of their noise; but an opinion that finds an input innocent does not silence the others: the
     score is never below the untrained ones.
 

@@ -62,19 +62,24 @@ class Surprisal(nn.Module):
     Args:
         tables: clean values, sorted ascending, [F, n].
         either_way: bool [F]; S = F + its sum surprisals come of it.
+        tolerance: by how much a value has to pass a clean one to be further out than it, [F], >= 0. Where many clean
+            values are all but the same, noise would else decide whether another is among them or beyond them all.
     """
 
     either_way: Tensor
+    tolerance: Tensor
 
-    def __init__(self, tables: Tensor, either_way: Tensor) -> None:
+    def __init__(self, tables: Tensor, either_way: Tensor, tolerance: Tensor) -> None:
         super().__init__()
         self.upper = Tail(tables)
         self.lower = Tail(-tables[either_way].flip(1).contiguous())
         self.register_buffer("either_way", either_way, persistent=False)
+        self.register_buffer("tolerance", tolerance.unsqueeze(1), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """[F, B] -> float64 [S, B], in [0, inf)."""
-        return torch.cat([self.upper(values), self.lower(-values[self.either_way])])
+        below = -values[self.either_way] - self.tolerance[self.either_way]
+        return torch.cat([self.upper(values - self.tolerance), self.lower(below)])
 
 
 def harmonic_mean(surprisals: Tensor) -> Tensor:
