@@ -29,9 +29,9 @@ class Fusion(nn.Module):
     their papers fix (each p the greatest among clean and among benignly changed images), and -log p of the doubt, both
     plus log 0.01: even odds where that p is 1%. A trained opinion is a logistic regression
     o_e = b_e + sum w_es (sqrt(1 + 2 u_s) - 1) on the surprisals u_s of all readings, above and below
-    (`calibration.weighing`): it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its weights
-    may have either sign, for readings share much of their noise; but an opinion that finds an input innocent does not
-    silence the others: the score is never below the untrained ones.
+    (`calibration.weighing`): it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its
+    weights may have either sign, for readings share much of their noise; but an opinion that finds an input innocent
+    does not silence the others: the score is never below the untrained ones.
 
     Its own conformal calibration on its own split turns the score into a p-value, whatever the dependence between
     components and however the weights were found.
