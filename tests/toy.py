@@ -49,6 +49,16 @@ def capture_of(
     return Capture(logits, dict(activations), None if labels is None else torch.tensor(labels))
 
 
+def readings_of(
+    components: Mapping[str, Tensor], two_sided: Iterable[str] = (), logits: Tensor | None = None
+) -> Readings:
+    """Readings without scores; the classifier is equally sure of the same class throughout where no logits are given."""
+    count = len(next(iter(components.values())))
+    if logits is None:
+        logits = torch.tensor([[5.0, 0.0]]).expand(count, 2)
+    return Readings({}, components, frozenset(two_sided), logits)
+
+
 def split(capture: Capture, sizes: Sequence[int]) -> list[Capture]:
     """Consecutive pieces of a Capture."""
     assert sum(sizes) == len(capture)
