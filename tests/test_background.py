@@ -151,4 +151,6 @@ def test_broken_clean_readings_are_refused() -> None:
     with pytest.raises(CalibrationError, match="no calibration scores"):
         Background.fit(readings_of({"a": torch.empty(0)}))
     with pytest.raises(CalibrationError, match="a calibration score is NaN or infinite"):
-        Background.fit(drawn(9, 0), readings_of(dict.fromkeys(NAMES, torch.tensor([math.nan])), logits=torch.eye(3)[:1]))
+        Background.fit(
+            drawn(9, 0), readings_of(dict.fromkeys(NAMES, torch.tensor([math.nan])), logits=torch.eye(3)[:1])
+        )

@@ -57,6 +57,18 @@ def test_a_constant_reading_leaves_nothing() -> None:
     assert other[0, 0] < 0 < other[0, 1]
 
 
+def test_the_rounding_of_a_reading_that_is_mostly_ties_is_small() -> None:
+    """Its median deviation is none; in units of that a last bit would be as untypical as the greatest of readings."""
+    logits, _ = drawn(100, 0)
+    values = torch.where(torch.arange(100) < 80, 0.5, torch.arange(100) / 100.0).unsqueeze(0)
+    made = Conditioning.fit(logits, values)
+    deviation = 100 * float((values - 0.5).abs().mean())
+    assert made.spread.tolist() == pytest.approx([deviation / 100 / 100], rel=1e-5)
+    bent = made._bent(torch.tensor([[0.5, 0.5 + 1e-6, 0.9]]).double())[:, 0]
+    assert bent[0] == 0
+    assert 0 < bent[1] < 0.01 < 10 < bent[2]
+
+
 def test_what_follows_from_the_margin_is_taken_off() -> None:
     margin = torch.linspace(0.1, 8, 2000)
     logits = answers(torch.arange(2000) % 3, margin)
@@ -82,7 +94,7 @@ def test_a_spread_that_follows_from_the_margin_is_divided_by() -> None:
 
 
 def test_offsets_of_classes_are_taken_off_where_there_are_many_images() -> None:
-    """Of 2,000 images of a class nearly all of its offset, of 2 next to nothing: penalty / (n + penalty) of it stays."""
+    """Of 2,000 images of a class nearly all of its offset, of 2 next to nothing: n / (n + penalty) of it."""
     predicted = torch.cat([torch.arange(4000) % 2, torch.full((2,), 2)])
     logits = answers(predicted, torch.full((4002,), 3.0))
     noise = torch.randn(4002, generator=torch.Generator().manual_seed(0))

@@ -89,7 +89,7 @@ def test_and_those_of_benign_images_where_there_are_some(bundle: Path, tmp_path:
         shutil.copytree(bundle, path)
 
         def refill(tensors: dict[str, Tensor]) -> None:
-            tensors["background/benign"] = change(tensors["background/clean"]).contiguous()
+            tensors["background/benign"] = change(tensors["background/clean"]).clone().contiguous()
 
         replace_tensors(path, "calibration.safetensors", refill)
         return path

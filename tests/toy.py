@@ -52,7 +52,7 @@ def capture_of(
 def readings_of(
     components: Mapping[str, Tensor], two_sided: Iterable[str] = (), logits: Tensor | None = None
 ) -> Readings:
-    """Readings without scores; the classifier is equally sure of the same class throughout where no logits are given."""
+    """Readings without scores; where no logits are given, the classifier is equally sure of one class throughout."""
     count = len(next(iter(components.values())))
     if logits is None:
         logits = torch.tensor([[5.0, 0.0]]).expand(count, 2)
