@@ -109,4 +109,5 @@ class Conditioning(nn.Module):
 def _ridge(design: Tensor, targets: Tensor) -> Tensor:
     penalties = torch.full((design.shape[1],), CLASS_PENALTY, dtype=torch.float64, device=design.device)
     penalties[0], penalties[1 : 1 + KNOTS] = LEAST_SPREAD * len(design), MARGIN_PENALTY
-    return torch.linalg.solve(design.T @ design + penalties.diag(), design.T @ targets)
+    found: Tensor = torch.linalg.solve(design.T @ design + penalties.diag(), design.T @ targets)
+    return found

@@ -28,7 +28,7 @@ def drawn(count: int, seed: int, shift: float = 0.0) -> Readings:
 
 def test_tables_are_sorted_and_as_many_as_readings() -> None:
     made = Background.fit(drawn(50, 0), drawn(20, 1, 0.5))
-    assert (made.names, made.two_sided) == (NAMES, {"x/b"})
+    assert (made.names, made.two_sided) == (NAMES, frozenset({"x/b"}))
     assert (made.clean.shape, made.benign.shape, made.doubts.shape) == ((6, 50), (6, 20), (1, 50))
     for table in (made.clean, made.benign, made.doubts):
         assert table.dtype == torch.float32
@@ -126,7 +126,7 @@ def test_some_of_the_components() -> None:
     made = Background.fit(drawn(50, 0), drawn(20, 1))
     asked = drawn(9, 2)
     some = made.only(("y/c", "x/b"))
-    assert (some.names, some.two_sided) == (("y/c", "x/b"), {"x/b"})
+    assert (some.names, some.two_sided) == (("y/c", "x/b"), frozenset({"x/b"}))
     assert torch.equal(some.values(asked), made.values(asked)[[2, 1, 5, 4, 6]])
     whole = made.surprisals(made.values(asked))
     found = some.surprisals(some.values(asked))

@@ -67,6 +67,7 @@ def test_round_trip_is_exact(trained: Trained, published: Path) -> None:
         (calibration.single_pass, trained.calibration.single_pass),
     ):
         assert found.fusion.names == made.fusion.names
+        assert found.fusion.weights.shape == (1, 4 * len(made.fusion.names))
         assert found.fusion.background.two_sided == made.fusion.background.two_sided
         kept, state = found.fusion.state_dict(), made.fusion.state_dict()
         assert kept.keys() == state.keys()

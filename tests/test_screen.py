@@ -219,10 +219,11 @@ def test_one_classifier_call_serves_all_and_stages_are_observed(screen: Screen, 
     calls: list[int] = []
     handle = trained.classifier.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     stages: list[tuple[str, float]] = []
-    screen(images[2:9], observe=lambda stage, seconds: stages.append((stage, seconds)))
+    screen(images[:7], observe=lambda stage, seconds: stages.append((stage, seconds)))
     handle.remove()
-    assert calls == [7 * (1 + 5)]  # each image and its five views; none of these is so near a level as to be read again
-    assert [stage for stage, _ in stages] == ["classify", *KINDS, "fused"]
+    assert calls[0] == 7 * (1 + 5)  # each image and its five views
+    assert calls[1:] in ([], [1 + 5], [1 + 5] * 2)  # and alone what is so near a level that last bits decide
+    assert [stage for stage, _ in stages] == ["classify", *KINDS, "fused"] * len(calls)
     assert all(0 <= seconds < 10 for _, seconds in stages)
 
 

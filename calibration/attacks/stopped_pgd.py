@@ -92,4 +92,5 @@ class StoppedPGD(AimedAttack):
 
 def _lengths(images: Tensor) -> Tensor:
     """L2 norms of images [N, C, H, W], [N, 1, 1, 1]."""
-    return images.flatten(1).norm(dim=1)[:, None, None, None]
+    lengths: Tensor = images.flatten(1).norm(dim=1)[:, None, None, None]
+    return lengths
