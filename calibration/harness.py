@@ -123,6 +123,10 @@ class Harness:
         if not config.ladder:
             return config.seen
         probes = self._right_of_calibrate[:PROBES]
+        if len(probes) == 0:
+            raise CalibrationError(
+                "the classifier gets no image of the calibration split right: nothing can be attacked"
+            )
 
         def success(attack: Attack) -> float:
             ((images, pixels),) = self.attack(probes, [attack]).values()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from askance.detectors.conditioning import Conditioning, margins
 from askance.detectors.conformal import table
-from askance.detectors.margins import NOISE, around, spread
+from askance.detectors.margins import NOISE, around, nudged, spread
 from askance.detectors.readings import Readings
 from askance.detectors.surprisal import Surprisal
 from askance.errors import CalibrationError, listed
@@ -107,9 +107,13 @@ class Background(nn.Module):
         return self._completed(self._raw(readings), readings.logits)
 
     def ends(self, readings: Readings) -> tuple[Tensor, Tensor]:
-        """The same with each component as low, and as high, as its margin allows."""
-        low, high = around(self._raw(readings), self.clean[: len(self.names)])
-        return self._completed(low, readings.logits), self._completed(high, readings.logits)
+        """The same as low, and as high, as the margins of the components and of the logits allow."""
+        answers = nudged(readings.logits)
+        least, most = (
+            torch.stack([self._completed(raw, logits) for logits in answers])
+            for raw in around(self._raw(readings), self.clean[: len(self.names)])
+        )
+        return least.amin(dim=0), most.amax(dim=0)
 
     def _raw(self, readings: Readings) -> Tensor:
         if missing := [name for name in self.names if name not in readings.components]:

@@ -28,8 +28,8 @@ def table(scores: Tensor) -> Tensor:
 def least_favourable(clean: Tensor, benign: Tensor) -> Tensor:
     """The table by which a p-value is the greater of those by two, sorted [n] and [m] -> sorted [n].
 
-    A clean input is flagged no oftener than by its own table, a benignly changed one, but for the coarseness of n, no
-    oftener than by its own.
+    A clean input is flagged no oftener than by its own table; neither is a benignly changed one, but for the coarseness
+    of n and m.
     """
     n, m = clean.shape[0], benign.shape[0]
     above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above

@@ -86,7 +86,7 @@ class Fusion(nn.Module):
         return self.background.surprisals(self.background.values(readings))
 
     def range(self, readings: Readings) -> tuple[Tensor, Tensor]:
-        """The least and the greatest score, each [B], where each component is off by its margin either way.
+        """The least and the greatest score, each [B], where components and logits are off by their margins either way.
 
         What conditioning leaves of a component, and with it each surprisal, rises or falls with the component: the ends
         of a sum are reached at the ends of its terms.

@@ -34,6 +34,14 @@ def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     return values - off, values + off
 
 
+def nudged(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, K] with the predicted class's as they are, as low and as high as they may be."""
+    off = torch.zeros_like(logits).scatter(
+        1, logits.argmax(dim=1, keepdim=True), NOISE * logits.abs().amax(dim=1, keepdim=True)
+    )
+    return logits, logits - off, logits + off
+
+
 def may_change(low: Tensor, high: Tensor, levels: Collection[float]) -> Tensor:
     """Whether an interval of p-values meets a level at one end and not at the other, [B] bool.
 

@@ -116,7 +116,7 @@ def _background(entry: CalibrationEntry, classes: int, tensors: Mapping[str, Ten
     if any(parts[name].ndim != 2 or len(parts[name]) != expected for name, expected in rows.items()):
         raise BundleError(f"the calibration has not two tables for each of {count} components: {_AGAIN}")
     two_sided = torch.tensor([name in entry.two_sided for name in entry.components])
-    if not torch.equal(parts["two_sided"], two_sided):
+    if parts["two_sided"].dtype != torch.bool or not torch.equal(parts["two_sided"], two_sided):
         raise BundleError(f"the calibration's two_sided in the manifest are not those of its tables: {_AGAIN}")
     coefficients = (1 + KNOTS + classes, count)
     shapes = {

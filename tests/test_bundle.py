@@ -29,10 +29,8 @@ from toy import NAMES, Trained, answered, new_detectors
 
 from askance.answers import Answer
 from askance.classifiers import DigitsCNN, build_classifier
-from askance.detectors import Bundle, Calibration, Screen
+from askance.detectors import Bundle, Calibration, Readings, Screen
 from askance.detectors.conformal import p_value
-from askance.detectors.fusion import all_components
-from askance.detectors.screen import read_all
 from askance.errors import AskanceError, BundleError, CalibrationError, FileError, NotFittedError
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
@@ -69,8 +67,13 @@ def test_round_trip_is_exact(trained: Trained, published: Path) -> None:
         (calibration.single_pass, trained.calibration.single_pass),
     ):
         assert found.fusion.names == made.fusion.names
-        assert found.fusion.two_sided == made.fusion.two_sided
-        assert torch.equal(found.fusion.tables, made.fusion.tables)
+        assert found.fusion.weights.shape == (1, 4 * len(made.fusion.names))
+        assert found.fusion.background.two_sided == made.fusion.background.two_sided
+        kept, state = found.fusion.state_dict(), made.fusion.state_dict()
+        assert kept.keys() == state.keys()
+        for name, tensor in kept.items():
+            assert tensor.dtype == state[name].dtype, name
+            assert torch.equal(tensor, state[name]), name
         assert torch.equal(found.table, made.table)
     for kind in KINDS:
         assert torch.equal(calibration.tables[kind], trained.calibration.tables[kind])
@@ -96,8 +99,8 @@ def test_a_single_pass_leaves_the_copies_out(trained: Trained, published: Path) 
     assert sizes[0] == len(images)
     assert set(sizes[1:]) <= {1}  # what the last bits could decide is judged again alone
     with torch.no_grad():
-        readings = read_all(single.detectors, single.tap(images))
-    expected = trained.calibration.single_pass.fusion.score(all_components(readings))
+        readings = Readings.of(single.detectors, single.tap(images))
+    expected = trained.calibration.single_pass.fusion.score(readings)
     found = [screening.fused for _, _, screening in answered(single(images))]
     assert [word.score for word in found] == pytest.approx(expected.tolist())
     p = p_value(expected, trained.calibration.single_pass.table)
@@ -117,7 +120,7 @@ def test_what_a_bundle_holds(published: Path) -> None:
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 5
+    assert manifest["schema_version"] == 6
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
@@ -198,20 +201,20 @@ def drop(tensors: dict[str, Tensor], name: str) -> None:
     del tensors[name]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, None, "5"])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, None, "6"])
 def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
     refused(
         bundle,
-        f"has schema version {version!r}, this askance reads version 5: "
+        f"has schema version {version!r}, this askance reads version 6: "
         "make it anew with `askance calibrate CONFIG --out BUNDLE`",
     )
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 5")
-    (bundle / "manifest.json").write_text('{"schema_version": 5}')
+    refused(bundle, "has schema version None, this askance reads version 6")
+    (bundle / "manifest.json").write_text('{"schema_version": 6}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 

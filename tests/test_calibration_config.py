@@ -135,19 +135,23 @@ def test_mistakes_in_an_attack_name_its_key(tmp_path: Path, second: str, message
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('baselines = ["lid"]', "the baseline lid is trained on an attack: give one in evaluation.seen"),
+        ('baselines = ["lid"]', "the baseline lid is trained on an attack: give one in evaluation.seen, or"),
         ('baselines = ["vim"]', "evaluation.baselines.0: unknown 'vim': known: max_softmax, energy"),
         ('baselines = ["max_sofmax"]', "evaluation.baselines.0: unknown 'max_sofmax': did you mean 'max_softmax'"),
         (
             'seen = [{ name = "f", kind = "fgsm", epsilon = 0.1 }, { name = "p", kind = "pgd", epsilon = 0.1 }]',
             "seen attacks must be of one kind, got fgsm and pgd",
         ),
+        (
+            'ladder = true\nseen = [{ name = "s", kind = "stopped_pgd", epsilon = 0.1 }]',
+            "give seen attacks or the ladder, not both",
+        ),
         ('controls = [{ name = "c", kind = "clip" }, { name = "c", kind = "blur" }]', "two rows share the name 'c'"),
     ],
-    ids=["no seen attack", "unknown baseline", "misspelt baseline", "two kinds", "one name twice"],
+    ids=["no seen attack", "unknown baseline", "misspelt baseline", "two kinds", "both", "one name twice"],
 )
 def test_mistakes_in_the_evaluation(tmp_path: Path, lines: str, message: str) -> None:
-    text = (CONFIGS / "digits.toml").read_text().replace("[evaluation]", f"[evaluation]\n{lines}")
+    text = (CONFIGS / "digits.toml").read_text().replace("ladder = true", lines)
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):

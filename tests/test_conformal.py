@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askance.detectors.conformal import check_level, p_value, samples_needed, table, threshold
+from askance.detectors.conformal import check_level, least_favourable, p_value, samples_needed, table, threshold
 from askance.errors import CalibrationError
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -90,6 +90,38 @@ def test_samples_needed_by_hand(alpha: float, n: int) -> None:
 def test_levels_outside_the_unit_interval_are_refused(alpha: float) -> None:
     with pytest.raises(CalibrationError, match=rf"adversarial = {alpha} must lie between 0 and 1"):
         check_level(alpha, 1000, "adversarial")
+
+
+@pytest.mark.parametrize(
+    ("benign", "expected"),
+    [
+        ([1.5, 5.0, 9.0], [1.5, 5.0, 9.0]),
+        ([0.0, 0.5, 0.7], [1.0, 2.0, 3.0]),
+        ([0.0, 2.5, 2.5], [1.0, 2.5, 3.0]),
+        ([2.5], [2.5, 2.5, 3.0]),
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 3.0, 5.0]),  # the greatest 6, 4 and 2 of 7, over 8
+    ],
+)
+def test_the_least_favourable_table_by_hand(benign: list[float], expected: list[float]) -> None:
+    assert least_favourable(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(benign)).tolist() == expected
+
+
+@given(scores, scores, scores)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_by_the_least_favourable_table_the_greater_p_value_holds(
+    clean: list[float], benign: list[float], asked: list[float]
+) -> None:
+    of_clean, of_benign, values = (table(torch.tensor(some)) for some in (clean, benign, asked))
+    both = least_favourable(of_clean, of_benign)
+    assert both.shape == of_clean.shape
+    assert torch.equal(both, table(both))
+    p, p_clean, p_benign = (p_value(values, one) for one in (both, of_clean, of_benign))
+    greater = torch.maximum(p_clean, p_benign)
+    assert (p >= p_clean).all()
+    assert (p >= p_benign - 1e-12)[values <= of_benign[-1]].all()
+    assert (p >= greater - 1 / (len(benign) + 1) - 1e-12).all()
+    assert (p <= greater + 1 / (len(clean) + 1) + 1e-12).all()
+    assert torch.equal(least_favourable(of_clean, of_clean), of_clean)
 
 
 def test_broken_tables_are_refused() -> None:

@@ -45,12 +45,14 @@ def test_detection_by_hand() -> None:
 
 def test_scores_survive_a_stage_in_order() -> None:
     components = {"b/z": torch.tensor([1.0, 2.0]), "a/y:q": torch.tensor([3.0, 4.0])}
-    readings = Readings({"b": torch.ones(2)}, components, frozenset({"a/y:q"}))
-    scores = Scores(readings, torch.eye(2), torch.tensor([0, 0]))
+    readings = Readings({"b": torch.ones(2)}, components, frozenset({"a/y:q"}), torch.eye(2))
+    scores = Scores(readings, torch.tensor([0, 0]))
     back = Scores.from_tensors(dict(sorted(scores.tensors().items(), reverse=True)), ["b"])
     assert list(back.readings.components) == ["b/z", "a/y:q"]
     assert back.readings.two_sided == {"a/y:q"}
     assert torch.equal(back.readings.components["a/y:q"], components["a/y:q"])
+    assert torch.equal(back.readings.logits, torch.eye(2))
+    assert back.predicted.tolist() == [0, 1]
     assert back.correct.tolist() == [True, False]
 
 

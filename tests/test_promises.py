@@ -29,6 +29,7 @@ from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Levels, Screen
 from askance.detectors import bundle as bundle_module
 from askance.detectors.sentinels import MOST_IMAGES
+from askance.detectors.tables import BACKGROUND
 from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, ScreenError
 from askance.service.runtime.model import LoadedBundle
@@ -56,7 +57,7 @@ def with_nan(values: Tensor) -> Tensor:
     return torch.cat([values[..., :-1], torch.full_like(values[..., :1], torch.nan)], dim=-1)
 
 
-TABLES = ("scores/introspection", "scores/fused", "scores/fused_single_pass", "components")
+TABLES = ("scores/introspection", "scores/fused", "scores/fused_single_pass")
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "is not sorted": lambda values: values.flip(-1),
     "holds NaN or infinity": with_nan,
@@ -68,16 +69,109 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("match", CHANGES)
-@pytest.mark.parametrize("name", TABLES[:3])
+@pytest.mark.parametrize("name", TABLES)
 def test_tables_are_sorted_finite_and_long_enough(bundle: Path, name: str, match: str) -> None:
     replace_tensors(bundle, "calibration.safetensors", change_table(name, CHANGES[match]))
     refused(bundle, match)
 
 
-@pytest.mark.parametrize("match", ["is not sorted", "holds NaN or infinity", "expected sorted clean scores:"])
-def test_so_are_the_components(bundle: Path, match: str) -> None:
-    replace_tensors(bundle, "calibration.safetensors", change_table("components", CHANGES[match]))
+@pytest.mark.parametrize("match", [one for one in CHANGES if not one.startswith("levels")])
+@pytest.mark.parametrize("name", ["clean", "doubts"])
+def test_so_are_those_of_the_background(bundle: Path, name: str, match: str) -> None:
+    replace_tensors(bundle, "calibration.safetensors", change_table(f"background/{name}", CHANGES[match]))
     refused(bundle, match)
+
+
+def test_and_those_of_benign_images_where_there_are_some(bundle: Path, tmp_path: Path) -> None:
+    """There are none in this bundle; any that a calibration could have made will do."""
+
+    def refilled(path: Path, change: Callable[[Tensor], Tensor]) -> Path:
+        shutil.copytree(bundle, path)
+
+        def refill(tensors: dict[str, Tensor]) -> None:
+            tensors["background/benign"] = change(tensors["background/clean"]).clone().contiguous()
+
+        replace_tensors(path, "calibration.safetensors", refill)
+        return path
+
+    assert len(screen_of(refilled(tmp_path / "some", lambda clean: clean[:, ::3])).class_names) == 10
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "'background/benign' is not sorted": lambda clean: clean.flip(-1),
+        "'background/benign' holds NaN or infinity": with_nan,
+        r"'background/benign' is float64 \[\d+, 300\], expected sorted": Tensor.double,
+        "has not two tables for each of": lambda clean: clean[1:],
+        "has not two tables for each of .*": lambda clean: clean[1:, :0],
+    }
+    for number, (match, change) in enumerate(changes.items()):
+        refused(refilled(tmp_path / str(number), change), match)
+
+
+NUMBERS = "are not finite float64 numbers"
+BACKGROUNDS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+    "clean: a row less": ("clean", lambda t: t[1:], "has not two tables for each of"),
+    "doubts: two rows": ("doubts", lambda t: t.repeat(2, 1), "has not two tables for each of"),
+    "two_sided: others": ("two_sided", torch.logical_not, "two_sided in the manifest are not those of its tables"),
+    "two_sided: one less": ("two_sided", lambda t: t[1:], "two_sided in the manifest are not those of its tables"),
+    "two_sided: numbers": ("two_sided", Tensor.float, "two_sided in the manifest are not those of its tables"),
+    "knots: descending": ("conditioning.knots", lambda t: t.flip(0), "knots or spreads are out of order"),
+    "knots: one less": ("conditioning.knots", lambda t: t[1:], rf"knots {NUMBERS} of shape \[5\]"),
+    "spread: zero": ("conditioning.spread", lambda t: 0 * t, "knots or spreads are out of order"),
+    "spread: negative": ("conditioning.spread", Tensor.neg, "knots or spreads are out of order"),
+    "centre: one more": ("conditioning.centre", lambda t: torch.cat([t, t[:1]]), f"centre {NUMBERS}"),
+    "location: a class less": ("conditioning.location", lambda t: t[:-1], r"location .* \[16, \d+\], as 10 classes"),
+    "scale: a class more": ("conditioning.scale", lambda t: torch.cat([t, t[:1]]), f"scale {NUMBERS} .* 10 classes"),
+    "scale: flat": ("conditioning.scale", Tensor.flatten, f"scale {NUMBERS}"),
+} | {
+    f"{name}: {how}": (f"conditioning.{name}", change, f"{name} {NUMBERS}")
+    for name in ("knots", "centre", "spread", "location", "scale")
+    for how, change in {"NaN": with_nan, "float32": Tensor.float}.items()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "match"), BACKGROUNDS.values(), ids=BACKGROUNDS)
+def test_a_background_is_one_that_a_calibration_makes(
+    bundle: Path, name: str, change: Callable[[Tensor], Tensor], match: str
+) -> None:
+    replace_tensors(bundle, "calibration.safetensors", change_table(f"background/{name}", change))
+    refused(bundle, match)
+
+
+@pytest.mark.parametrize("name", [*(f"background/{part}" for part in BACKGROUND), "fused/weights", "fused/biases"])
+def test_no_part_of_the_fused_score_is_missing(bundle: Path, name: str) -> None:
+    def removed(tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    replace_tensors(bundle, "calibration.safetensors", removed)
+    refused(bundle, f"the calibration has no table '{name}'")
+
+
+@pytest.mark.parametrize("fused", ["fused", "fused_single_pass"])
+def test_opinions_are_finite_and_weigh_every_reading(bundle: Path, tmp_path: Path, fused: str) -> None:
+    changes: list[tuple[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = [
+        ("NaN", lambda w, b: (with_nan(w), b), f"weights of {fused} are not finite float64 numbers"),
+        ("a bias of NaN", lambda w, b: (w, with_nan(b)), f"weights of {fused} are not finite float64 numbers"),
+        ("float32", lambda w, b: (w.float(), b), f"weights of {fused} are not finite float64 numbers"),
+        ("flat", lambda w, b: (w.flatten(), b), f"weights of {fused} are not finite float64 numbers"),
+        ("fewer", lambda w, b: (w[:, 1:], b), r"fusion takes weights of shape \[2, \d+\], got \[2, \d+\]"),
+        ("a bias less", lambda w, b: (w, b[1:]), r"fusion takes weights of shape \[1, \d+\], got \[2, \d+\]"),
+    ]
+
+    def two(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        empty = tensors[f"{fused}/weights"]
+        return torch.ones(2, empty.shape[1], dtype=empty.dtype) / 9, torch.zeros(2, dtype=empty.dtype)
+
+    for name, change, match in [("whole", lambda w, b: (w, b), ""), *changes]:
+        path = Path(shutil.copytree(bundle, tmp_path / name))
+
+        def replaced(tensors: dict[str, Tensor], change: Any = change) -> None:
+            weights, biases = change(*two(tensors))
+            tensors |= {f"{fused}/weights": weights.contiguous(), f"{fused}/biases": biases.contiguous()}
+
+        replace_tensors(path, "calibration.safetensors", replaced)
+        if match:
+            refused(path, match)
+        else:
+            screen_of(path)
 
 
 def test_a_table_that_nothing_reads_is_refused(bundle: Path) -> None:
@@ -96,9 +190,10 @@ def test_a_table_that_nothing_reads_is_refused(bundle: Path) -> None:
         (lambda c: c["levels"].update(adversarial=1e-3), r"adversarial = 0\.001 needs at least 999 calibration"),
         (lambda c: c["levels"].update(suspect=0.9), "levels must satisfy 0 < adversarial <= suspect <= 0.5"),
         (lambda c: c["levels"].update(adversarial=0), "levels must satisfy"),
-        (lambda c: c["components"].pop(), "has not one table for each of"),
+        (lambda c: c["components"].pop(), "has not two tables for each of"),
         (lambda c: c["components"].append(c["components"][0]), "names a detector or a component twice"),
-        (lambda c: c["two_sided"].pop(), "fusion takes"),
+        (lambda c: c["two_sided"].pop(), "two_sided in the manifest are not those of its tables"),
+        (lambda c: c["components"].reverse(), "two_sided in the manifest are not those of its tables"),
         (lambda c: c["single_pass"].append("introspection/nothing"), "a component that the fused score has not"),
     ],
 )
@@ -415,8 +510,8 @@ def test_headers_that_lie(bundle: Path, header: bytes) -> None:
     "text",
     [
         b"[" * 100_000,
-        b'{"schema_version": 5, "x": NaN}',
-        b'{"schema_version": 5, "x": -Infinity}',
+        b'{"schema_version": 6, "x": NaN}',
+        b'{"schema_version": 6, "x": -Infinity}',
         b'{"a": ' + b"9" * 9999,
     ],
     ids=["deep", "NaN", "infinity", "digits"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from attack_support import IMAGES, LABELS, PIXELS, Brightness
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from toy import Trained
 
 from askance.calibration.attacks import PixelClassifier, StoppedPGD, perturb
@@ -19,7 +21,7 @@ from askance.detectors.preprocessing import Preprocessing
 LADDER = (0.0, 1.0, 3.0, 5.0, 10.0)
 
 
-def stopped(margin: float, epsilon: float = 0.4, **more: int) -> StoppedPGD:
+def stopped(margin: float, epsilon: float = 0.4, **more: Any) -> StoppedPGD:
     return StoppedPGD(name="s", kind="stopped_pgd", epsilon=epsilon, margin=margin, **more)
 
 
@@ -38,6 +40,34 @@ def test_images_stop_where_the_lead_is_the_margin(margin: float, steps: Sequence
     torch.testing.assert_close(leads.detach(), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("margin", [0, 1, 3, 5, 10])
+def test_in_l2_a_step_is_as_long_as_in_all_pixels_together(margin: float) -> None:
+    """All four pixels count alike: .8 in L2 is .4 in each."""
+    predict = PixelClassifier(Brightness().eval(), PIXELS)
+    attacked = perturb(predict, stopped(margin, 0.8, norm="l2"), IMAGES, LABELS, 0)
+    torch.testing.assert_close(attacked, perturb(predict, stopped(margin), IMAGES, LABELS, 0))
+    assert (attacked - IMAGES).flatten(1).norm(dim=1).max() <= 0.8 + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("sureness", [1.0, 6.0, 10.0])
+def test_a_very_sure_answer_is_attacked_as_well(norm: str, sureness: float) -> None:
+    """Its gradient is e^-66 in length, its square nothing."""
+    classifier = Brightness().eval()
+    with torch.no_grad():
+        classifier.linear.weight.mul_(sureness)
+    predict = PixelClassifier(classifier, PIXELS)
+    attacked = perturb(predict, stopped(0, 0.4 if norm == "linf" else 0.8, norm=norm), IMAGES, LABELS, 0)
+    moved = torch.tensor([1.0, -1.0]) * torch.tensor([5, 9]) * 0.4 / 16
+    torch.testing.assert_close(attacked, IMAGES + moved.view(2, 1, 1, 1))
+
+
+def test_only_l2_budgets_may_be_greater_than_a_pixel() -> None:
+    assert stopped(0, 3.0, norm="l2").epsilon == 3
+    with pytest.raises(ValidationError, match="an L-infinity budget is at most 1, the range of a pixel, got 3"):
+        stopped(0, 3.0)
+
+
 def test_an_image_that_is_wrong_already_stays_and_a_tie_goes_on() -> None:
     predict = PixelClassifier(Brightness().eval(), PIXELS)
     wrong = 1 - LABELS
@@ -54,7 +84,13 @@ def test_a_target_leads_over_all_others() -> None:
     torch.testing.assert_close(attacked, perturb(predict, stopped(1), IMAGES, LABELS, 0))
 
 
-def test_the_ladder_on_digits(trained: Trained) -> None:
+def sizes(moved: torch.Tensor, norm: str) -> torch.Tensor:
+    flat = moved.flatten(1)
+    return flat.abs().amax(dim=1) if norm == "linf" else flat.norm(dim=1)
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.3), ("l2", 2.4)])
+def test_the_ladder_on_digits(trained: Trained, norm: str, epsilon: float) -> None:
     """Each rung leads by its margin or more, and by less than PGD's overshoot; budget and mates are kept to."""
     predict = PixelClassifier(trained.classifier, trained.preprocessing)
     images, labels = trained.part("evaluate")
@@ -62,15 +98,15 @@ def test_the_ladder_on_digits(trained: Trained) -> None:
     images, labels = images[right][:60], labels[right][:60]
     medians, distances = [], []
     for margin in LADDER:
-        attacked = perturb(predict, stopped(margin, epsilon=0.3), images, labels, 0)
+        attacked = perturb(predict, stopped(margin, epsilon, norm=norm), images, labels, 0)
         leads = lead(predict(attacked), labels).detach()
         assert (leads > 0).double().mean() >= 0.95
         assert (leads >= margin).double().mean() >= 0.9
-        assert (attacked - images).abs().max() <= 0.3 + 1e-6
+        assert sizes(attacked - images, norm).max() <= epsilon + 1e-5
         medians.append(float(leads.median()))
-        distances.append(float((attacked - images).abs().flatten(1).amax(dim=1).median()))
-        alone = torch.cat([perturb(predict, stopped(margin, 0.3), images[i : i + 1], labels[i : i + 1], 0)
-                           for i in range(5)])  # fmt: skip
+        distances.append(float(sizes(attacked - images, norm).median()))
+        attack = stopped(margin, epsilon, norm=norm)
+        alone = torch.cat([perturb(predict, attack, images[i : i + 1], labels[i : i + 1], 0) for i in range(5)])
         torch.testing.assert_close(alone, attacked[:5], atol=1e-5, rtol=0)
     assert medians == sorted(medians)
     assert distances == sorted(distances)
@@ -78,19 +114,23 @@ def test_the_ladder_on_digits(trained: Trained) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.floats(0, 4), st.integers(1, 20))
-def test_what_is_returned_is_the_greatest_lead_or_the_first_that_suffices(seed: int, margin: float, steps: int) -> None:
+@given(st.integers(0, 1000), st.floats(0, 4), st.integers(1, 20), st.sampled_from(["linf", "l2"]))
+def test_what_is_returned_is_the_greatest_lead_or_the_first_that_suffices(
+    seed: int, margin: float, steps: int, norm: str
+) -> None:
     torch.manual_seed(seed)
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     pixels = Preprocessing(channels=3, height=2, width=2, mean=(0.5,) * 3, std=(0.25,) * 3)
     predict = PixelClassifier(linear, pixels)
     images = torch.rand(6, 3, 2, 2)
     labels = predict(images).argmax(dim=1)
-    attacked = perturb(predict, stopped(margin, 0.3, steps=steps), images, labels, 0)
-    one_less = perturb(predict, stopped(margin, 0.3, steps=steps - 1), images, labels, 0) if steps > 1 else images
+    attacked = perturb(predict, stopped(margin, 0.3, steps=steps, norm=norm), images, labels, 0)
+    one_less = (
+        perturb(predict, stopped(margin, 0.3, steps=steps - 1, norm=norm), images, labels, 0) if steps > 1 else images
+    )
     assert attacked.min() >= 0
     assert attacked.max() <= 1
-    assert (attacked - images).abs().max() <= min(0.3, steps * 0.3 / 16) + 1e-6
+    assert sizes(attacked - images, norm).max() <= min(0.3, steps * 0.3 / 16) + 1e-6
     with torch.no_grad():
         before, after = lead(predict(one_less), labels), lead(predict(attacked), labels)
     assert (after >= before - 1e-5).all()

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.calibration.weighing import learn_weights
 from askance.classifiers import DigitsCNN
 from askance.detectors import (
     Calibration,
@@ -20,6 +21,7 @@ from askance.detectors import (
     Constellation,
     ConstellationOptions,
     Detector,
+    Fusion,
     Introspection,
     IntrospectionOptions,
     LibraryNetwork,
@@ -31,6 +33,7 @@ from askance.detectors import (
     SemanticSignature,
     SemanticSignatureOptions,
     Tap,
+    tap_for,
 )
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ScreenError
@@ -47,6 +50,16 @@ def capture_of(
     kind = next(iter(activations.values())).dtype
     logits = 5.0 * F.one_hot(torch.tensor(predicted), classes).to(kind)
     return Capture(logits, dict(activations), None if labels is None else torch.tensor(labels))
+
+
+def readings_of(
+    components: Mapping[str, Tensor], two_sided: Iterable[str] = (), logits: Tensor | None = None
+) -> Readings:
+    """Readings without scores; where no logits are given, the classifier is equally sure of one class throughout."""
+    count = len(next(iter(components.values())))
+    if logits is None:
+        logits = torch.tensor([[5.0, 0.0]]).expand(count, 2)
+    return Readings({}, components, frozenset(two_sided), logits)
 
 
 def split(capture: Capture, sizes: Sequence[int]) -> list[Capture]:
@@ -195,11 +208,22 @@ def new_detectors() -> dict[str, Detector]:
 
 
 def fit_everything(trained: Trained) -> Trained:
-    """Fit the detectors on `train`, tabulate on `calibrate`, the fused score on `fuse`."""
+    """Fit the detectors on `train`, tabulate on `calibrate`, the fused score on `fuse`; its one opinion is of PGD."""
     stream = trained.captures("train")
     trained.detectors = {kind: detector.fit(stream) for kind, detector in new_detectors().items()}
-    (calibrate,), (fuse,) = trained.captures("calibrate", 1000), trained.captures("fuse", 1000)
-    trained.calibration = Calibration.fit(
-        Readings.of(trained.detectors, calibrate), Readings.of(trained.detectors, fuse), viewers=["constellation"]
-    )
+    calibrate, fuse = (Readings.of(trained.detectors, trained.captures(name, 1000)) for name in ("calibrate", "fuse"))
+    images, labels = trained.part("calibrate")
+    pixels = trained.attack(images, labels, 0.2, 20)
+    with (
+        torch.no_grad(),
+        tap_for(trained.classifier, trained.detectors.values(), trained.preprocessing.normalize) as tap,
+    ):
+        attacked = Readings.of(trained.detectors, tap(pixels))
+    attacked = attacked.where(attacked.logits.argmax(dim=1) != labels)
+
+    def learned(fusion: Fusion) -> Fusion:
+        weights, bias = learn_weights([fusion.features(calibrate)], [fusion.features(attacked)])
+        return Fusion(fusion.background, weights.unsqueeze(0), bias.unsqueeze(0))
+
+    trained.calibration = Calibration.fit(calibrate, fuse, viewers=["constellation"], train=learned)
     return trained

@@ -24,10 +24,10 @@ class StoppedPGD(AimedAttack):
     several margins, a ladder, say more than one row of PGD does.
 
     From the image itself, steps of epsilon / 16 along the cross-entropy's gradient (its sign, or itself at unit
-    length), projected on the budget
-    and on [0, 1]. An image is left as it is when its lead, the greatest logit of the other classes less the true
-    class's (the target's less the greatest of the others, if the attack aims), is positive and at least the margin. One
-    that never gets there ends where its lead was greatest. No image depends on its batch mates.
+    length), projected on the budget and on [0, 1]. An image is left as it is when its lead, the greatest
+    logit of the other classes less the true class's (the target's less the greatest of the others, if the attack aims),
+    is positive and at least the margin. One that never gets there ends where its lead was greatest. No image depends on
+    its batch mates.
 
     Attributes:
         epsilon: the budget, in pixel values; of all pixels together where the norm is L2.
@@ -73,7 +73,12 @@ class StoppedPGD(AimedAttack):
         return perturb
 
     def _step(self, gradient: Tensor) -> Tensor:
-        direction = gradient.sign() if self.norm == "linf" else gradient / _lengths(gradient).clamp_min(SHORTEST)
+        if self.norm == "linf":
+            direction = gradient.sign()
+        else:  # by its greatest first: the square of a sure image's gradient is too small a number
+            greatest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+            scaled = gradient / greatest.clamp_min(torch.finfo(gradient.dtype).tiny)
+            direction = scaled / _lengths(scaled).clamp_min(SHORTEST)
         step: Tensor = self.epsilon / SHARES * direction
         return step
 

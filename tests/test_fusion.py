@@ -1,0 +1,176 @@
+"""Fusion: one score of all components by hand, what opinions may and may not do to it, and how far it may be off."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toy import readings_of
+
+from askance.detectors import Fusion, Readings
+from askance.detectors.background import Background
+from askance.detectors.fusion import roots
+from askance.detectors.margins import around
+from askance.errors import CalibrationError
+
+NAMES = ("x/a", "x/b", "y/c")
+CLEAN = readings_of({"x/a": torch.tensor([1.0, 2.0, 3.0]), "x/b": torch.tensor([30.0, 10.0, 20.0])}, {"x/a"})
+
+
+def drawn(count: int, seed: int, shift: float = 0.0) -> Readings:
+    """Three components, the second untypical either way, of images in three classes."""
+    g = torch.Generator().manual_seed(seed)
+    values = torch.randn(3, count, generator=g) + shift
+    return readings_of(dict(zip(NAMES, values, strict=True)), {"x/b"}, 3 * torch.randn(count, 3, generator=g))
+
+
+def opinions(seed: int, count: int = 3, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Weights of either sign, [count, 12], and biases."""
+    g = torch.Generator().manual_seed(seed)
+    weights = scale * torch.randn(count, 12, generator=g, dtype=torch.float64)
+    return weights, scale * torch.randn(count, generator=g, dtype=torch.float64)
+
+
+def test_untrained_by_hand() -> None:
+    """1% over the harmonic mean of the p-values of all that speaks, and 1% over that of the doubt, here 1.
+
+    `a` is read on both sides, `b` on the upper one; and each once more less what the answer lets expect, which under
+    equal answers has the same p-value.
+    """
+    fusion = Fusion.untrained(Background.fit(CLEAN))
+    asked = readings_of({"x/a": torch.tensor([2.5, 0.0, 2.0]), "x/b": torch.tensor([20.0, 40.0, 0.0])})
+    p_a_high, p_a_low = [0.5, 1.0, 0.75], [0.75, 0.25, 0.75]  # 1 + at least, 1 + at most, over 4
+    p_b = [0.75, 0.25, 1.0]
+    expected = [
+        math.log(0.01 * sum(1 / p for p in three) / 3 + 0.01) for three in zip(p_a_high, p_a_low, p_b, strict=True)
+    ]
+    assert fusion.score(asked).tolist() == pytest.approx(expected, abs=1e-12)
+    assert fusion.names == ("x/a", "x/b")
+
+    # More untypical in any component, on a side that counts, is never less suspicious.
+    def of(a: float, b: float) -> float:
+        return float(fusion.score(readings_of({"x/a": torch.tensor([a]), "x/b": torch.tensor([b])})))
+
+    assert of(9, 99) > of(9, 15)
+    assert of(-9, 15) > of(2, 15)
+    assert of(2, -99) == pytest.approx(math.log(0.01 * (4 / 3 + 4 / 3 + 1) / 3 + 0.01))
+
+
+def test_doubt_speaks_by_itself() -> None:
+    margin = torch.arange(1.0, 200.0)
+    logits = torch.stack([margin, torch.zeros(199)], dim=1)
+    fusion = Fusion.untrained(Background.fit(readings_of({"a": torch.zeros(199)}, logits=logits)))
+    asked = readings_of({"a": torch.zeros(2)}, logits=torch.tensor([[100.0, 0.0], [2.0, 0.0]]))
+    expected = [math.log(0.01 + 0.01 / (101 / 200)), math.log(0.01 + 0.01 / (3 / 200))]
+    assert fusion.score(asked).tolist() == pytest.approx(expected)
+
+
+def test_trained_by_hand() -> None:
+    """The odds of two trained opinions, one of them with a negative weight, and of the untrained ones, added."""
+    background = Background.fit(readings_of(CLEAN.components))
+    weights = torch.zeros(2, 8, dtype=torch.float64)
+    # columns: a, b, what is left of a, of b, above; then the same below
+    weights[0, 0], weights[0, 1], weights[0, 5] = 2.0, 0.5, -0.25
+    weights[1, 3], weights[1, 6] = 3.0, 1.0
+    fusion = Fusion(background, weights, torch.tensor([-1.0, 0.5]).double())
+    asked = readings_of({"x/a": torch.tensor([2.5]), "x/b": torch.tensor([20.0])})
+
+    def root(p: float) -> float:
+        return math.sqrt(-2 * math.log(p))
+
+    a, b, a_below, b_below = root(0.5), root(0.75), root(0.75), root(0.75)
+    assert fusion.features(asked).flatten().tolist() == pytest.approx([a, b] * 2 + [a_below, b_below] * 2)
+    odds = math.exp(-1 + 2 * a + 0.5 * b - 0.25 * b_below) + math.exp(0.5 + 3 * b + a_below)
+    odds += 0.01 * (1 / 0.5 + 1 / 0.75) / 2 + 0.01
+    assert float(fusion.score(asked)) == pytest.approx(math.log(odds))
+
+
+def test_roots_are_those_of_a_normal_reading() -> None:
+    assert roots(torch.tensor([2.0, 0.5]).double()).tolist() == [2.0, 1.0]
+    assert float(roots(torch.zeros(1).double())) == pytest.approx(1e-6)  # and not 0: a slope there would be infinite
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 100.0]), st.integers(1, 5), st.floats(-5, 5))
+def test_no_opinion_takes_the_score_below_the_untrained(seed: int, scale: float, count: int, shift: float) -> None:
+    background = Background.fit(drawn(40, seed), drawn(30, seed + 1, 0.3))
+    asked = drawn(20, seed + 2, shift)
+    floor = Fusion.untrained(background).score(asked)
+    found = Fusion(background, *opinions(seed, count, scale)).score(asked)
+    assert found.isfinite().all()
+    assert (found >= floor - 1e-12 * floor.abs()).all()
+
+
+def test_an_opinion_may_have_either_sign() -> None:
+    background = Background.fit(drawn(40, 0))
+    weights, biases = opinions(0, 1)
+    asked = drawn(20, 1, 1.0)
+    up = Fusion(background, weights, biases).score(asked)
+    assert torch.equal(Fusion(background, weights - 1, biases).score(asked) < up, torch.ones(20, dtype=torch.bool))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.floats(-3, 3))
+def test_the_range_holds_every_score_within_the_margins(seed: int, trained: bool, shift: float) -> None:
+    background = Background.fit(drawn(60, seed), drawn(30, seed + 1, 0.3))
+    fusion = Fusion(background, *opinions(seed)) if trained else Fusion.untrained(background)
+    asked = drawn(8, seed + 2, shift)
+    low, high = fusion.range(asked)
+    room = 1e-9
+    own = fusion.score(asked)
+    assert (low <= own + room).all()
+    assert (own <= high + room).all()
+    raw = asked.stacked(NAMES)
+    off = around(raw, background.clean[:3])[1] - raw
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(8):
+        moved = raw + 0.98 * off * (2 * torch.rand(raw.shape, generator=g) - 1)
+        logits = asked.logits * (1 + 1e-6 * torch.randn(asked.logits.shape, generator=g))
+        other = fusion.score(readings_of(dict(zip(NAMES, moved, strict=True)), logits=logits))
+        assert (low <= other + room).all()
+        assert (other <= high + room).all()
+
+
+def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:
+    """Which side of a clean image's margin one lies on, the last bits of its logits decide."""
+    clean = readings_of({"a": torch.zeros(3)}, logits=torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))
+    fusion = Fusion.untrained(Background.fit(clean))
+    at = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[2.0, 0.0]]))
+    low, high = fusion.range(at)
+    assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
+    assert float(high) == pytest.approx(math.log(0.01 + 0.01 / (2 / 4)), abs=0.3)
+    assert low < high
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 8), (8,), (1, 9)], ids=["few", "more opinions", "flat", "many"])
+def test_other_weights_are_refused(shape: tuple[int, ...]) -> None:
+    message = r"fusion takes weights of shape \[1, 8\], got \["
+    with pytest.raises(CalibrationError, match=message):
+        Fusion(Background.fit(CLEAN), torch.zeros(shape, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("names", [("x/a",), ("x/a", "y/c"), ()], ids=["fewer", "another", "none"])
+def test_a_component_that_is_missing(names: tuple[str, ...]) -> None:
+    fusion = Fusion.untrained(Background.fit(CLEAN))
+    asked = readings_of(dict.fromkeys(names or ("z",), torch.zeros(1)))
+    for ask in (fusion.score, fusion.features, fusion.range):
+        with pytest.raises(CalibrationError, match=r"the fused score was calibrated on .*x/b, which nobody read"):
+            ask(asked)
+
+
+def test_others_and_another_order_change_nothing() -> None:
+    fusion = Fusion.untrained(Background.fit(CLEAN))
+    asked = {"x/a": torch.tensor([2.5]), "x/b": torch.tensor([20.0])}
+    other = {"z": torch.tensor([99.0]), **dict(reversed(asked.items()))}
+    assert torch.equal(fusion.score(readings_of(other)), fusion.score(readings_of(asked)))
+
+
+def test_no_score_depends_on_its_batch_mates() -> None:
+    fusion = Fusion(Background.fit(drawn(200, 0), drawn(90, 1)), *opinions(0))
+    asked = drawn(37, 2, 0.5)
+    alone = torch.cat([fusion.score(asked.where(torch.tensor([i]))) for i in range(37)])
+    torch.testing.assert_close(alone, fusion.score(asked), rtol=1e-12, atol=1e-12)

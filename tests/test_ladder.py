@@ -1,0 +1,190 @@
+"""The ladder: its budgets and rungs by hand, and the fused score that has learned from it, end to end on digits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibration_support import DigitsRun
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from askance.calibration import harness as harness_module
+from askance.calibration.attacks import Attack, StoppedPGD
+from askance.calibration.config import EvaluationConfig
+from askance.calibration.harness import FEWEST_SUCCESSES, Harness, calibration_of
+from askance.calibration.inputs import load_inputs
+from askance.calibration.ladder import BUDGETS, LARGEST, RUNGS, SMALLEST, first_budget, ladder
+from askance.calibration.pipeline import evaluate_bundle
+from askance.calibration.stages import Stages
+from askance.detectors.conditioning import margins
+from askance.errors import CalibrationError
+from askance.evaluation import Evaluation
+
+# The ladder by hand
+
+
+@pytest.mark.parametrize(
+    ("needed", "found"),
+    [(0.0, 1), (1 / 255, 1), (1.5 / 255, 2), (8 / 255, 8), (8.1 / 255, 16), (64 / 255, 64), (0.9, 64)],
+)
+def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int) -> None:
+    """Or until they are as great as any: an attack that has to be seen is none to learn from."""
+    tried: list[float] = []
+
+    def success(attack: Attack) -> float:
+        assert isinstance(attack, StoppedPGD)
+        assert (attack.norm, attack.margin) == ("linf", 0.0)
+        tried.append(attack.epsilon)
+        return 0.3 if attack.epsilon >= needed else 0.29
+
+    assert first_budget(success) == pytest.approx(found / 255)
+    assert tried == pytest.approx([2**i / 255 for i in range(len(tried))])
+    assert max(tried, default=0.0) <= LARGEST + 1e-9
+
+
+@pytest.mark.parametrize("budget", [SMALLEST * 2**i for i in range(7)])
+@pytest.mark.parametrize(("clean_margin", "pixels"), [(7.5, 64), (0.0, 3 * 32 * 32), (123.0, 3 * 224 * 224)])
+def test_every_rung_at_every_budget(budget: float, clean_margin: float, pixels: int) -> None:
+    rungs = ladder(budget, clean_margin, pixels)
+    assert len(rungs) == (BUDGETS + 1) * len(RUNGS)
+    names = [rung.name for rung in rungs]
+    assert len(set(names)) == len(names)
+    assert [rung.margin for rung in rungs] == [share * clean_margin for share in RUNGS] * (BUDGETS + 1)
+    linf = sorted({rung.epsilon for rung in rungs if rung.norm == "linf"})
+    assert linf == pytest.approx([min(1, budget * 2**i) for i in range(BUDGETS)])
+    assert {rung.epsilon for rung in rungs if rung.norm == "l2"} == {budget * math.sqrt(pixels)}
+    EvaluationConfig(attacks=rungs, seen=rungs)  # their names are as rows' names are, and they are of one kind
+
+
+@given(st.floats(SMALLEST, LARGEST), st.floats(0, 1e4), st.integers(1, 10**7))
+def test_a_ladder_is_valid_whatever_the_classifier(budget: float, clean_margin: float, pixels: int) -> None:
+    rungs = ladder(budget, clean_margin, pixels)
+    assert len({rung.name for rung in rungs}) == len(rungs)
+
+
+def test_seen_attacks_or_the_ladder() -> None:
+    row = {"name": "s", "kind": "stopped_pgd", "epsilon": "8/255"}
+    with pytest.raises(ValidationError, match="give seen attacks or the ladder, not both"):
+        EvaluationConfig.model_validate({"attacks": [row], "seen": [row], "ladder": True})
+    with pytest.raises(ValidationError, match=r"give one in evaluation\.seen, or ladder = true"):
+        EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"]})
+    made = EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": True})
+    assert made.seen_kinds == {"stopped_pgd"}
+    assert EvaluationConfig.model_validate({"attacks": [row]}).seen_kinds == frozenset()
+
+
+# On digits
+
+FLOORS: dict[str, tuple[dict[str, Any], float]] = {
+    "stops at once": ({"margin": 0}, 0.97),
+    "leads by 1": ({"margin": 1}, 0.97),
+    "leads by 3": ({"margin": 3}, 0.97),
+    "leads by 6": ({"margin": 6}, 0.97),
+    "leads by 12": ({"margin": 12}, 0.96),
+    "L2": ({"margin": 1, "norm": "l2", "epsilon": 1.5}, 0.95),
+}
+
+
+def rung(name: str, number: int) -> dict[str, Any]:
+    return {"name": f"rung_{number}", "kind": "stopped_pgd", "epsilon": 0.25, **FLOORS[name][0]}
+
+
+@pytest.fixture(scope="module")
+def climbed(digits_run: DigitsRun) -> Evaluation:
+    """The digits' bundle on attacks that stop, of the evaluation split."""
+    changes = {"attacks": [rung(name, number) for number, name in enumerate(FLOORS)], "baselines": []}
+    evaluation = EvaluationConfig.model_validate(digits_run.config.evaluation.model_dump() | changes)
+    return evaluate_bundle(digits_run.bundle, digits_run.config.model_copy(update={"evaluation": evaluation}))
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_auroc_floors_of_every_rung(climbed: Evaluation, name: str) -> None:
+    """Well under what is measured; and never by opinions that have learned nothing."""
+    row = f"rung_{list(FLOORS).index(name)}"
+    assert climbed.attacks[row].successful > 250
+    assert climbed.attacks[row].seen
+    found = climbed.auroc[row]
+    assert found["fused"] >= FLOORS[name][1]
+    assert found["fused"] > found["fused_untrained"] + 0.005
+
+
+@pytest.fixture
+def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
+    inputs = load_inputs(digits_run.config)
+    quick = inputs.settings.evaluation.model_copy(update={"benign_images": 0})
+    settings = inputs.settings.model_copy(update={"evaluation": quick})
+    (tmp_path / "work").mkdir()
+    return Harness(
+        replace(inputs, settings=settings),
+        digits_run.bundle.detectors(),
+        Stages(tmp_path / "work", {}, resume=False),
+    )
+
+
+def test_rungs_are_in_units_of_the_classifiers_own_margins(harness: Harness) -> None:
+    rungs = harness.seen_attacks
+    assert len(rungs) == 24
+    calibrate = harness.split("calibrate")
+    median = float(margins(calibrate.readings.logits[calibrate.correct]).median())
+    assert [one.margin for one in rungs[:6] if isinstance(one, StoppedPGD)] == [share * median for share in RUNGS]
+    assert [one.epsilon for one in rungs[::6] if isinstance(one, StoppedPGD)] == pytest.approx(
+        [32 / 255, 64 / 255, 128 / 255, 32 / 255 * 8]
+    )
+
+
+def test_opinions_count_by_their_budgets(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six margins, each under three L-infinity budgets and one of L2: their biases are the shares of 24 rungs."""
+    learned: list[int] = []
+
+    def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
+        learned.append(len(seen))
+        return torch.zeros(len(calm[0]), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+    monkeypatch.setattr(harness_module, "learn_weights", learn)
+    fusion = calibration_of(harness).fused.fusion
+    assert learned == [3] * 6 + [1] * 6
+    assert fusion.biases.exp().tolist() == pytest.approx([3 / 24] * 6 + [1 / 24] * 6)
+
+
+def test_rungs_out_of_reach_are_not_learned_from(harness: Harness) -> None:
+    """Nine successes are too few, ten enough; of none at all nothing is learned."""
+    rows = {"near": {"epsilon": 0.25}, "far": {"epsilon": 0.01, "margin": 1}}
+    near, far = (StoppedPGD.model_validate({"name": name, "kind": "stopped_pgd", **row}) for name, row in rows.items())
+    harness.__dict__["seen_attacks"] = (near, far)
+    successes = {
+        name: int((~harness.scores(f"seen-{name}", *found).correct).sum()) for name, found in harness.seen.items()
+    }
+    assert successes["far"] < FEWEST_SUCCESSES <= successes["near"]
+    assert len(calibration_of(harness).fused.fusion.biases) == 1
+    harness.__dict__["seen_attacks"] = (far,)
+    message = "no rung of the ladder succeeds on the calibration split: give seen attacks, or ladder = false"
+    with pytest.raises(CalibrationError, match=message):
+        calibration_of(harness)
+
+
+def test_ten_successes_are_enough(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = StoppedPGD.model_validate({"name": "near", "kind": "stopped_pgd", "epsilon": 0.25})
+    harness.__dict__["seen_attacks"] = (near,)
+    succeeded = int((~harness.scores("seen-near", *harness.seen["near"]).correct).sum())
+    monkeypatch.setattr(harness_module, "FEWEST_SUCCESSES", succeeded)
+    assert len(calibration_of(harness).fused.fusion.biases) == 1
+    monkeypatch.setattr(harness_module, "FEWEST_SUCCESSES", succeeded + 1)
+    with pytest.raises(CalibrationError, match="no rung of the ladder succeeds"):
+        calibration_of(harness)
+
+
+def test_a_classifier_that_gets_nothing_right_has_no_ladder(harness: Harness, tmp_path: Path) -> None:
+    images = harness.inputs.splits["calibrate"]
+    wrong = replace(images, y=(harness.split("calibrate").predicted + 1) % 10)
+    inputs = replace(harness.inputs, splits={**harness.inputs.splits, "calibrate": wrong})
+    (tmp_path / "other").mkdir()
+    harness = Harness(inputs, harness.detectors, Stages(tmp_path / "other", {}, resume=False))
+    with pytest.raises(CalibrationError, match="gets no image of the calibration split right: nothing can be attacked"):
+        calibration_of(harness)
