@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from calibration_support import DigitsRun
 from torch import Tensor
 
-from askance.calibration.benign import KINDS, SEVERITIES, calm, changed, mild_changes, starts
+from askance.calibration.benign import KINDS, SEVERITIES, benign_readings, calm, mild_changes, starts
 from askance.calibration.controls import CONTROLS, ControlConfig, control
 from askance.calibration.harness import Harness, calibration_of
+from askance.calibration.images import Images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.stages import Stages
-from askance.detectors import Calibration
+from askance.detectors import Calibration, Readings
 from askance.detectors.conformal import p_value
 
 COUNT = len(KINDS) * len(SEVERITIES)
@@ -39,14 +41,41 @@ def test_each_change_starts_from_other_images_as_far_as_they_go() -> None:
     assert starts(0, 5).numel() == 0
 
 
-def test_each_set_is_changed_its_own_way() -> None:
-    pixels = torch.rand(COUNT, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = changed(pixels)
-    assert found.shape == (2 * COUNT, 1, 8, 8)
+def read_as(answers: Callable[[Tensor], Tensor]) -> Callable[[Images, Tensor], Readings]:
+    """A stand-in for detectors that read each image's number and its mean, and a classifier that answers `answers`."""
+
+    def read(images: Images, pixels: Tensor) -> Readings:
+        numbers = images.x[:, 0, 0, 0].float()
+        logits = torch.nn.functional.one_hot(answers(numbers), 2).float()
+        return Readings({}, {"d/number": numbers, "d/mean": pixels.mean(dim=(1, 2, 3))}, frozenset(), logits)
+
+    return read
+
+
+def numbered(count: int) -> Images:
+    pixels = torch.arange(count)[:, None, None, None].expand(count, 1, 8, 8).to(torch.uint8).contiguous()
+    return Images(pixels, torch.zeros(count, dtype=torch.long), ("a", "b"))
+
+
+def test_each_change_is_made_of_its_own_images() -> None:
+    images = numbered(200)
+    zeros = torch.zeros(200, dtype=torch.long)
+    found = benign_readings(images, zeros, 10, read_as(lambda numbers: numbers.long() * 0))
+    assert found is not None
+    assert found.components["d/number"].tolist() == [float(i % 200) for i in range(10 * COUNT)]
     for i, change in enumerate(mild_changes()):
-        assert torch.equal(found[2 * i : 2 * i + 2], control(change, pixels[i])), change.name
-    assert found.min() >= 0
-    assert found.max() <= 1
+        rows = starts(10, 200)[i]
+        expected = control(change, images[rows].pixels()).mean(dim=(1, 2, 3))
+        assert torch.allclose(found.components["d/mean"][10 * i : 10 * i + 10], expected), change.name
+
+
+def test_answers_that_change_do_not_count() -> None:
+    zeros = torch.zeros(200, dtype=torch.long)
+    found = benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 10 == 3).long()))
+    assert found is not None
+    assert set(found.components["d/number"].int().tolist()) == {i for i in range(180) if i % 10 != 3}
+    assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 == 3).long())) is None
+    assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0)) is None
 
 
 def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
@@ -54,7 +83,7 @@ def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
     before = torch.zeros(COUNT, 10, dtype=torch.long)
     after = before.clone()
     after[1, 4] = after[2, 3] = after[2, 7] = 1
-    kept = calm(before.flatten(), after.flatten()).view(COUNT, 10)
+    kept = calm(before, after)
     assert kept.dtype == torch.bool
     assert kept[0].all()
     assert kept[1].tolist() == [i != 4 for i in range(10)]

@@ -139,11 +139,14 @@ def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:
     """Which side of a clean image's margin one lies on, the last bits of its logits decide."""
     clean = readings_of({"a": torch.zeros(3)}, logits=torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))
     fusion = Fusion.untrained(Background.fit(clean))
-    at = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[2.0, 0.0]]))
-    low, high = fusion.range(at)
+    on_it = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[2.0, 0.0]]))
+    low, high = fusion.range(on_it)  # among those that are all but the same
+    assert low == high == fusion.score(on_it)
     assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
-    assert float(high) == pytest.approx(math.log(0.01 + 0.01 / (2 / 4)), abs=0.3)
-    assert low < high
+    beside = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[1.9955, 0.0]]))  # .004 is the tolerance
+    low, high = fusion.range(beside)
+    assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
+    assert float(high) == pytest.approx(math.log(0.01 + 0.01 / (2 / 4)))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 8), (8,), (1, 9)], ids=["few", "more opinions", "flat", "many"])

@@ -19,7 +19,8 @@ scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 
 def surprisal(clean: list[float], asked: list[float]) -> tuple[list[float], list[float]]:
     """On the upper and on the lower side."""
-    upper, lower = Surprisal(table(torch.tensor([clean])), torch.tensor([True]))(torch.tensor([asked])).tolist()
+    found = Surprisal(table(torch.tensor([clean])), torch.tensor([True]), torch.zeros(1))
+    upper, lower = found(torch.tensor([asked])).tolist()
     return upper, lower
 
 
@@ -75,7 +76,8 @@ def test_without_excesses_there_is_no_tail(clean: Tensor) -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_more_extreme_is_never_less_suspicious(seed: int) -> None:
     clean = torch.randn(1, 500, generator=torch.Generator().manual_seed(seed))
-    upper, lower = Surprisal(table(clean), torch.tensor([True]))(torch.linspace(-8, 8, 400).unsqueeze(0))
+    found = Surprisal(table(clean), torch.tensor([True]), torch.zeros(1))
+    upper, lower = found(torch.linspace(-8, 8, 400).unsqueeze(0))
     assert bool((upper.diff() >= 0).all())
     assert bool((lower.diff() <= 0).all())
     assert bool((torch.cat([upper, lower]) >= 0).all())
@@ -83,9 +85,18 @@ def test_more_extreme_is_never_less_suspicious(seed: int) -> None:
 
 def test_rows_are_their_own() -> None:
     clean = table(torch.tensor([[3.0, 1.0, 2.0], [30.0, 10.0, 20.0], [3.0, 1.0, 2.0]]))
-    found = Surprisal(clean, torch.tensor([False, True, False]))(torch.tensor([[2.5, 0.0], [25.0, 40.0], [0.0, 9.0]]))
+    surprisal = Surprisal(clean, torch.tensor([False, True, False]), torch.zeros(3))
+    found = surprisal(torch.tensor([[2.5, 0.0], [25.0, 40.0], [0.0, 9.0]]))
     expected = [[0.5, 1.0], [0.5, 0.25], [1.0, 0.25], [0.75, 1.0]]  # three upper sides, then the second's lower
     assert (-found).exp().tolist() == [pytest.approx(row) for row in expected]
+
+
+def test_what_passes_clean_values_by_less_than_the_tolerance_is_among_them() -> None:
+    clean = table(torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]]))
+    found = Surprisal(clean, torch.tensor([True]), torch.tensor([0.1]))(torch.tensor([[1.0, 1.05, 1.2, 0.95]]))
+    upper, lower = (-found).exp()
+    assert upper.tolist() == pytest.approx([5 / 6, 5 / 6, 1 / 6, 5 / 6])
+    assert lower.tolist() == pytest.approx([1.0, 1.0, 1.0, 1.0])
 
 
 def test_harmonic_mean_by_hand() -> None:
