@@ -80,7 +80,7 @@ def test_trained_by_hand() -> None:
     asked = readings_of({"x/a": torch.tensor([2.5]), "x/b": torch.tensor([20.0])})
 
     def root(p: float) -> float:
-        return math.sqrt(-2 * math.log(p))
+        return math.sqrt(1 - 2 * math.log(p)) - 1
 
     a, b, a_below, b_below = root(0.5), root(0.75), root(0.75), root(0.75)
     assert fusion.features(asked).flatten().tolist() == pytest.approx([a, b] * 2 + [a_below, b_below] * 2)
@@ -89,9 +89,12 @@ def test_trained_by_hand() -> None:
     assert float(fusion.score(asked)) == pytest.approx(math.log(odds))
 
 
-def test_roots_are_those_of_a_normal_reading() -> None:
-    assert roots(torch.tensor([2.0, 0.5]).double()).tolist() == [2.0, 1.0]
-    assert float(roots(torch.zeros(1).double())) == pytest.approx(1e-6)  # and not 0: a slope there would be infinite
+def test_roots_by_hand() -> None:
+    assert roots(torch.tensor([0.0, 1.5, 4.0, 12.0]).double()).tolist() == [0.0, 1.0, 2.0, 4.0]
+    asked = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    roots(asked).sum().backward()
+    assert asked.grad is not None
+    assert asked.grad.tolist() == [1.0]  # sqrt alone would have an infinite slope
 
 
 @settings(max_examples=80, deadline=None)
