@@ -89,13 +89,13 @@ def parts(preprocessing: Preprocessing = GREY) -> tuple[nn.Module, dict[str, Det
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classifier = TinyClassifier(preprocessing.channels).eval()
-    images = torch.rand(400, *preprocessing.shape, generator=generator)
+    images = torch.rand(700, *preprocessing.shape, generator=generator)
     detectors: dict[str, Detector] = {
         LibraryNetwork.kind: LibraryNetwork(LibraryNetworkOptions(thresholds={"hidden": 0.2, "output": 0.1})),
         SelfOrganizingMap.kind: SelfOrganizingMap(SelfOrganizingMapOptions(map_layers=("hidden",), side=4, epochs=2)),
     }
     with torch.no_grad(), Tap(classifier, ["hidden", "output"], preprocessing.normalize) as tap:
-        captures: list[Capture] = [tap(part) for part in images.split(200)]
+        captures: list[Capture] = [tap(part) for part in images.split([200, 500])]
         for detector in detectors.values():
             detector.fit(cast(Any, captures[:1]))
     readings = Readings.of(detectors, captures[1])

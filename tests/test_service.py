@@ -132,7 +132,7 @@ def test_describe_says_what_is_served() -> None:
                 ("self_organizing_map", ["hidden"]),
             ]
             assert [(x.name, x.false_positive_rate) for x in said.levels] == [("suspect", 0.05), ("adversarial", 0.01)]
-            assert (said.calibration_samples, said.fusion_samples) == (200, 200)
+            assert (said.calibration_samples, said.fusion_samples) == (500, 500)
             assert (said.max_message_bytes, said.max_image_pixels) == (16 * 1024 * 1024, 16_000_000)
 
     asyncio.run(main())
