@@ -14,7 +14,7 @@ CLASS_PENALTY = 20.0  # as if so many images of each class had no offset: few im
 MARGIN_PENALTY = 4.0  # the same at each knot
 BEND = 3.0  # spreads from the median beyond which readings count by their logarithm
 LEAST_SPREAD = 1e-12
-LEAST_SHARE = 0.01  # of the mean absolute deviation: of a reading that is mostly ties, so that rounding stays small
+LEAST_SHARE = 0.5  # of the mean absolute deviation: a reading that is mostly ties has a spread, and rounding is small
 LEAST_RESIDUAL = 1e-3  # of the mean residual: so that an exact fit has a logarithm
 
 
@@ -27,8 +27,8 @@ def margins(logits: Tensor) -> Tensor:
 class Conditioning(nn.Module):
     """Residuals of F readings, regressed on predicted class and margin over clean images.
 
-    A reading is first put on the scale of its median and median absolute deviation (where most are ties, a hundredth of
-    the mean one), its tails bent by asinh. Its mean
+    A reading is first put on the scale of its median and median absolute deviation (where many are ties, half the mean
+    one), its tails bent by asinh. Its mean
     is then a piecewise linear function of the margin plus an offset for each class, by ridge regression; so is the
     logarithm of what is left, which the residual is divided by. A residual rises with its reading, whatever the answer.
 
