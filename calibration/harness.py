@@ -60,6 +60,7 @@ class Harness:
         self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
         self._read: dict[str, Scores] = {}
+        self._cache = attack_cache()
 
     def _stage(self, name: str, images: Images, pixels: Tensor | None, *basis: str) -> str:
         """A stage's name, by all that it depends on: other images under the same name, say, are read anew."""
@@ -104,7 +105,7 @@ class Harness:
             AttackJob(one, images.pixels(), self._labels(one, images))
             for one, images in zip(attacks, starts, strict=True)
         ]
-        attacked = run(self.inputs.target, jobs, attack_cache())
+        attacked = run(self.inputs.target, jobs, self._cache)
         return {one.name: (images, pixels) for one, images, pixels in zip(attacks, starts, attacked, strict=True)}
 
     @cached_property

@@ -80,7 +80,8 @@ def calibrate(
         batch_size: images per forward pass.
         seed: of the shuffling, where `data` is one set.
         resume: continue an interrupted calibration.
-        evaluation: more of a config's [evaluation]: attacked_images, seen, baselines, controls, out_of_distribution.
+        evaluation: more of a config's [evaluation]: attacked_images, ladder, seen, baselines, controls,
+            out_of_distribution.
 
     Returns:
         The published bundle.

@@ -62,7 +62,8 @@ def test_the_config_is_what_calibrate_takes(
     }
     assert wanted["introspection"].model_dump()["hidden_layers"] == ("relu3", "fc2")
     assert wanted["self_organizing_map"].model_dump()["side"] == 14
-    assert [one.kind for one in (*config.evaluation.seen, *config.evaluation.attacks)] == ["fgsm", "fgsm", "pgd"]
+    assert config.evaluation.ladder
+    assert [one.kind for one in (*config.evaluation.seen, *config.evaluation.attacks)] == ["fgsm", "pgd"]
     assert "# The classifier is taken to have been trained on none of these images." in text
     # what is there is never replaced
     line = said(capsys, [*named, "--data", "npz:d.npz", "--trained-on", "none", "--out", str(out)], 2)
