@@ -48,6 +48,11 @@ def benign_readings(images: Images, answers: Tensor, count: int, read: Read) -> 
     return after.where(kept.flatten()) if bool(kept.any()) else None
 
 
+def of_both(calibrate: Readings | None, fuse: Readings | None) -> tuple[Readings, Readings] | None:
+    """Those of two splits, as `Calibration.fit` takes them; None unless there are some of either."""
+    return None if calibrate is None or fuse is None else (calibrate, fuse)
+
+
 def starts(count: int, available: int) -> Tensor:
     """Which of the available images each change is made of, [changes, count or fewer]."""
     changes = len(mild_changes())

@@ -14,7 +14,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
-from askance.calibration.benign import benign_readings
+from askance.calibration.benign import benign_readings, of_both
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.digests import combined, state_digest, tensor_digest
@@ -60,6 +60,7 @@ class Harness:
         self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
         self._read: dict[str, Scores] = {}
+        self._benign: dict[str, Readings | None] = {}
         self._cache = attack_cache()
 
     def _stage(self, name: str, images: Images, pixels: Tensor | None, *basis: str) -> str:
@@ -146,8 +147,10 @@ class Harness:
         def read(images: Images, pixels: Tensor) -> Readings:
             return self.scores(f"benign-{split}", images, pixels).readings
 
-        images, count = self.inputs.splits[split], self.inputs.settings.evaluation.benign_images
-        return benign_readings(images, self.split(split).predicted, count, read)
+        if split not in self._benign:
+            images, count = self.inputs.splits[split], self.inputs.settings.evaluation.benign_images
+            self._benign[split] = benign_readings(images, self.split(split).predicted, count, read)
+        return self._benign[split]
 
     def diagnoses(self) -> dict[str, Any]:
         """What the detectors that diagnose themselves say of how well they have learned, {detector: figures}."""
@@ -229,12 +232,11 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
 
 def calibration_of(harness: Harness) -> Calibration:
     """The conformal tables of fitted detectors, the fused score with one trained opinion for each seen attack."""
-    benign = [harness.benign(split) for split in ("calibrate", "fuse")]
     return Calibration.fit(
         harness.split("calibrate").readings,
         harness.split("fuse").readings,
         harness.inputs.settings.levels,
-        benign=None if benign[0] is None or benign[1] is None else (benign[0], benign[1]),
+        benign=of_both(harness.benign("calibrate"), harness.benign("fuse")),
         viewers=harness.viewers,
         train=partial(_trained, harness),
     )

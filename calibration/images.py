@@ -46,6 +46,11 @@ class Images:
         """The images in [0, 1], float32 [N, C, H, W]."""
         return self.x.float() / 255
 
+    def batches(self, size: int) -> Iterator[Images]:
+        """The images in order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
     def only(self, classes: Sequence[str]) -> Images:
         """The images of some classes, labelled by their order in `classes`.
 

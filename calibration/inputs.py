@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,32 @@ class CalibrationInputs:
     provenance: Mapping[str, Any]
     output: str | int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        classifier: nn.Module,
+        weights: Mapping[str, Tensor],
+        splits: Mapping[str, Images],
+        class_names: tuple[str, ...],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """What a config names, loaded; yet to be `checked`, and without word vectors."""
+        wanted = config.classifier
+        return cls(
+            config,
+            classifier,
+            wanted.factory,
+            wanted.arguments,
+            wanted.preprocessing,
+            weights,
+            splits,
+            class_names,
+            None,
+            provenance or {},
+            wanted.output,
+        )
+
     def stream(self, split: str, *detectors: Detector) -> ImageStream:
         """A stream of one split's Captures, with all that these detectors read."""
         tap = tap_for(self.classifier, detectors, self.preprocessing.normalize)
@@ -100,21 +126,16 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
     config, splits = settled(config, classifier, splits)
     names = named(wanted.class_names, splits["fit"].classes)
     return checked(
-        CalibrationInputs(
+        CalibrationInputs.of(
             config,
             classifier,
-            wanted.factory,
-            wanted.arguments,
-            wanted.preprocessing,
             weights,
             splits,
             names,
-            None,
             {
                 "data": {"sources": config.data.model_dump(mode="json")},
                 "config": config.model_dump(mode="json", exclude={"classifier": {"weights"}}),
             },
-            wanted.output,
         )
     )
 

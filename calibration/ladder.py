@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 from askance.calibration.attacks import Attack
 from askance.calibration.attacks.stopped_pgd import StoppedPGD
+from askance.calibration.budgets import BUDGETS as TRIED
+from askance.calibration.budgets import least_budget
 
 RUNGS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)  # margins, as shares of the median clean one
-SMALLEST, LARGEST = 1 / 255, 64 / 255  # budgets that are tried, doubling
+SMALLEST, LARGEST = TRIED[0] / 255, TRIED[-1] / 255  # of the budgets that are tried
 GIVES_WAY = 0.3  # the share of images that the first budget is to succeed on
 BUDGETS = 3  # the first one, twice it, and four times
 RUNG_IMAGES = 500  # that each rung starts from
@@ -27,10 +29,8 @@ def first_budget(success: Callable[[Attack], float]) -> float:
     Args:
         success: the share of images that an attack succeeds on.
     """
-    budget = SMALLEST
-    while budget < LARGEST and success(_rung("linf", budget, 0.0, 0.0)) < GIVES_WAY:
-        budget *= 2
-    return budget
+    budget, _ = least_budget(lambda tried: success(_rung("linf", tried / 255, 0.0, 0.0)), GIVES_WAY)
+    return budget / 255
 
 
 def ladder(budget: float, clean_margin: float, pixels: int) -> tuple[StoppedPGD, ...]:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from askance.answers import FUSED
-from askance.calibration.benign import BENIGN_IMAGES, benign_readings
+from askance.calibration.benign import BENIGN_IMAGES, benign_readings, of_both
 from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
 from askance.classifiers import trusting
-from askance.detectors import Bundle, Calibration, Fusion, Readings, tap_for
-from askance.detectors.bundle import BuildClassifier
+from askance.detectors import Bundle, Calibration, Fusion, Readings, Screen
 from askance.detectors.conformal import p_value
 from askance.detectors.publishing import publish, refuse_existing
 from askance.errors import CalibrationError
@@ -75,7 +74,7 @@ def recalibrate(
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))]
     with closing(bundle.screen(build)) as screen:
         bundle.sentinels().prove(screen)
-    readings, benign = _read(bundle, images, build)
+        readings, benign = _read(screen, images)
     shifts = _shifts(old, readings)
     flagged, promised = shifts[FUSED].flagged["adversarial"], old.levels.adversarial
     if flagged > MOST_TIMES * promised and not force:
@@ -91,7 +90,7 @@ def recalibrate(
         out,
         classifier={name: getattr(entry, name) for name in _CLASSIFIER},
         weights=bundle.tensors(entry),
-        detectors=bundle.detectors(),
+        detectors=screen.detectors,
         calibration=_calibration(old, readings, benign, half),
         build=build,
         clean=images.x[:half],
@@ -116,22 +115,19 @@ def recalibrate(
 _CLASSIFIER = ("name", "factory", "arguments", "layers", "preprocessing", "class_names", "output")
 
 
-def _read(bundle: Bundle, images: Images, build: BuildClassifier) -> tuple[Readings, tuple[Readings, Readings] | None]:
-    """What the detectors read of the images; and of either half mildly changed."""
-    detectors, classifier = bundle.detectors(), bundle.classifier(build)
-    with tap_for(classifier, detectors.values(), bundle.manifest.classifier.preprocessing.normalize) as tap:
+def _read(screen: Screen, images: Images) -> tuple[Readings, tuple[Readings, Readings] | None]:
+    """What the detectors read of the images; and of either half mildly changed, where the old tables know of that."""
 
-        def read(part: Images, pixels: Tensor | None = None) -> Readings:
-            return score(detectors, ImageStream(tap, part, BATCH, pixels), "read").readings
+    def read(part: Images, pixels: Tensor | None = None) -> Readings:
+        return score(screen.detectors, ImageStream(screen.tap, part, BATCH, pixels), "read").readings
 
-        readings, half = read(images), len(images) // 2
-        answers = readings.logits.argmax(dim=1)
-        count = BENIGN_IMAGES if bundle.calibration().fused.fusion.background.benign.shape[1] else 0
-        halves = [
-            benign_readings(images[rows], answers[rows], count, read) for rows in (slice(half), slice(half, None))
-        ]
-    one, other = halves
-    return readings, None if one is None or other is None else (one, other)
+    readings, half = read(images), len(images) // 2
+    answers = readings.logits.argmax(dim=1)
+    count = BENIGN_IMAGES if screen.calibration.fused.fusion.background.benign.shape[1] else 0
+    one, other = (
+        benign_readings(images[rows], answers[rows], count, read) for rows in (slice(half), slice(half, None))
+    )
+    return readings, of_both(one, other)
 
 
 def _shifts(old: Calibration, readings: Readings) -> dict[str, Shift]:

@@ -40,21 +40,9 @@ def inputs_of(text: str, known: Known) -> CalibrationInputs:
     pools = shuffled(known.pools, config.data.seed)
     for fault in split_faults(config.splits, pools):
         raise DataError(fault)
-    splits, wanted = sliced(config.splits, pools), config.classifier
-    inputs = CalibrationInputs(
-        config,
-        known.classifier,
-        wanted.factory,
-        wanted.arguments,
-        wanted.preprocessing,
-        known.weights,
-        splits,
-        splits["fit"].classes,  # or what stands in for them
-        None,
-        {},
-        wanted.output,
-    )
-    inputs = checked(inputs)
+    splits = sliced(config.splits, pools)
+    classes = splits["fit"].classes  # or what stands in for them
+    inputs = checked(CalibrationInputs.of(config, known.classifier, known.weights, splits, classes))
     new_detectors(inputs)
     return inputs
 

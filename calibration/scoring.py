@@ -61,9 +61,8 @@ class Scores:
 @torch.no_grad()
 def score(detectors: Mapping[str, Detector], stream: ImageStream, description: str) -> Scores:
     """Read every image of a stream with every detector."""
-    batches, logits, labels = [], [], []
+    batches, labels = [], []
     for capture in Tracked(stream, description):
-        batches.append(read_all(detectors, capture))
-        logits.append(capture.logits)
+        batches.append(Readings.of_batch(read_all(detectors, capture), capture.logits))
         labels.append(capture.predicted if capture.labels is None else capture.labels)
-    return Scores(Readings.joined(batches, torch.cat(logits)), torch.cat(labels))
+    return Scores(Readings.joined(batches), torch.cat(labels))

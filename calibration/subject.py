@@ -155,7 +155,8 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
         share = accuracy(classifier, candidates[found], judges)
         why = f"{found}, of the usual ones the likeliest by {len(judges)} images: {share:.1%} are classified right"
     preprocessing = candidates[found]
-    prove(classifier, preprocessing, images[:PROVED_IMAGES].pixels(), gradients=gradients)
+    if preprocessing is not first:
+        prove(classifier, preprocessing, images[:PROVED_IMAGES].pixels(), gradients=gradients)
     unlabelled = frozenset(name for name, pool in pools.items() if not pool.labelled)
     return Known(
         classifier,
@@ -172,7 +173,7 @@ def _loss(classifier: nn.Module, preprocessing: Preprocessing, images: Images) -
     """Mean cross-entropy."""
     losses = [
         F.cross_entropy(classifier(preprocessing.normalize(batch.pixels())), batch.y, reduction="sum")
-        for batch in (images[slice(start, start + 50)] for start in range(0, len(images), 50))
+        for batch in images.batches(50)
     ]
     return float(torch.stack(losses).sum()) / len(images)
 

@@ -22,8 +22,7 @@ def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images
     """Share of `images` classified right, in [0, 1]."""
     correct = 0
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = images[slice(start, start + batch_size)]
+        for batch in images.batches(batch_size):
             predicted = classifier(preprocessing.normalize(batch.pixels())).argmax(dim=1)
             correct += int((predicted == batch.y).sum())
     return correct / len(images)

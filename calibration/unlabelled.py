@@ -32,12 +32,7 @@ def with_predictions(
         class_names: in the order of the logits; None: those of what is labelled, else the numbers from 0 on.
     """
     predicted = {
-        name: torch.cat(
-            [
-                classifier(preprocessing.normalize(some[slice(at, at + BATCH)].pixels()))
-                for at in range(0, len(some), BATCH)
-            ]
-        )
+        name: torch.cat([classifier(preprocessing.normalize(batch.pixels())) for batch in some.batches(BATCH)])
         for name, some in images.items()
         if not some.labelled
     }

@@ -119,23 +119,10 @@ class _Validation:
         if labelled is None:
             return
         config, splits = labelled
-        wanted = config.classifier
-        names = self._tried(lambda: named(wanted.class_names, splits["fit"].classes))
+        names = self._tried(lambda: named(config.classifier.class_names, splits["fit"].classes))
         if names is None:
             return
-        inputs = CalibrationInputs(
-            config,
-            classifier,
-            wanted.factory,
-            wanted.arguments,
-            wanted.preprocessing,
-            {},
-            splits,
-            names,
-            None,
-            {},
-            wanted.output,
-        )
+        inputs = CalibrationInputs.of(config, classifier, {}, splits, names)
         with self._noted():
             require_classes(splits, names, needed=("fit",))
         for split in LEVELLED:

@@ -85,10 +85,9 @@ class Background(nn.Module):
         raw = clean.stacked(names)
         table(raw)  # refuses what cannot be regressed
         conditioning = Conditioning.fit(clean.logits, raw)
-        empty = raw.new_zeros(2 * len(names), 0)
-        begun = cls(names, clean.two_sided, conditioning, raw.new_zeros(2 * len(names), 1), empty, raw.new_zeros(1, 1))
-        of_clean = table(begun.values(clean))
-        of_benign = empty if benign is None else table(begun.values(benign)[:-1])
+        of_clean, of_benign = table(_completed(conditioning, raw, clean.logits)), raw.new_zeros(2 * len(names), 0)
+        if benign is not None:
+            of_benign = table(_completed(conditioning, benign.stacked(names), benign.logits)[:-1])
         return cls(names, clean.two_sided, conditioning, of_clean[:-1], of_benign, of_clean[-1:])
 
     def only(self, names: tuple[str, ...]) -> Background:
@@ -104,13 +103,13 @@ class Background(nn.Module):
         Raises:
             CalibrationError: a component is missing.
         """
-        return self._completed(self._raw(readings), readings.logits)
+        return _completed(self.conditioning, self._raw(readings), readings.logits)
 
     def ends(self, readings: Readings) -> tuple[Tensor, Tensor]:
         """The same as low, and as high, as the margins of the components and of the logits allow."""
         answers = nudged(readings.logits)
         least, most = (
-            torch.stack([self._completed(raw, logits) for logits in answers])
+            torch.stack([_completed(self.conditioning, raw, logits) for logits in answers])
             for raw in around(self._raw(readings), self.clean[: len(self.names)])
         )
         return least.amin(dim=0), most.amax(dim=0)
@@ -120,10 +119,6 @@ class Background(nn.Module):
             raise CalibrationError(f"the fused score was calibrated on {listed(missing)}, which nobody read")
         return readings.stacked(self.names)
 
-    def _completed(self, raw: Tensor, logits: Tensor) -> Tensor:
-        left = self.conditioning(logits, raw)
-        return torch.cat([raw, left.to(raw.dtype), -margins(logits).to(raw.dtype).unsqueeze(0)])
-
     def surprisals(self, values: Tensor) -> Surprisals:
         """How surprising `values` are."""
         beside = self._beside_clean(values[:-1])
@@ -131,3 +126,8 @@ class Background(nn.Module):
         if self._beside_benign is not None:
             speaking = torch.minimum(speaking, self._beside_benign(values[:-1])[self._speaking])
         return Surprisals(beside, speaking, self._doubt(values[-1:])[0])
+
+
+def _completed(conditioning: Conditioning, raw: Tensor, logits: Tensor) -> Tensor:
+    left = conditioning(logits, raw)
+    return torch.cat([raw, left.to(raw.dtype), -margins(logits).to(raw.dtype).unsqueeze(0)])

@@ -33,8 +33,8 @@ def least_favourable(clean: Tensor, benign: Tensor) -> Tensor:
     """
     n, m = clean.shape[0], benign.shape[0]
     above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above
-    rank = (above * (m + 1) + ROUNDING).floor().long().clamp(1, m)
-    return torch.maximum(clean, benign[m - rank])
+    ranks = (above * (m + 1) + ROUNDING).floor().long().clamp(1, m)  # `rank` of each share, within the table
+    return torch.maximum(clean, benign[m - ranks])
 
 
 def reach(sorted_scores: Tensor, cut: int) -> Tensor:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from askance.detectors import infovae
+from askance.detectors.conditioning import margins
 from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
 from askance.detectors.infovae import WIDTH, InfoVAE, dense
 from askance.detectors.spool import spool
@@ -70,9 +71,7 @@ def declared_margin(logits: Tensor) -> Tensor:
     An attack that stops at the decision boundary leaves next to none, one that goes on leaves more than any clean image
     has: untypical either way. The logarithm gives both tails a scale.
     """
-    greatest = logits.double().topk(2, dim=1).values
-    difference = (greatest[:, 0] - greatest[:, 1]).clamp_min(torch.finfo(logits.dtype).tiny)
-    return difference.log().to(logits.dtype)
+    return margins(logits).clamp_min(torch.finfo(logits.dtype).tiny).log().to(logits.dtype)
 
 
 def _labels(capture: Capture) -> Tensor:

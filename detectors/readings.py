@@ -37,22 +37,33 @@ class Readings:
         Raises:
             NotFittedError: a detector is not.
         """
-        captures = [captures] if isinstance(captures, Capture) else list(captures)
-        batches = [{name: one.read(capture) for name, one in detectors.items()} for capture in captures]
-        return cls.joined(batches, torch.cat([capture.logits for capture in captures]))
+        captures = [captures] if isinstance(captures, Capture) else captures
+        return cls.joined(
+            [
+                cls.of_batch({name: one.read(capture) for name, one in detectors.items()}, capture.logits)
+                for capture in captures
+            ]
+        )
 
     @classmethod
-    def joined(cls, batches: Sequence[Mapping[str, Reading]], logits: Tensor) -> Self:
-        """From the readings of batches, each {detector: Reading}, at least one; and the logits of all, [N, K]."""
-        components = [
-            {f"{name}/{part}": values for name, one in batch.items() for part, values in one.components.items()}
-            for batch in batches
-        ]
+    def of_batch(cls, readings: Mapping[str, Reading], logits: Tensor) -> Self:
+        """From every detector's Reading of a Capture, {detector: Reading}, and its logits [B, K]."""
         return cls(
-            {name: torch.cat([batch[name].score for batch in batches]) for name in batches[0]},
-            {name: torch.cat([batch[name] for batch in components]) for name in components[0]},
-            frozenset(f"{name}/{part}" for name, one in batches[-1].items() for part in one.two_sided),
+            {name: one.score for name, one in readings.items()},
+            {f"{name}/{part}": values for name, one in readings.items() for part, values in one.components.items()},
+            frozenset(f"{name}/{part}" for name, one in readings.items() for part in one.two_sided),
             logits,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Those of several batches, one after the other; at least one."""
+        first = parts[0]
+        return cls(
+            {name: torch.cat([part.scores[name] for part in parts]) for name in first.scores},
+            {name: torch.cat([part.components[name] for part in parts]) for name in first.components},
+            first.two_sided,
+            torch.cat([part.logits for part in parts]),
         )
 
     def stacked(self, names: Iterable[str]) -> Tensor:

@@ -217,7 +217,7 @@ class Screen:
             for name, detector in self.detectors.items()
         }
         start = time.perf_counter()
-        read = Readings.joined([readings], capture.logits)
+        read = Readings.of_batch(readings, capture.logits)
         fused = self.calibration.fused.fusion.score(read)
         scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused}
         tables = {**self.calibration.tables, FUSED: self.calibration.fused.table}

@@ -84,7 +84,7 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
     probabilities = capture.logits.softmax(dim=1)
     calibration = trained.calibration
     assert calibration is not None
-    fused = calibration.fused.fusion.score(Readings.joined([readings], capture.logits))
+    fused = calibration.fused.fusion.score(Readings.of_batch(readings, capture.logits))
     for i, answer in enumerate(answers):
         assert answer.index == int(capture.predicted[i])
         assert answer.label == NAMES[answer.index]
@@ -147,7 +147,7 @@ def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, e
         assert auroc(before[kind].score, after[kind].score[success]) > floor, kind
     assert trained.calibration is not None
     fusion = trained.calibration.fused.fusion
-    joined = Readings.joined([before], clean.logits), Readings.joined([after], attacked.logits)
+    joined = Readings.of_batch(before, clean.logits), Readings.of_batch(after, attacked.logits)
     peaceful, suspicious = (fusion.score(readings) for readings in joined)
     assert auroc(peaceful, suspicious[success]) > 0.8
     assert joined[0].two_sided <= set(joined[0].components)

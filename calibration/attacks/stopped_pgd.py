@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from askance.calibration.attacks._lead import lead
-from askance.calibration.attacks.attack import AimedAttack, Perturb, fraction
+from askance.calibration.attacks.attack import AimedAttack, Distance, Perturb
 
 SHARES = 16  # a step is this share of the budget
 SHORTEST = 1e-12  # of what is brought to a length
@@ -37,7 +37,7 @@ class StoppedPGD(AimedAttack):
     """
 
     kind: Literal["stopped_pgd"]
-    epsilon: Annotated[float, BeforeValidator(fraction), Field(gt=0)]
+    epsilon: Distance
     norm: Literal["linf", "l2"] = "linf"
     margin: float = Field(default=0.0, ge=0)
     steps: int = Field(default=40, ge=1)

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from askance.calibration.sources.source import Pools, Source
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class EncodedSource(Source):
+    """A source of encoded images, by a path: they are decoded to what the classifier takes, where that is known."""
+
+    is_path: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def read(cls, what: str, preprocessing: Preprocessing | None) -> Pools:
+        """Load what stands after the colon.
+
+        Args:
+            what: that.
+            preprocessing: what the classifier takes; None: what the first image is, in size and colours.
+
+        Raises:
+            DataError: it is missing or invalid, or a server would refuse one of the images.
+        """
+
+    @classmethod
+    def load(cls, what: str) -> Pools:
+        """All images, in the size and colours of the first."""
+        return cls.read(what, None)
+
+    @classmethod
+    def load_for(cls, what: str, preprocessing: Preprocessing) -> Pools:
+        """All images, as this classifier's server would take them."""
+        return cls.read(what, preprocessing)
 
 
 def decoded(

@@ -11,13 +11,13 @@ import numpy as np
 
 from askance.calibration.images import make_images
 from askance.calibration.progress import say
-from askance.calibration.sources.encoded import SUFFIXES, decoded
-from askance.calibration.sources.source import Pools, Source, located
+from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded
+from askance.calibration.sources.source import Pools, located
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, listed, printable
 
 
-class Folder(Source):
+class Folder(EncodedSource):
     """PNG, JPEG and WebP files in sub-folders, which name the classes, or all in one, without labels.
 
     A file that a server would refuse is refused.
@@ -25,16 +25,10 @@ class Folder(Source):
 
     kind: ClassVar[str] = "folder"
     spelling: ClassVar[str] = "folder:PATH"
-    is_path: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, what: str) -> Pools:
-        """All images, class by class, in the size and colours of the first; there is one pool."""
-        return _load(what, None)
-
-    @classmethod
-    def load_for(cls, what: str, preprocessing: Preprocessing) -> Pools:
-        """All images, class by class, as this classifier's server would take them; there is one pool."""
+    def read(cls, what: str, preprocessing: Preprocessing | None) -> Pools:
+        """All images, class by class; there is one pool."""
         return _load(what, preprocessing)
 
 

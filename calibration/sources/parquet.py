@@ -11,8 +11,8 @@ import numpy as np
 
 from askance.calibration.images import Images, make_images
 from askance.calibration.progress import say
-from askance.calibration.sources.encoded import decoded
-from askance.calibration.sources.source import Pools, Source, located
+from askance.calibration.sources.encoded import EncodedSource, decoded
+from askance.calibration.sources.source import Pools, located
 from askance.detectors.class_names import names_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, extra_needed, listed, one_line
@@ -21,21 +21,15 @@ SUFFIXES = (".parquet", ".arrow")
 IMAGE, LABEL = "image", "label"  # what the columns are called where the schema does not say which they are
 
 
-class Parquet(Source):
+class Parquet(EncodedSource):
     """A data set of Hugging Face's on disk: a .parquet or .arrow file, or a folder of them (test*: the pool `test`)."""
 
     kind: ClassVar[str] = "parquet"
     spelling: ClassVar[str] = "parquet:PATH"
-    is_path: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, what: str) -> Pools:
-        """All its images, in the size and colours of the first."""
-        return _load(what, None)
-
-    @classmethod
-    def load_for(cls, what: str, preprocessing: Preprocessing) -> Pools:
-        """The same as this classifier's server would take them."""
+    def read(cls, what: str, preprocessing: Preprocessing | None) -> Pools:
+        """All its images."""
         return _load(what, preprocessing)
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from askance.calibration.images import make_images
-from askance.calibration.sources.encoded import SUFFIXES, decoded
-from askance.calibration.sources.source import Pools, Source, located
+from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded
+from askance.calibration.sources.source import Pools, located
 from askance.detectors.class_names import names_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, printable
@@ -18,21 +18,15 @@ from askance.errors import DataError, printable
 LABEL = ".cls"
 
 
-class Tar(Source):
+class Tar(EncodedSource):
     """A WebDataset: a tar file of PNG, JPEG or WebP files, each with a .cls of its label (an integer), or none with."""
 
     kind: ClassVar[str] = "tar"
     spelling: ClassVar[str] = "tar:PATH"
-    is_path: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, what: str) -> Pools:
-        """All its images, in the size and colours of the first; there is one pool, of classes called 0, 1, ..."""
-        return _load(what, None)
-
-    @classmethod
-    def load_for(cls, what: str, preprocessing: Preprocessing) -> Pools:
-        """The same as this classifier's server would take them."""
+    def read(cls, what: str, preprocessing: Preprocessing | None) -> Pools:
+        """All its images; there is one pool, of classes called 0, 1, ..."""
         return _load(what, preprocessing)
 
 
