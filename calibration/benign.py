@@ -1,7 +1,7 @@
 """Benign changes: what cameras, codecs and scaling do to an image, and nobody means by it.
 
-The fused score learns that they are no attacks, and its p-value holds for them as for clean images. Fog, WebP and
-pixels that are repeated are left out, so that evaluations have changes that nothing has been fitted to.
+The fused score learns that they are no attacks, and its p-value holds for them as for clean images. WebP, vignettes
+and small rotations are left out, so that evaluations have changes that nothing has been fitted to.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from askance.detectors import Readings
 Read = Callable[[Images, Tensor], Readings]
 BENIGN_IMAGES = 100  # that each change is made of, unless somebody says otherwise
 
-KINDS = ("gaussian", "blur", "jpeg", "resize", "shift", "brightness", "dimming", "contrast", "gamma")
+KINDS = (
+    *("gaussian", "blur", "jpeg", "resize", "pixelate", "shift"),
+    *("brightness", "dimming", "contrast", "gamma", "fog"),
+)
 SEVERITIES = (1, 2)
-STAYS = 0.9  # the share of answers that a change may not alter, to count as mild
+STAYS = 0.5  # the share of answers that a change may not alter, to count as one to this classifier
 
 
 def mild_changes() -> tuple[ControlConfig, ...]:
@@ -60,7 +63,7 @@ def starts(count: int, available: int) -> Tensor:
 
 
 def calm(before: Tensor, after: Tensor) -> Tensor:
-    """Which images kept their answer under a change that was mild to the classifier, bool [changes, N].
+    """Which images kept their answer under a change that left most as they were, bool [changes, N].
 
     Args:
         before, after: the answers without and with the change, [changes, N].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -122,6 +123,23 @@ def _fog(pixels: Tensor, amount: float, generator: Generator) -> Tensor:
     return pixels + amount * density * (1 - pixels)
 
 
+def _vignette(pixels: Tensor, amount: float, _generator: Generator) -> Tensor:
+    """Darker towards the corners, by the square of the distance from the centre."""
+    rows, columns = (torch.linspace(-1, 1, side) ** 2 for side in pixels.shape[2:])
+    return pixels * (1 - amount * (rows[:, None] + columns) / 2)
+
+
+def _rotation(pixels: Tensor, amount: float, generator: Generator) -> Tensor:
+    """Either way for each image, bilinear; the border goes on outwards."""
+    (height, width), angle = pixels.shape[2:], math.radians(amount)
+    signs = 2.0 * torch.randint(2, (len(pixels),), generator=generator) - 1
+    turn = torch.zeros(len(pixels), 2, 3)
+    turn[:, 0, 0] = turn[:, 1, 1] = math.cos(angle)
+    turn[:, 0, 1], turn[:, 1, 0] = -signs * math.sin(angle) * height / width, signs * math.sin(angle) * width / height
+    grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 CONTROLS: Mapping[str, Control] = MappingProxyType(
     {
         "clip": Control(_clip, "none: rounded to 8 bits, what saving an image does"),
@@ -142,6 +160,8 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
         "contrast": Control(_contrast, "factor, about each image's mean", (0.8, 0.6, 0.4)),
         "gamma": Control(lambda x, amount, _: x**amount, "exponent", (1.2, 1.5, 2.0)),
         "fog": Control(_fog, "density of a white veil where it is densest", (0.15, 0.3, 0.5)),
+        "vignette": Control(_vignette, "share by which the corners are darker", (0.2, 0.4, 0.6)),
+        "rotation": Control(_rotation, "degrees, either way", (2, 5, 10)),
     }
 )
 """All kinds of control, in the order of the tables."""

@@ -285,9 +285,7 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
     peaceful = [harness.split("calibrate").readings, harness.benign("calibrate")]
     features = [fusion.features(readings) for readings in peaceful if readings is not None]
     weights, biases = zip(*(learn_weights(features, budgets) for budgets in seen.values()), strict=True)
-    counts = torch.tensor([len(budgets) for budgets in seen.values()], dtype=torch.float64)
-    # every budget counts alike: an opinion by its share of them
-    return Fusion(fusion.background, torch.stack(weights), torch.stack(biases) + (counts / counts.sum()).log())
+    return Fusion(fusion.background, torch.stack(weights), torch.stack(biases) - math.log(len(seen)))
 
 
 class _Scorers:
@@ -299,7 +297,8 @@ class _Scorers:
         if calibration.single_pass is not None:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
         if len(calibration.fused.fusion.weights):
-            self._fusions[UNTRAINED] = Fusion.untrained(calibration.fused.fusion.background)
+            untrained = Fusion.untrained(calibration.fused.fusion.background)
+            self._fusions[UNTRAINED] = untrained.levelled(harness.split("calibrate").readings)
         self._baselines = self._fitted_baselines()
 
     def _fitted_baselines(self) -> tuple[Baseline, ...]:

@@ -15,11 +15,12 @@ from askance.calibration.attacks.stopped_pgd import StoppedPGD
 from askance.calibration.budgets import BUDGETS as TRIED
 from askance.calibration.budgets import least_budget
 
-RUNGS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)  # margins, as shares of the median clean one
+RUNGS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, math.inf)  # margins, as shares of the median clean one; inf: to the end
+NEVER = 1e6  # a margin, in logits, that no image reaches
 SMALLEST, LARGEST = TRIED[0] / 255, TRIED[-1] / 255  # of the budgets that are tried
 GIVES_WAY = 0.3  # the share of images that the first budget is to succeed on
-BUDGETS = 3  # the first one, twice it, and four times
-RUNG_IMAGES = 500  # that each rung starts from
+BUDGETS = {"linf": 3, "l2": 2}  # the first one, twice it, and four times
+RUNG_IMAGES = 250  # that each rung starts from
 PROBES = 100  # images that budgets are tried on
 
 
@@ -41,7 +42,8 @@ def ladder(budget: float, clean_margin: float, pixels: int) -> tuple[StoppedPGD,
         clean_margin: the median by which the classifier's answer leads the next on clean images.
         pixels: of an image, in all channels; an L2 budget is as long as a step of `budget` in each of them.
     """
-    budgets = [("linf", min(1.0, budget * 2**i)) for i in range(BUDGETS)] + [("l2", budget * math.sqrt(pixels))]
+    unit = {"linf": 1.0, "l2": math.sqrt(pixels)}
+    budgets = [(norm, min(1.0, budget * 2**i) * unit[norm]) for norm, count in BUDGETS.items() for i in range(count)]
     return tuple(_rung(norm, epsilon, share, clean_margin) for norm, epsilon in budgets for share in RUNGS)
 
 
@@ -52,7 +54,7 @@ def _rung(norm: str, epsilon: float, share: float, clean_margin: float) -> Stopp
             "kind": "stopped_pgd",
             "norm": norm,
             "epsilon": epsilon,
-            "margin": share * clean_margin,
+            "margin": share * clean_margin if share < math.inf else NEVER,
             "images": RUNG_IMAGES,
         }
     )

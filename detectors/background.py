@@ -90,6 +90,11 @@ class Background(nn.Module):
             of_benign = table(_completed(conditioning, benign.stacked(names), benign.logits)[:-1])
         return cls(names, clean.two_sided, conditioning, of_clean[:-1], of_benign, of_clean[-1:])
 
+    @property
+    def classes(self) -> int:
+        """K, of the classifier that was read."""
+        return self.conditioning.classes
+
     def only(self, names: tuple[str, ...]) -> Background:
         """The same of some of the components."""
         rows = torch.tensor([self.names.index(name) for name in names], device=self.clean.device)

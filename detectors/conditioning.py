@@ -68,6 +68,11 @@ class Conditioning(nn.Module):
         scale = _ridge(design, (left + LEAST_RESIDUAL * left.mean(dim=0) + LEAST_SPREAD).log())
         return cls(begun.knots, begun.centre, begun.spread, location, scale)
 
+    @property
+    def classes(self) -> int:
+        """K, of the answers that it was fitted on."""
+        return len(self.location) - 1 - KNOTS
+
     def only(self, rows: Tensor) -> Conditioning:
         """The same of some of the readings."""
         of_readings = (self.centre[rows], self.spread[rows], self.location[:, rows], self.scale[:, rows])

@@ -13,6 +13,8 @@ from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
 
 EVEN_ODDS = 0.01  # the p at which an untrained opinion gives even odds
+TAIL = 0.95  # the quantile of clean scores that is to be the same whatever class is predicted
+FEW = 50.0  # clean images of a class by which half of what it differs by is believed
 
 
 def roots(surprisals: Tensor) -> Tensor:
@@ -31,7 +33,8 @@ class Fusion(nn.Module):
     o_e = b_e + sum w_es (sqrt(1 + 2 u_s) - 1) on the surprisals u_s of all readings, above and below
     (`calibration.weighing`): it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its
     weights may have either sign, for readings share much of their noise; but an opinion that finds an input innocent
-    does not silence the others: the score is never below the untrained ones.
+    does not silence the others: the score is never below the untrained ones. Of all that, what clean images of the
+    predicted class have more than others is taken off, or one class would bear most of the false alarms.
 
     Its own conformal calibration on its own split turns the score into a p-value, whatever the dependence between
     components and however the weights were found.
@@ -40,12 +43,16 @@ class Fusion(nn.Module):
         background: of the F components.
         weights: of the E trained opinions, float64 [E, 4F].
         biases: theirs, float64 [E].
+        offsets: what is taken off where each of K classes is predicted, float64 [K]; None takes nothing off.
     """
 
     weights: Tensor
     biases: Tensor
+    offsets: Tensor
 
-    def __init__(self, background: Background, weights: Tensor, biases: Tensor) -> None:
+    def __init__(
+        self, background: Background, weights: Tensor, biases: Tensor, offsets: Tensor | None = None
+    ) -> None:
         super().__init__()
         expected = (len(biases), 4 * len(background.names))
         if weights.shape != expected:
@@ -53,12 +60,25 @@ class Fusion(nn.Module):
         self.background = background
         self.register_buffer("weights", weights)
         self.register_buffer("biases", biases)
+        self.register_buffer("offsets", biases.new_zeros(background.classes) if offsets is None else offsets)
 
     @classmethod
     def untrained(cls, background: Background) -> Fusion:
         """Without trained opinions."""
         none = torch.zeros(0, 4 * len(background.names), dtype=torch.float64, device=background.clean.device)
         return cls(background, none, none[:, 0])
+
+    def levelled(self, clean: Readings) -> Fusion:
+        """The same with offsets by which clean images of every predicted class reach as high.
+
+        Those of rare classes are shrunk towards none: n / (n + 50) of what n images differ by.
+        """
+        scores, predicted = self.score(clean), clean.logits.argmax(dim=1)
+        everywhere, offsets = scores.quantile(TAIL), torch.zeros_like(self.offsets)
+        for index in predicted.unique().tolist():
+            own = scores[predicted == index]
+            offsets[index] = (own.quantile(TAIL) - everywhere) * len(own) / (len(own) + FEW)
+        return Fusion(self.background, self.weights, self.biases, self.offsets + offsets)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,7 +92,8 @@ class Fusion(nn.Module):
             CalibrationError: a component is missing.
         """
         found = self._surprisals(readings)
-        return _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases.unsqueeze(1))
+        added = _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases.unsqueeze(1))
+        return added - self._offset(readings)
 
     def features(self, readings: Readings) -> Tensor:
         """What trained opinions weigh, float64 [4F, B].
@@ -82,6 +103,9 @@ class Fusion(nn.Module):
         """
         return roots(self._surprisals(readings).beside_clean)
 
+    def _offset(self, readings: Readings) -> Tensor:
+        return self.offsets[readings.logits.argmax(dim=1)]
+
     def _surprisals(self, readings: Readings) -> Surprisals:
         return self.background.surprisals(self.background.values(readings))
 
@@ -89,17 +113,17 @@ class Fusion(nn.Module):
         """The least and the greatest score, each [B], where components and logits are off by their margins either way.
 
         What conditioning leaves of a component, and with it each surprisal, rises or falls with the component: the ends
-        of a sum are reached at the ends of its terms.
+        of a sum are reached at the ends of its terms. The predicted class is taken as it is.
         """
         one, other = (self.background.surprisals(values) for values in self.background.ends(readings))
         low = Surprisals(*map(torch.minimum, one, other))
         high = Surprisals(*map(torch.maximum, one, other))
         up, down = self.weights.clamp_min(0), self.weights.clamp_max(0)
         least, most = roots(low.beside_clean), roots(high.beside_clean)
-        biases = self.biases.unsqueeze(1)
+        biases, offset = self.biases.unsqueeze(1), self._offset(readings)
         return (
-            _added(low, _weighed(up, least) + _weighed(down, most) + biases),
-            _added(high, _weighed(up, most) + _weighed(down, least) + biases),
+            _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset,
+            _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset,
         )
 
 

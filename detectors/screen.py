@@ -118,7 +118,7 @@ class Calibration:
 
         def fused(names: tuple[str, ...]) -> Fused:
             fusion = Fusion.untrained(background.only(names))
-            fusion = fusion if train is None else train(fusion)
+            fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
             clean = table(fusion.score(fuse))
             return Fused(fusion, clean if benign is None else least_favourable(clean, table(fusion.score(benign[1]))))
 

@@ -21,6 +21,8 @@ BACKGROUND = (
     *(f"conditioning.{part}" for part in ("knots", "centre", "spread", "location", "scale")),
 )
 """What a bundle holds of a Background."""
+FUSION = {"weights": 2, "biases": 1, "offsets": 1}
+"""What a bundle holds of a Fusion, by its dimensions."""
 _AGAIN = "it has been altered since it was calibrated: calibrate again"
 
 
@@ -32,7 +34,7 @@ def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
     tensors["background/two_sided"] = torch.tensor([name in background.two_sided for name in background.names])
     for name, fused in _fused(calibration).items():
         tensors |= {f"scores/{name}": fused.table}
-        tensors |= {f"{name}/weights": fused.fusion.weights, f"{name}/biases": fused.fusion.biases}
+        tensors |= {f"{name}/{part}": getattr(fused.fusion, part) for part in FUSION}
     return tensors
 
 
@@ -85,11 +87,13 @@ def calibration_from(
     background = _background(entry, classes, tensors)
 
     def fused(name: str, components: tuple[str, ...]) -> Fused:
-        weights, biases = tensors[f"{name}/weights"], tensors[f"{name}/biases"]
-        for part, dimensions in ((weights, 2), (biases, 1)):
-            if part.ndim != dimensions or not _are_finite(part):
-                raise BundleError(f"the calibration's weights of {name} are not finite float64 numbers: {_AGAIN}")
-        return Fused(Fusion(background.only(components), weights, biases), tensors[f"scores/{name}"])
+        parts = {part: tensors[f"{name}/{part}"] for part in FUSION}
+        for part, dimensions in FUSION.items():
+            if parts[part].ndim != dimensions or not _are_finite(parts[part]):
+                raise BundleError(f"the calibration's {part} of {name} are not finite float64 numbers: {_AGAIN}")
+        if len(parts["offsets"]) != classes:
+            raise BundleError(f"the calibration's offsets of {name} are not one for each of {classes} classes: {_AGAIN}")
+        return Fused(Fusion(background.only(components), **parts), tensors[f"scores/{name}"])
 
     parts = {name: fused(name, components) for name, components in fusions.items()}
     calibration = Calibration(
@@ -154,7 +158,7 @@ def _check_names(
     entry: CalibrationEntry, kinds: Sequence[str], tensors: Collection[str], fusions: Collection[str]
 ) -> None:
     expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in (*kinds, *fusions))}
-    expected |= {f"{name}/{part}" for name in fusions for part in ("weights", "biases")}
+    expected |= {f"{name}/{part}" for name in fusions for part in FUSION}
     for name in sorted(expected - set(tensors)):
         raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
     for name in sorted(set(tensors) - expected):

@@ -17,7 +17,8 @@ from askance.detectors.conformal import table
 
 AMOUNTS: dict[str, float] = {
     "clip": 0, "uniform": 0.05, "gaussian": 0.05, "blur": 0.7, "jpeg": 75, "webp": 75, "resize": 0.6, "pixelate": 0.6,
-    "shift": 1, "brightness": 0.1, "dimming": 0.8, "contrast": 0.8, "gamma": 1.5, "fog": 0.3,
+    "shift": 1, "brightness": 0.1, "dimming": 0.8, "contrast": 0.8, "gamma": 1.5, "fog": 0.3, "vignette": 0.4,
+    "rotation": 5,
 }  # fmt: skip
 WITH_SEVERITIES = [kind for kind, one in CONTROLS.items() if one.severities]
 
@@ -97,6 +98,32 @@ def test_pixelation_makes_blocks() -> None:
             assert len(changed[0, 0, i : i + 4, j : j + 4].unique()) == 1
 
 
+def test_a_vignette_darkens_with_the_square_of_the_distance() -> None:
+    changed = control(row("vignette", amount=0.4), torch.full((1, 1, 5, 5), 0.5))[0, 0]
+    assert changed[2, 2] == 0.5
+    assert changed[0, 0] == changed[4, 4] == pytest.approx(0.5 * 0.6)
+    assert changed[0, 2] == pytest.approx(0.5 * 0.8)
+    assert changed[2, 1] == pytest.approx(0.5 * (1 - 0.4 * 0.25 / 2))
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (9, 15)])
+def test_a_rotation_turns_about_the_centre_either_way(shape: tuple[int, int]) -> None:
+    """By a right angle, where it moves whole pixels; a bar from the centre upwards then lies to the left or the right."""
+    height, width = shape
+    pixels = torch.zeros(8, 1, height, width)
+    middle, centre = height // 2, width // 2
+    pixels[:, :, :middle, centre] = 1.0
+    changed = control(row("rotation", amount=90), pixels)
+    left, right = (torch.zeros(height, width) for _ in range(2))
+    left[middle, centre - middle : centre] = right[middle, centre + 1 : centre + 1 + middle] = 1.0
+    inner = slice(centre - middle + 1, centre + middle)  # beyond, the border goes on
+    sides = [min((one[0] - side)[:, inner].abs().max().item() for side in (left, right)) for one in changed]
+    assert max(sides) < 1e-4
+    assert len({bool(one[0, middle, centre - 1] > 0.5) for one in changed}) == 2
+    still = control(row("rotation", amount=0), pixels)
+    assert torch.allclose(still, pixels, atol=1e-6)
+
+
 def test_fog_only_whitens_and_is_each_images_own() -> None:
     pixels = smooth(32)
     changed = control(row("fog", amount=0.5), pixels)
@@ -133,7 +160,7 @@ def test_amounts_of_severities(kind: str, severity: int, side: int, amount: floa
 def test_all_is_every_kind_at_every_severity() -> None:
     attacks = [{"name": "f", "kind": "fgsm", "epsilon": 0.1}]
     short = EvaluationConfig.model_validate({"attacks": attacks, "controls": "all"})
-    assert len(short.controls) == 3 * len(WITH_SEVERITIES) == 36
+    assert len(short.controls) == 3 * len(WITH_SEVERITIES) == 42
     assert [one.name for one in short.controls[:4]] == ["gaussian_1", "gaussian_2", "gaussian_3", "blur_1"]
     own = {"name": "clip", "kind": "clip"}
     among = EvaluationConfig.model_validate({"attacks": attacks, "controls": [own, "all"]})

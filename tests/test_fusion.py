@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,6 +122,7 @@ def test_an_opinion_may_have_either_sign() -> None:
 def test_the_range_holds_every_score_within_the_margins(seed: int, trained: bool, shift: float) -> None:
     background = Background.fit(drawn(60, seed), drawn(30, seed + 1, 0.3))
     fusion = Fusion(background, *opinions(seed)) if trained else Fusion.untrained(background)
+    fusion = fusion.levelled(drawn(60, seed))
     asked = drawn(8, seed + 2, shift)
     low, high = fusion.range(asked)
     room = 1e-9
@@ -136,6 +138,43 @@ def test_the_range_holds_every_score_within_the_margins(seed: int, trained: bool
         other = fusion.score(readings_of(dict(zip(NAMES, moved, strict=True)), logits=logits))
         assert (low <= other + room).all()
         assert (other <= high + room).all()
+
+
+def test_levelled_by_hand() -> None:
+    """Three classes: one as suspicious as all are, one more so, one of which no image is there."""
+    clean = drawn(400, 0)
+    clean.components["x/a"][clean.logits.argmax(dim=1) == 1] += 3
+    kept = clean.where(clean.logits.argmax(dim=1) != 2)
+    fusion = Fusion.untrained(Background.fit(drawn(400, 1)))
+    levelled = fusion.levelled(kept)
+    scores, predicted = fusion.score(kept), kept.logits.argmax(dim=1)
+    tail = np.quantile(scores.numpy(), 0.95)
+    for index in (0, 1):
+        own = scores[predicted == index].numpy()
+        offset = (np.quantile(own, 0.95) - tail) * len(own) / (len(own) + 50)
+        assert float(levelled.offsets[index]) == pytest.approx(offset)
+    assert levelled.offsets[0] < 0 < levelled.offsets[1]
+    assert levelled.offsets[2] == 0
+    assert torch.allclose(levelled.score(kept), scores - levelled.offsets[predicted])
+    assert torch.equal(fusion.offsets, torch.zeros(3).double())
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_levelling_brings_the_shares_of_classes_together(seed: int) -> None:
+    """Of flagged clean images; and what is level is left so, but for what shrinking leaves."""
+    clean = drawn(900, seed)
+    clean.components["x/a"][clean.logits.argmax(dim=1) == 1] += 2
+    fusion = Fusion.untrained(Background.fit(clean))
+    levelled = fusion.levelled(clean)
+
+    def worst(one: Fusion) -> float:
+        scores, predicted = one.score(clean), clean.logits.argmax(dim=1)
+        flagged = scores > scores.quantile(0.95)
+        return max(float(flagged[predicted == index].double().mean()) for index in range(3))
+
+    assert worst(levelled) <= worst(fusion)
+    assert worst(levelled) < 0.1
 
 
 def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:

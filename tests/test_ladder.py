@@ -20,7 +20,7 @@ from askance.calibration.attacks import Attack, StoppedPGD
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.harness import FEWEST_SUCCESSES, Harness, calibration_of
 from askance.calibration.inputs import load_inputs
-from askance.calibration.ladder import BUDGETS, LARGEST, RUNGS, SMALLEST, first_budget, ladder
+from askance.calibration.ladder import BUDGETS, LARGEST, NEVER, RUNGS, SMALLEST, first_budget, ladder
 from askance.calibration.pipeline import evaluate_bundle
 from askance.calibration.stages import Stages
 from askance.detectors.conditioning import margins
@@ -53,13 +53,15 @@ def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int
 @pytest.mark.parametrize(("clean_margin", "pixels"), [(7.5, 64), (0.0, 3 * 32 * 32), (123.0, 3 * 224 * 224)])
 def test_every_rung_at_every_budget(budget: float, clean_margin: float, pixels: int) -> None:
     rungs = ladder(budget, clean_margin, pixels)
-    assert len(rungs) == (BUDGETS + 1) * len(RUNGS)
+    assert len(rungs) == sum(BUDGETS.values()) * len(RUNGS)
     names = [rung.name for rung in rungs]
     assert len(set(names)) == len(names)
-    assert [rung.margin for rung in rungs] == [share * clean_margin for share in RUNGS] * (BUDGETS + 1)
-    linf = sorted({rung.epsilon for rung in rungs if rung.norm == "linf"})
-    assert linf == pytest.approx([min(1, budget * 2**i) for i in range(BUDGETS)])
-    assert {rung.epsilon for rung in rungs if rung.norm == "l2"} == {budget * math.sqrt(pixels)}
+    assert RUNGS[-1] == math.inf  # the last one runs to the end
+    margins = [*(share * clean_margin for share in RUNGS[:-1]), NEVER]
+    assert [rung.margin for rung in rungs] == margins * sum(BUDGETS.values())
+    for norm, unit in (("linf", 1), ("l2", math.sqrt(pixels))):
+        found = sorted({rung.epsilon for rung in rungs if rung.norm == norm})
+        assert found == pytest.approx([min(1, budget * 2**i) * unit for i in range(BUDGETS[norm])])
     EvaluationConfig(attacks=rungs, seen=rungs)  # their names are as rows' names are, and they are of one kind
 
 
