@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
@@ -168,9 +169,9 @@ class EvaluationConfig(_Section):
         attacked_images: how many correctly classified images each attack starts from, unless it says so itself.
         seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
             baselines that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
-            their kind count as seen. Without them, and without the ladder, the fused score is untrained.
+            their kind count as seen.
         ladder: train on a ladder of stopped attacks, whose budgets are found on the calibration split
-            (`calibration.ladder`), in place of `seen` ones.
+            (`calibration.ladder`), where no `seen` ones are given. Without either the fused score is untrained.
         benign_images: images that each mild change is made of, for the fused score to be calm on them; 0 is none.
         controls: changes that are not attacks, on `attacked_images` correctly classified images; "all" stands for every
             kind at every severity.
@@ -181,11 +182,18 @@ class EvaluationConfig(_Section):
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     attacked_images: int = Field(default=1000, ge=1)
     seen: tuple[AttackConfig, ...] = ()
-    ladder: bool = False
+    ladder: bool = True
     benign_images: int = Field(default=BENIGN_IMAGES, ge=0)
     controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(spelled_out)] = ()
     out_of_distribution: tuple[OutOfDistributionConfig, ...] = ()
     baselines: tuple[BaselineName, ...] = ("max_softmax",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seen_attacks_in_place_of_the_ladder(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("seen"):
+            return {"ladder": False, **content}
+        return content
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

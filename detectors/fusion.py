@@ -50,9 +50,7 @@ class Fusion(nn.Module):
     biases: Tensor
     offsets: Tensor
 
-    def __init__(
-        self, background: Background, weights: Tensor, biases: Tensor, offsets: Tensor | None = None
-    ) -> None:
+    def __init__(self, background: Background, weights: Tensor, biases: Tensor, offsets: Tensor | None = None) -> None:
         super().__init__()
         expected = (len(biases), 4 * len(background.names))
         if weights.shape != expected:

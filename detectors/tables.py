@@ -92,7 +92,7 @@ def calibration_from(
             if parts[part].ndim != dimensions or not _are_finite(parts[part]):
                 raise BundleError(f"the calibration's {part} of {name} are not finite float64 numbers: {_AGAIN}")
         if len(parts["offsets"]) != classes:
-            raise BundleError(f"the calibration's offsets of {name} are not one for each of {classes} classes: {_AGAIN}")
+            raise BundleError(f"the calibration's offsets of {name} are not one for each of {classes}: {_AGAIN}")
         return Fused(Fusion(background.only(components), **parts), tensors[f"scores/{name}"])
 
     parts = {name: fused(name, components) for name, components in fusions.items()}

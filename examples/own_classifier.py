@@ -49,7 +49,6 @@ side = 10
 
 [evaluation]
 attacked_images = 200
-ladder = true                               # what the fused score learns from
 attacks = [{ name = "pgd", kind = "pgd", epsilon = 0.15 }]
 """
 

@@ -61,7 +61,6 @@ def main(folder: Path) -> None:
         },
         attacks=[{"name": "pgd", "kind": "pgd", "epsilon": 0.15}],
         attacked_images=200,
-        ladder=True,  # what the fused score learns from
     )
     print(f"fused AUROC on PGD: {bundle.evaluation().auroc['pgd']['fused']:.3f}")
 

@@ -135,7 +135,10 @@ def test_mistakes_in_an_attack_name_its_key(tmp_path: Path, second: str, message
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('baselines = ["lid"]', "the baseline lid is trained on an attack: give one in evaluation.seen, or"),
+        (
+            'ladder = false\nbaselines = ["lid"]',
+            "the baseline lid is trained on an attack: give one in evaluation.seen",
+        ),
         ('baselines = ["vim"]', "evaluation.baselines.0: unknown 'vim': known: max_softmax, energy"),
         ('baselines = ["max_sofmax"]', "evaluation.baselines.0: unknown 'max_sofmax': did you mean 'max_softmax'"),
         (
@@ -151,7 +154,7 @@ def test_mistakes_in_an_attack_name_its_key(tmp_path: Path, second: str, message
     ids=["no seen attack", "unknown baseline", "misspelt baseline", "two kinds", "both", "one name twice"],
 )
 def test_mistakes_in_the_evaluation(tmp_path: Path, lines: str, message: str) -> None:
-    text = (CONFIGS / "digits.toml").read_text().replace("ladder = true", lines)
+    text = (CONFIGS / "digits.toml").read_text().replace("attacked_images = 300\n", f"{lines}\n")
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):

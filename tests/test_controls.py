@@ -108,7 +108,7 @@ def test_a_vignette_darkens_with_the_square_of_the_distance() -> None:
 
 @pytest.mark.parametrize("shape", [(9, 9), (9, 15)])
 def test_a_rotation_turns_about_the_centre_either_way(shape: tuple[int, int]) -> None:
-    """By a right angle, where it moves whole pixels; a bar from the centre upwards then lies to the left or the right."""
+    """By a right angle, where it moves whole pixels: a bar from the centre upwards then lies to the left or right."""
     height, width = shape
     pixels = torch.zeros(8, 1, height, width)
     middle, centre = height // 2, width // 2

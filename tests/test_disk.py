@@ -349,7 +349,7 @@ def test_seen_attacks_that_never_succeed_cost_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = quick.with_name("seen.toml")
-    config.write_text(quick.read_text().replace("ladder = true\n", SEEN))
+    config.write_text(quick.read_text().replace("[evaluation]\n", f"[evaluation]\n{SEEN}"))
     arguments = [one.format(out=tmp_path / "bundle", bundle=digits_run.bundle.path) for one in command]
     capsys.readouterr()
     assert run([*arguments, str(config)]) == 2

@@ -76,10 +76,14 @@ def test_seen_attacks_or_the_ladder() -> None:
     with pytest.raises(ValidationError, match="give seen attacks or the ladder, not both"):
         EvaluationConfig.model_validate({"attacks": [row], "seen": [row], "ladder": True})
     with pytest.raises(ValidationError, match=r"give one in evaluation\.seen, or ladder = true"):
-        EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"]})
+        EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": False})
     made = EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": True})
     assert made.seen_kinds == {"stopped_pgd"}
-    assert EvaluationConfig.model_validate({"attacks": [row]}).seen_kinds == frozenset()
+    assert EvaluationConfig.model_validate({"attacks": [row]}) == EvaluationConfig(attacks=made.attacks, ladder=True)
+    assert EvaluationConfig.model_validate({"attacks": [row], "ladder": False}).seen_kinds == frozenset()
+    taught = EvaluationConfig.model_validate({"attacks": [row], "seen": [row]})
+    assert not taught.ladder
+    assert EvaluationConfig.model_validate(taught.model_dump()) == taught
 
 
 # On digits
@@ -132,17 +136,17 @@ def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
 
 def test_rungs_are_in_units_of_the_classifiers_own_margins(harness: Harness) -> None:
     rungs = harness.seen_attacks
-    assert len(rungs) == 24
+    assert len(rungs) == 35
     calibrate = harness.split("calibrate")
     median = float(margins(calibrate.readings.logits[calibrate.correct]).median())
-    assert [one.margin for one in rungs[:6] if isinstance(one, StoppedPGD)] == [share * median for share in RUNGS]
-    assert [one.epsilon for one in rungs[::6] if isinstance(one, StoppedPGD)] == pytest.approx(
-        [32 / 255, 64 / 255, 128 / 255, 32 / 255 * 8]
+    assert [one.margin for one in rungs[:6] if isinstance(one, StoppedPGD)] == [share * median for share in RUNGS[:6]]
+    assert [one.epsilon for one in rungs[::7] if isinstance(one, StoppedPGD)] == pytest.approx(
+        [32 / 255, 64 / 255, 128 / 255, 32 / 255 * 8, 64 / 255 * 8]
     )
 
 
-def test_opinions_count_by_their_budgets(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six margins, each under three L-infinity budgets and one of L2: their biases are the shares of 24 rungs."""
+def test_every_rung_counts_alike(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven margins, each under three L-infinity budgets and two of L2."""
     learned: list[int] = []
 
     def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -151,8 +155,8 @@ def test_opinions_count_by_their_budgets(harness: Harness, monkeypatch: pytest.M
 
     monkeypatch.setattr(harness_module, "learn_weights", learn)
     fusion = calibration_of(harness).fused.fusion
-    assert learned == [3] * 6 + [1] * 6
-    assert fusion.biases.exp().tolist() == pytest.approx([3 / 24] * 6 + [1 / 24] * 6)
+    assert learned == [3] * 7 + [2] * 7
+    assert fusion.biases.exp().tolist() == pytest.approx([1 / 14] * 14)
 
 
 def test_rungs_out_of_reach_are_not_learned_from(harness: Harness) -> None:

@@ -29,7 +29,7 @@ from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Levels, Screen
 from askance.detectors import bundle as bundle_module
 from askance.detectors.sentinels import MOST_IMAGES
-from askance.detectors.tables import BACKGROUND
+from askance.detectors.tables import BACKGROUND, FUSION
 from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, ScreenError
 from askance.service.runtime.model import LoadedBundle
@@ -136,7 +136,9 @@ def test_a_background_is_one_that_a_calibration_makes(
     refused(bundle, match)
 
 
-@pytest.mark.parametrize("name", [*(f"background/{part}" for part in BACKGROUND), "fused/weights", "fused/biases"])
+@pytest.mark.parametrize(
+    "name", [*(f"background/{part}" for part in BACKGROUND), *(f"fused/{part}" for part in FUSION)]
+)
 def test_no_part_of_the_fused_score_is_missing(bundle: Path, name: str) -> None:
     def removed(tensors: dict[str, Tensor]) -> None:
         del tensors[name]
@@ -149,7 +151,7 @@ def test_no_part_of_the_fused_score_is_missing(bundle: Path, name: str) -> None:
 def test_opinions_are_finite_and_weigh_every_reading(bundle: Path, tmp_path: Path, fused: str) -> None:
     changes: list[tuple[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = [
         ("NaN", lambda w, b: (with_nan(w), b), f"weights of {fused} are not finite float64 numbers"),
-        ("a bias of NaN", lambda w, b: (w, with_nan(b)), f"weights of {fused} are not finite float64 numbers"),
+        ("a bias of NaN", lambda w, b: (w, with_nan(b)), f"biases of {fused} are not finite float64 numbers"),
         ("float32", lambda w, b: (w.float(), b), f"weights of {fused} are not finite float64 numbers"),
         ("flat", lambda w, b: (w.flatten(), b), f"weights of {fused} are not finite float64 numbers"),
         ("fewer", lambda w, b: (w[:, 1:], b), r"fusion takes weights of shape \[2, \d+\], got \[2, \d+\]"),
@@ -172,6 +174,20 @@ def test_opinions_are_finite_and_weigh_every_reading(bundle: Path, tmp_path: Pat
             refused(path, match)
         else:
             screen_of(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t[1:], "offsets of fused are not one for each of 10"),
+        (with_nan, f"offsets of fused {NUMBERS}"),
+        (Tensor.float, f"offsets of fused {NUMBERS}"),
+    ],
+    ids=["a class less", "NaN", "float32"],
+)
+def test_offsets_are_one_for_each_class(bundle: Path, change: Callable[[Tensor], Tensor], match: str) -> None:
+    replace_tensors(bundle, "calibration.safetensors", change_table("fused/offsets", change))
+    refused(bundle, match)
 
 
 def test_a_table_that_nothing_reads_is_refused(bundle: Path) -> None:
