@@ -14,6 +14,7 @@ from askance.calibration.baselines import BASELINES
 from askance.calibration.benign import BENIGN_IMAGES
 from askance.calibration.controls import ControlConfig, spelled_out
 from askance.calibration.explain import explain, explain_all
+from askance.calibration.ladder import KINDS as LADDER
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Levels, Options
@@ -170,7 +171,7 @@ class EvaluationConfig(_Section):
         seen: the attacks that may be trained on, all of one kind: they weigh the fused score's components, and the
             baselines that need an attack learn from them. They are run on the calibration split; rows of `attacks` of
             their kind count as seen.
-        ladder: train on a ladder of stopped attacks, whose budgets are found on the calibration split
+        ladder: train on a ladder of attacks, whose budgets are found on the calibration split
             (`calibration.ladder`), where no `seen` ones are given. Without either the fused score is untrained.
         benign_images: images that each mild change is made of, for the fused score to be calm on them; 0 is none.
         controls: changes that are not attacks, on `attacked_images` correctly classified images; "all" stands for every
@@ -223,7 +224,7 @@ class EvaluationConfig(_Section):
     @property
     def seen_kinds(self) -> frozenset[str]:
         """The kinds of attack that may be trained on."""
-        return frozenset({"stopped_pgd"}) if self.ladder else frozenset(attack.kind for attack in self.seen)
+        return LADDER if self.ladder else frozenset(attack.kind for attack in self.seen)
 
 
 class Settings(_Section):

@@ -199,9 +199,7 @@ def _evaluation(budget: str, share: float, shares: Shares) -> str:
         f"# FGSM of {budget} succeeds on {share:.0%} of the images tried.",
     ]
     if share > 0:
-        lines.append(
-            "ladder = true  # the fused score learns from attacks that stop early or late, whose budgets it finds"
-        )
+        lines.append("ladder = true  # the fused score learns from attacks of every length, whose budgets it finds")
     lines += [
         "attacks = [",
         f'    {{ name = "fgsm", kind = "fgsm", epsilon = "{budget}" }},',

@@ -29,7 +29,6 @@ from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Calibration, Detector, Fusion, Readings, Tap, tap_for
-from askance.detectors.conditioning import margins
 from askance.detectors.conformal import table
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import SINGLE_PASS
@@ -135,10 +134,9 @@ class Harness:
             answers = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
             return float((torch.cat([one.predicted for one in answers]) != images.y).double().mean())
 
-        calibrate = self.split("calibrate")
-        clean_margin = float(margins(calibrate.readings.logits[calibrate.correct]).median())
-        rungs = ladder(first_budget(success), clean_margin, math.prod(self.inputs.preprocessing.shape))
-        say(f"the ladder: {len(rungs)} rungs, L-infinity from {rungs[0].epsilon:.3g}")
+        budget = first_budget(success)
+        rungs = ladder(budget, math.prod(self.inputs.preprocessing.shape))
+        say(f"the ladder: {len(rungs)} rungs, L-infinity from {budget:.3g}")
         return rungs
 
     def benign(self, split: str) -> Readings | None:

@@ -1,8 +1,8 @@
-"""The ladder: attacks that stop early or late, by which the fused score learns, from barely wrong to very sure.
+"""The ladder: attacks of every length, by which the fused score learns, from barely wrong to very sure.
 
-An attack that runs to the end of its budget leaves a classifier surer than any clean image does, one that steps once
-leaves it in doubt; a score that has learned from either is blind to the other. The ladder's rungs are margins between
-the two, in units of this classifier's own clean ones; its budgets are those that this classifier gives way to.
+An attack that runs to the end of its budget leaves a classifier surer than any clean image does, one that stops at once
+leaves it in doubt, and a single step goes far and straight; a score that has learned from one of them is blind to the
+others. Budgets are those that this classifier gives way to.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import math
 from collections.abc import Callable
 
 from askance.calibration.attacks import Attack
+from askance.calibration.attacks.fgsm import FGSM
 from askance.calibration.attacks.stopped_pgd import StoppedPGD
 from askance.calibration.budgets import BUDGETS as TRIED
 from askance.calibration.budgets import least_budget
 
-RUNGS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, math.inf)  # margins, as shares of the median clean one; inf: to the end
-NEVER = 1e6  # a margin, in logits, that no image reaches
+RUNGS = {"barely": 0.0, "sure": 1e6}  # the margins to stop at, in logits: at once, and never
+KINDS = frozenset({"stopped_pgd", "fgsm"})  # of attack, that the rungs are
 SMALLEST, LARGEST = TRIED[0] / 255, TRIED[-1] / 255  # of the budgets that are tried
 GIVES_WAY = 0.3  # the share of images that the first budget is to succeed on
-BUDGETS = {"linf": 3, "l2": 2}  # the first one, twice it, and four times
-RUNG_IMAGES = 250  # that each rung starts from
+BUDGETS = {"linf": 4, "l2": 2}  # the first one, twice it, four times, eight times
+FARTHEST = 0.503  # of L-infinity budgets: half a pixel's range, beyond which little of an image is left
+RUNG_IMAGES = 500  # that each rung starts from
 PROBES = 100  # images that budgets are tried on
 
 
@@ -30,31 +32,37 @@ def first_budget(success: Callable[[Attack], float]) -> float:
     Args:
         success: the share of images that an attack succeeds on.
     """
-    budget, _ = least_budget(lambda tried: success(_rung("linf", tried / 255, 0.0, 0.0)), GIVES_WAY)
+    budget, _ = least_budget(lambda tried: success(_stopped("linf", tried / 255, "barely")), GIVES_WAY)
     return budget / 255
 
 
-def ladder(budget: float, clean_margin: float, pixels: int) -> tuple[StoppedPGD, ...]:
-    """Every rung at every budget.
+def ladder(budget: float, pixels: int) -> tuple[Attack, ...]:
+    """Every rung at every budget: L-infinity and L2 steps that stop at once and that never stop, and a single step.
 
     Args:
         budget: the first one, L-infinity.
-        clean_margin: the median by which the classifier's answer leads the next on clean images.
         pixels: of an image, in all channels; an L2 budget is as long as a step of `budget` in each of them.
     """
     unit = {"linf": 1.0, "l2": math.sqrt(pixels)}
-    budgets = [(norm, min(1.0, budget * 2**i) * unit[norm]) for norm, count in BUDGETS.items() for i in range(count)]
-    return tuple(_rung(norm, epsilon, share, clean_margin) for norm, epsilon in budgets for share in RUNGS)
+    near = [budget * 2**i for i in range(max(BUDGETS.values())) if budget * 2**i <= FARTHEST]
+    budgets = [(norm, one * unit[norm]) for norm, count in BUDGETS.items() for one in near[:count]]
+    stopped = [_stopped(norm, epsilon, rung) for norm, epsilon in budgets for rung in RUNGS]
+    steps = [_step(epsilon) for norm, epsilon in budgets if norm == "linf"]
+    return (*stopped, *steps)
 
 
-def _rung(norm: str, epsilon: float, share: float, clean_margin: float) -> StoppedPGD:
+def _stopped(norm: str, epsilon: float, rung: str) -> StoppedPGD:
     return StoppedPGD.model_validate(
         {
-            "name": f"ladder_{norm}_{epsilon:.3g}_{share:g}",
+            "name": f"ladder_{rung}_{norm}_{epsilon:.3g}",
             "kind": "stopped_pgd",
             "norm": norm,
             "epsilon": epsilon,
-            "margin": share * clean_margin if share < math.inf else NEVER,
+            "margin": RUNGS[rung],
             "images": RUNG_IMAGES,
         }
     )
+
+
+def _step(epsilon: float) -> FGSM:
+    return FGSM(name=f"ladder_step_{epsilon:.3g}", kind="fgsm", epsilon=epsilon, images=RUNG_IMAGES)

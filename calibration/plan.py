@@ -25,7 +25,7 @@ def plan(inputs: CalibrationInputs, detectors: Mapping[str, Detector]) -> list[s
     evaluation = settings.evaluation
     sizes = {name: len(images) for name, images in inputs.splits.items()}
     read = ("calibrate", "fuse", "evaluate")
-    rungs = ladder(SMALLEST, 0.0, 1) if evaluation.ladder else evaluation.seen
+    rungs = ladder(SMALLEST, 1) if evaluation.ladder else evaluation.seen
     attacks = (*rungs, *evaluation.attacks)
     names = ["the ladder"] * evaluation.ladder + [one.name for one in (*evaluation.seen, *evaluation.attacks)]
     pace = seconds_per_image(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from askance.calibration import harness as harness_module
-from askance.calibration.attacks import Attack, StoppedPGD
+from askance.calibration.attacks import FGSM, Attack, StoppedPGD
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.harness import FEWEST_SUCCESSES, Harness, calibration_of
 from askance.calibration.inputs import load_inputs
-from askance.calibration.ladder import BUDGETS, LARGEST, NEVER, RUNGS, SMALLEST, first_budget, ladder
+from askance.calibration.ladder import BUDGETS, KINDS, LARGEST, SMALLEST, first_budget, ladder
 from askance.calibration.pipeline import evaluate_bundle
 from askance.calibration.stages import Stages
-from askance.detectors.conditioning import margins
 from askance.errors import CalibrationError
 from askance.evaluation import Evaluation
 
@@ -50,25 +50,30 @@ def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int
 
 
 @pytest.mark.parametrize("budget", [SMALLEST * 2**i for i in range(7)])
-@pytest.mark.parametrize(("clean_margin", "pixels"), [(7.5, 64), (0.0, 3 * 32 * 32), (123.0, 3 * 224 * 224)])
-def test_every_rung_at_every_budget(budget: float, clean_margin: float, pixels: int) -> None:
-    rungs = ladder(budget, clean_margin, pixels)
-    assert len(rungs) == sum(BUDGETS.values()) * len(RUNGS)
+@pytest.mark.parametrize("pixels", [64, 3 * 32 * 32, 3 * 224 * 224])
+def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
+    """Steps that stop at once, steps that never stop, and a single step."""
+    rungs = ladder(budget, pixels)
     names = [rung.name for rung in rungs]
     assert len(set(names)) == len(names)
-    assert RUNGS[-1] == math.inf  # the last one runs to the end
-    margins = [*(share * clean_margin for share in RUNGS[:-1]), NEVER]
-    assert [rung.margin for rung in rungs] == margins * sum(BUDGETS.values())
-    for norm, unit in (("linf", 1), ("l2", math.sqrt(pixels))):
-        found = sorted({rung.epsilon for rung in rungs if rung.norm == norm})
-        assert found == pytest.approx([min(1, budget * 2**i) * unit for i in range(BUDGETS[norm])])
-    EvaluationConfig(attacks=rungs, seen=rungs)  # their names are as rows' names are, and they are of one kind
+    stopped = [rung for rung in rungs if isinstance(rung, StoppedPGD)]
+    steps = [rung for rung in rungs if isinstance(rung, FGSM)]
+    assert {rung.kind for rung in rungs} == KINDS
+    assert len(stopped) + len(steps) == len(rungs)
+    linf = [budget * 2**i for i in range(BUDGETS["linf"]) if budget * 2**i < 0.51]
+    assert len(linf) >= BUDGETS["l2"]
+    assert [rung.epsilon for rung in steps] == pytest.approx(linf)
+    assert not any(rung.smallest for rung in steps)
+    for norm, expected in (("linf", linf), ("l2", [one * math.sqrt(pixels) for one in linf[: BUDGETS["l2"]]])):
+        for margin in (0, 1e6):
+            found = [rung.epsilon for rung in stopped if (rung.norm, rung.margin) == (norm, margin)]
+            assert found == pytest.approx(expected)
 
 
-@given(st.floats(SMALLEST, LARGEST), st.floats(0, 1e4), st.integers(1, 10**7))
-def test_a_ladder_is_valid_whatever_the_classifier(budget: float, clean_margin: float, pixels: int) -> None:
-    rungs = ladder(budget, clean_margin, pixels)
-    assert len({rung.name for rung in rungs}) == len(rungs)
+@given(st.floats(SMALLEST, LARGEST), st.integers(1, 10**7))
+def test_a_ladder_is_valid_whatever_the_classifier(budget: float, pixels: int) -> None:
+    rungs = ladder(budget, pixels)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9_.+-]*", rung.name) for rung in rungs)  # as rows' names are
 
 
 def test_seen_attacks_or_the_ladder() -> None:
@@ -78,7 +83,7 @@ def test_seen_attacks_or_the_ladder() -> None:
     with pytest.raises(ValidationError, match=r"give one in evaluation\.seen, or ladder = true"):
         EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": False})
     made = EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": True})
-    assert made.seen_kinds == {"stopped_pgd"}
+    assert made.seen_kinds == {"stopped_pgd", "fgsm"}
     assert EvaluationConfig.model_validate({"attacks": [row]}) == EvaluationConfig(attacks=made.attacks, ladder=True)
     assert EvaluationConfig.model_validate({"attacks": [row], "ladder": False}).seen_kinds == frozenset()
     taught = EvaluationConfig.model_validate({"attacks": [row], "seen": [row]})
@@ -134,19 +139,18 @@ def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
     )
 
 
-def test_rungs_are_in_units_of_the_classifiers_own_margins(harness: Harness) -> None:
+def test_the_ladder_of_the_digits(harness: Harness) -> None:
+    """They give way at 32/255; an L2 budget is as long as that in each of 64 pixels."""
     rungs = harness.seen_attacks
-    assert len(rungs) == 35
-    calibrate = harness.split("calibrate")
-    median = float(margins(calibrate.readings.logits[calibrate.correct]).median())
-    assert [one.margin for one in rungs[:6] if isinstance(one, StoppedPGD)] == [share * median for share in RUNGS[:6]]
-    assert [one.epsilon for one in rungs[::7] if isinstance(one, StoppedPGD)] == pytest.approx(
-        [32 / 255, 64 / 255, 128 / 255, 32 / 255 * 8, 64 / 255 * 8]
-    )
+    assert len(rungs) == 13
+    linf = [32 / 255, 64 / 255, 128 / 255]
+    assert [one.epsilon for one in rungs if isinstance(one, FGSM)] == pytest.approx(linf)
+    barely = [one.epsilon for one in rungs if isinstance(one, StoppedPGD) and one.margin == 0]
+    assert barely == pytest.approx([*linf, 8 * linf[0], 8 * linf[1]])
 
 
-def test_every_rung_counts_alike(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven margins, each under three L-infinity budgets and two of L2."""
+def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, never, and after one step, under three L-infinity budgets and two of L2: all of them count alike."""
     learned: list[int] = []
 
     def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -155,8 +159,8 @@ def test_every_rung_counts_alike(harness: Harness, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(harness_module, "learn_weights", learn)
     fusion = calibration_of(harness).fused.fusion
-    assert learned == [3] * 7 + [2] * 7
-    assert fusion.biases.exp().tolist() == pytest.approx([1 / 14] * 14)
+    assert learned == [3, 3, 2, 2, 3]
+    assert fusion.biases.exp().tolist() == pytest.approx([1 / 5] * 5)
 
 
 def test_rungs_out_of_reach_are_not_learned_from(harness: Harness) -> None:
