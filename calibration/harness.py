@@ -38,7 +38,7 @@ from askance.errors import CalibrationError, ConfigError, listed
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
 FEWEST_SUCCESSES = 10  # of a rung of the ladder, to learn from it
-CLEAN_CANDIDATES, ATTACKED_CANDIDATES = 128, 64  # images that sentinels are chosen from
+CLEAN_CANDIDATES, ATTACKED_CANDIDATES = 128, 128  # images that sentinels are chosen from
 
 
 class Harness:
