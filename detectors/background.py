@@ -68,8 +68,8 @@ class Background(nn.Module):
         self.register_buffer("doubts", doubts)
         either_way = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
         tolerance = 2 * NOISE * spread(clean)
-        self._beside_clean = Surprisal(clean, either_way, tolerance)
-        self._beside_benign = Surprisal(benign, either_way, tolerance) if benign.shape[1] else None
+        self._among_clean = Surprisal(clean, either_way, tolerance)
+        self._among_benign = Surprisal(benign, either_way, tolerance) if benign.shape[1] else None
         self._doubt = Surprisal(doubts, ~either_way[:1], 2 * NOISE * spread(doubts))
         lower = torch.tensor([name in self.two_sided for name in names]).repeat(2)
         self.register_buffer("_speaking", torch.cat([torch.ones_like(lower), lower]).nonzero()[:, 0], persistent=False)
@@ -124,12 +124,16 @@ class Background(nn.Module):
             raise CalibrationError(f"the fused score was calibrated on {listed(missing)}, which nobody read")
         return readings.stacked(self.names)
 
+    def beside_clean(self, values: Tensor) -> Tensor:
+        """How surprising the readings among `values` are, above and below, among clean images, float64 [4F, B]."""
+        return self._among_clean(values[:-1])
+
     def surprisals(self, values: Tensor) -> Surprisals:
         """How surprising `values` are."""
-        beside = self._beside_clean(values[:-1])
+        beside = self.beside_clean(values)
         speaking = beside[self._speaking]
-        if self._beside_benign is not None:
-            speaking = torch.minimum(speaking, self._beside_benign(values[:-1])[self._speaking])
+        if self._among_benign is not None:
+            speaking = torch.minimum(speaking, self._among_benign(values[:-1])[self._speaking])
         return Surprisals(beside, speaking, self._doubt(values[-1:])[0])
 
 

@@ -99,7 +99,7 @@ class Fusion(nn.Module):
         Raises:
             CalibrationError: a component is missing.
         """
-        return roots(self._surprisals(readings).beside_clean)
+        return roots(self.background.beside_clean(self.background.values(readings)))
 
     def _offset(self, readings: Readings) -> Tensor:
         return self.offsets[readings.logits.argmax(dim=1)]
