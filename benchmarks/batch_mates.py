@@ -55,7 +55,7 @@ def said(answer: object) -> Said:
     assert isinstance(answer, Answer)
     assert answer.prediction is not None
     assert answer.screening is not None
-    words = (answer.screening.fused, *answer.screening.detectors)
+    words = (*answer.screening.reasons, *answer.screening.detectors)
     return answer.prediction.label, str(answer.verdict), tuple(word.flags for word in words)
 
 
