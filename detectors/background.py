@@ -146,7 +146,7 @@ class Background(nn.Module):
         return {UNFAMILIAR: unfamiliar, DOUBTFUL: -margins(readings.logits)}
 
     def reason_ends(self, readings: Readings) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same as low, and as high, as the margins of the components and of the logits allow, {reason: (low, high)}.
+        """The same as low, and as high, as the margins of components and logits allow, {reason: (low, high)}.
 
         A side's surprisal rises or falls with its component, and their mean rises with each.
         """

@@ -138,7 +138,7 @@ class Metrics:
         )
         self._reason_p_value = Histogram(
             "askance_reason_p_value",
-            "Conformal p-values, by reason (of manipulated ones: the detector fused), coarsely; uniform on clean traffic.",
+            "Conformal p-values, by reason (of manipulated ones: the detector fused), coarsely.",
             ["reason"],
             buckets=P_VALUE_BUCKETS,
             registry=pooled,
