@@ -18,7 +18,10 @@ from askance.answers import DOUBTFUL, MANIPULATED, UNFAMILIAR, Answer, Predictio
 from askance.detectors import Background, Calibration, Readings, Screen
 from askance.detectors.conformal import p_value
 from askance.detectors.margins import NOISE, around
-from askance.output import print_verdicts, verdict_rows
+from askance.evaluation import AttackFigures, ClassifierFigures, Evaluation
+from askance.output import print_evaluation, print_verdicts, verdict_rows
+from askance.service.client_messages import answer_of
+from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 NAMES = ("x/a", "x/b", "y/c")
 
@@ -283,6 +286,17 @@ def test_reasons_in_json() -> None:
     assert "reasons" not in Answer(Prediction(0, "cat", (1.0,)), Verdict.CLEAN, reason="so").as_dict()
 
 
+def test_a_server_that_knows_no_reasons_gives_none() -> None:
+    sent = pb.ScreenResponse(
+        prediction=pb.Prediction(name="cat", probability=1), probabilities=[1], verdict=pb.CLEAN, p_value=0.5, score=0
+    )
+    answer = answer_of(sent)
+    assert answer.screening is not None
+    assert answer.screening.reasons == ()
+    assert answer.as_dict()["reasons"] == []
+    assert "<p>" not in answer._repr_html_()
+
+
 SAID = "unfamiliar: not like the images calibrated on (p = 0.03); doubtful: the classifier is unsure (p = 0.002)"
 
 
@@ -297,3 +311,33 @@ def test_reasons_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert said_of([]) == ""
     # a newer server may know more kinds than we have words for
     assert said_of([("strange", 0.5)]) == "strange: strange (p = 0.5)"
+
+
+def test_the_evaluation_prints_what_each_reason_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    def rates(*shares: float) -> dict[str, dict[str, float]]:
+        return {
+            scorer: {"suspect": share, "adversarial": share / 10}
+            for scorer, share in zip(("fused", UNFAMILIAR, DOUBTFUL), shares, strict=True)
+        }
+
+    evaluation = Evaluation(
+        classifier=ClassifierFigures(accuracy=0.9, images=200),
+        target_flag_rate={"suspect": 0.05, "adversarial": 0.01},
+        detector_clean_flag_rate=rates(0.05, 0.04, 0.06),
+        attacks={
+            "deepfool": AttackFigures(attempted=9, successful=5, flag_rate=rates(0.3, 0.2, 1.0)),
+            "never": AttackFigures(attempted=9, successful=0),
+        },
+    )
+    print_evaluation(evaluation)
+    shown = capsys.readouterr().out.partition("share flagged by reason")[2]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "%" in line]
+    assert rows == [
+        ["clean", "5.0%", "0.5%", "4.0%", "0.4%", "6.0%", "0.6%"],
+        ["deepfool", "30.0%", "3.0%", "20.0%", "2.0%", "100.0%", "10.0%"],
+    ]
+    # figures that know no reasons, such as an older bundle's, have no such table
+    print_evaluation(
+        evaluation.model_copy(update={"detector_clean_flag_rate": {"fused": {"suspect": 0.05, "adversarial": 0}}})
+    )
+    assert "share flagged by reason" not in capsys.readouterr().out
