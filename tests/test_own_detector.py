@@ -58,7 +58,8 @@ def test_its_config_calibrates(bundle: Path) -> None:
     assert packages == {"self_organizing_map": None, "activation_norm": own}
     evaluation = opened.evaluation()
     assert evaluation.baselines == ("max_softmax", "margin")
-    assert evaluation.scorers == ("self_organizing_map", "activation_norm", "fused", "max_softmax", "margin")
+    reasons = ("unfamiliar", "doubtful")
+    assert evaluation.scorers == ("self_organizing_map", "activation_norm", "fused", *reasons, "max_softmax", "margin")
     assert evaluation.attacks["signs"].kind == "random_signs"
     assert evaluation.attacks["signs"].successful > 0
     assert evaluation.attacks["signs"].median_distance["linf"] == pytest.approx(0.3, abs=1e-3)
