@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from askance.answers import Answer as Answer
     from askance.answers import DetectorVerdict as DetectorVerdict
     from askance.answers import Prediction as Prediction
+    from askance.answers import Reason as Reason
     from askance.answers import Screening as Screening
     from askance.answers import Verdict as Verdict
     from askance.calibration.live import calibrate as calibrate
@@ -62,6 +63,7 @@ _HOMES = {
     "Evaluation": "askance.evaluation",
     "Levels": "askance.detectors.screen",
     "Prediction": "askance.answers",
+    "Reason": "askance.answers",
     "ScreenError": "askance.errors",
     "ScreenedClassifier": "askance.screened",
     "Screening": "askance.answers",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from html import escape
 from typing import Any
 
 from askance.notebook import headline, table
@@ -32,6 +33,20 @@ FUSED = "fused"
 """The name of all detectors together."""
 JUDGED = (Verdict.CLEAN, Verdict.SUSPECT, Verdict.ADVERSARIAL)
 """The verdicts that a p-value gives."""
+
+# The kinds of suspicion, each with a p-value of its own.
+MANIPULATED = "manipulated"
+"""Layers, copies and codes contradict the answer: the fused p-value, by which the verdict goes."""
+UNFAMILIAR = "unfamiliar"
+"""Not like the images that were calibrated on: drift, another camera, something strange. A flag, no verdict."""
+DOUBTFUL = "doubtful"
+"""The classifier itself is unsure of its answer. A flag, no verdict."""
+
+_MEANINGS = {
+    MANIPULATED: "the detectors contradict the answer",
+    UNFAMILIAR: "not like the images calibrated on",
+    DOUBTFUL: "the classifier is unsure",
+}
 
 # Why an answer has no screening.
 UNSCREENED = "the detectors failed on this image or had no time for it"
@@ -83,16 +98,33 @@ class DetectorVerdict:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """One kind of suspicion of one image.
+
+    Attributes:
+        name: "manipulated", "unfamiliar" or "doubtful".
+        p_value: conformal, in (0, 1]: the share of clean images of which it is at least as true.
+        flags: the levels met, of "suspect" and "adversarial".
+    """
+
+    name: str
+    p_value: float
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Screening:
     """What the detectors say of one image.
 
     Attributes:
         fused: the fused score and p-value, by which the verdict goes.
         detectors: each detector's word, in the bundle's order.
+        reasons: the kinds of suspicion: manipulated, unfamiliar, doubtful; empty from a server that knows none.
     """
 
     fused: DetectorVerdict
     detectors: tuple[DetectorVerdict, ...]
+    reasons: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,8 +163,8 @@ class Answer:
         return None if self.prediction is None else self.prediction.label
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: `prediction`, `probabilities`, `verdict`, `p_value`, `score`, `detectors`, `reason`, `bundle_id`;
-        what is not there, or not disclosed, is absent.
+        """JSON-ready: `prediction`, `probabilities`, `verdict`, `p_value`, `score`, `reasons`, `detectors`, `reason`,
+        `bundle_id`; what is not there, or not disclosed, is absent.
         """
         prediction, screening = self.prediction, self.screening
         content: dict[str, Any] = {"bundle_id": self.bundle_id}
@@ -147,7 +179,8 @@ class Answer:
             content["verdict"] = self.verdict.value
         if screening is not None:
             content |= {"p_value": screening.fused.p_value, "score": screening.fused.score}
-            content["detectors"] = [_word(word) for word in screening.detectors]
+            content["reasons"] = [_listed(reason) for reason in screening.reasons]
+            content["detectors"] = [_listed(word) for word in screening.detectors]
         if self.reason is not None:
             content["reason"] = self.reason
         return content
@@ -161,9 +194,16 @@ class Answer:
             return f"<div>{line}</div>"
         words = (*self.screening.detectors, self.screening.fused)
         rows = [(word.name, f"{word.score:.4g}", f"{word.p_value:.4g}", ", ".join(word.flags)) for word in words]
-        return f"<div>{line}{table(('detector', 'score', 'p-value', 'flags'), rows)}</div>"
+        flagged = said_of((reason.name, reason.p_value) for reason in self.screening.reasons if reason.flags)
+        why = f"<p>{escape(flagged)}</p>" if flagged else ""
+        return f"<div>{line}{why}{table(('detector', 'score', 'p-value', 'flags'), rows)}</div>"
 
 
-def _word(word: DetectorVerdict) -> dict[str, Any]:
+def said_of(flagged: Iterable[tuple[str, float]]) -> str:
+    """The reasons that are flagged, each a name and a p-value, in words of one line; empty without any."""
+    return "; ".join(f"{name}: {_MEANINGS.get(name, name)} (p = {p:.2g})" for name, p in flagged)
+
+
+def _listed(word: DetectorVerdict | Reason) -> dict[str, Any]:
     content = asdict(word) | {"flags": list(word.flags)}
     return {name: value for name, value in content.items() if value is not None}

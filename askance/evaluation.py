@@ -13,7 +13,7 @@ from askance.notebook import table
 Interval = tuple[float, float]
 """A 95% interval, (low, high)."""
 ByScorer = Mapping[str, float]
-"""A figure of each scorer: our detectors, the fused scores, the baselines."""
+"""A figure of each scorer: our detectors, the fused scores, the reasons, the baselines."""
 ByLevel = Mapping[str, float]
 """A share for each level, "suspect" and "adversarial"."""
 
@@ -38,6 +38,7 @@ class AttackFigures(_Part):
         attempted: how many correctly classified images it started from.
         successful: how many of them the classifier then got wrong.
         median_distance: of the successful ones, {"linf", "l2"}, in pixel values; None without any.
+        flag_rate: of the successful ones, {scorer: {level: share flagged}}; empty without any.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -47,6 +48,7 @@ class AttackFigures(_Part):
     kind: str = ""
     seen: bool = False
     median_distance: Mapping[str, float | None] = {}
+    flag_rate: Mapping[str, ByLevel] = {}
 
 
 class SetFigures(_Part):

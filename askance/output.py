@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from askance.answers import FUSED, JUDGED, Answer, Verdict
+from askance.answers import DOUBTFUL, FUSED, JUDGED, MANIPULATED, UNFAMILIAR, Answer, Verdict, said_of
 from askance.detectors.bundle import Bundle
 from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
@@ -34,6 +34,8 @@ _COLOURS = {
     Verdict.UNSCREENED: "bold",
     Verdict.BLOCKED: "red",
 }
+
+_SCORER_OF_REASON = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -71,6 +73,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         tried = ", ".join(f"{name} 0 of {row.attempted}" for name, row in evaluation.attacks.items())
         console.print(f"no attack succeeded ({tried}): there is nothing to detect, and no figure of it", soft_wrap=True)
     console.print(_flag_rates(evaluation))
+    if set(_SCORER_OF_REASON.values()) <= set(evaluation.scorers):
+        console.print(_flagged_by_reason(evaluation))
 
 
 def _by_attack(evaluation: Evaluation, figures: Mapping[str, Mapping[str, float]], title: str) -> Table:
@@ -108,6 +112,22 @@ def _flag_rates(evaluation: Evaluation) -> Table:
             shares = (of_scorer[level] for of_scorer in rates.values())
             # a target is a promise for clean images only
             table.add_row(images, level, f"{target:.1%}" if images == "clean" else "", *(f"{s:.1%}" for s in shares))
+    return table
+
+
+def _flagged_by_reason(evaluation: Evaluation) -> Table:
+    """What kind of suspicion clean images and successful attacks meet."""
+    table = Table(title="share flagged by reason: clean images, successful attacks", title_justify="left")
+    table.add_column("images", no_wrap=True)
+    for reason in _SCORER_OF_REASON:
+        for level in evaluation.target_flag_rate:
+            table.add_column(f"{reason}\n{level}", justify="right")
+    sets = {"clean": evaluation.detector_clean_flag_rate} | {
+        name: row.flag_rate for name, row in evaluation.attacks.items() if row.flag_rate
+    }
+    for images, rates in sets.items():
+        shares = (rates[one][level] for one in _SCORER_OF_REASON.values() for level in evaluation.target_flag_rate)
+        table.add_row(images, *(f"{share:.1%}" for share in shares))
     return table
 
 
@@ -207,7 +227,9 @@ def error_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
-    """A line per image, then each detector's explanation if asked for; why one failed is for `error_lines` to say."""
+    """A line per image, then the reasons of those that are flagged, and each detector's explanation if asked for; why
+    one failed is for `error_lines` to say.
+    """
     table = Table()
     for column in ("image", "prediction", "probability", "verdict", "p-value", "flagged by"):
         table.add_column(column, justify="right" if column in ("probability", "p-value") else "left")
@@ -226,6 +248,9 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
             flagged or "-",
         )
     console.print(table)
+    for row in rows:
+        if flagged := said_of((one["name"], one["p_value"]) for one in row.get("reasons", ()) if one["flags"]):
+            console.print(f"{row['image']}: {flagged}", soft_wrap=True, markup=False)
     if explain:
         for row in rows:
             for detector in row.get("detectors", ()):

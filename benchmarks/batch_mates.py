@@ -55,8 +55,9 @@ def said(answer: object) -> Said:
     assert isinstance(answer, Answer)
     assert answer.prediction is not None
     assert answer.screening is not None
-    words = (answer.screening.fused, *answer.screening.detectors)
-    return answer.prediction.label, str(answer.verdict), tuple(word.flags for word in words)
+    flags = [reason.flags for reason in answer.screening.reasons]
+    flags += [word.flags for word in answer.screening.detectors]
+    return answer.prediction.label, str(answer.verdict), tuple(flags)
 
 
 def alone(screen: Screen, image: Tensor) -> Said:

@@ -25,7 +25,7 @@ CONTROLS = "controls"
 
 @dataclass(frozen=True)
 class SetScores:
-    """What every scorer (our detectors, the fused scores, the baselines) said of N images.
+    """What every scorer (our detectors, the fused scores, the reasons, the baselines) said of N images.
 
     Attributes:
         columns: {scorer: [N]}, higher = more suspicious.
@@ -120,6 +120,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
         succeeded = ~attacked.scores.correct
         result["attacks"][attacked.attack.name] = _options(attacked.attack) | {
             "seen": attacked.seen,
+            "flag_rate": flag_rates(evidence.tables, _some(attacked.scores, succeeded), levels),
             "attempted": len(succeeded),
             "successful": int(succeeded.sum()),
             "median_distance": {
@@ -132,7 +133,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             failed = detection(of_clean, attacked.scores.of(scorer, ~succeeded))
             if failed is not None:
                 result.setdefault("failed_auroc", {}).setdefault(attacked.attack.name, {})[scorer] = failed["auroc"]
-    _enter_worst_case(result, evidence)
+    _enter_worst_case(result, evidence, levels)
     for kind, sets in evidence.others.items():
         result[kind] = {
             name: _of_set(evidence, scores, levels, right=kind == CONTROLS) for name, scores in sets.items()
@@ -151,7 +152,7 @@ def _of_set(evidence: Evidence, scores: SetScores, levels: Levels, *, right: boo
     One that it gets wrong should be flagged: it is an attack by accident.
     """
     counted = scores.correct if right else torch.ones_like(scores.correct)
-    columns = {scorer: scores.of(scorer, counted) for scorer in scores.columns} if bool(counted.any()) else {}
+    columns = _some(scores, counted)
     return {
         "images": len(scores.labels),
         "counted": int(counted.sum()),
@@ -165,6 +166,11 @@ def _of_set(evidence: Evidence, scores: SetScores, levels: Levels, *, right: boo
     }
 
 
+def _some(scores: SetScores, rows: Tensor) -> dict[str, Tensor]:
+    """Every scorer's scores for the images of a mask; empty where there are none."""
+    return {scorer: scores.of(scorer, rows) for scorer in scores.columns} if bool(rows.any()) else {}
+
+
 def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, attacked: Tensor) -> None:
     figures, intervals = detection(clean, attacked), detection_intervals(clean, attacked)
     for figure, value in (figures or {}).items():
@@ -173,21 +179,25 @@ def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, atta
         result["intervals"][figure].setdefault(attack, {})[scorer] = interval
 
 
-def _enter_worst_case(result: dict[str, Any], evidence: Evidence) -> None:
+def _enter_worst_case(result: dict[str, Any], evidence: Evidence, levels: Levels) -> None:
     succeeded = {one.attack.name: ~one.scores.correct for one in evidence.attacks}
     if len(succeeded) < 2 or not any(bool(found.any()) for found in succeeded.values()):
         return
     # the images that every attack of full size started from: others met too few for a worst case
     full = [len(succeeded[one.attack.name]) for one in evidence.attacks if one.attack.images is None]
     count = min(full or [len(found) for found in succeeded.values()])
+    least = {
+        scorer: worst_case({one.attack.name: one.scores.columns[scorer] for one in evidence.attacks}, succeeded, count)
+        for scorer in evidence.clean.columns
+    }
     for scorer, of_clean in evidence.clean.columns.items():
-        least = worst_case({one.attack.name: one.scores.columns[scorer] for one in evidence.attacks}, succeeded, count)
-        _enter(result, WORST_CASE, scorer, of_clean, least)
+        _enter(result, WORST_CASE, scorer, of_clean, least[scorer])
     result["attacks"][WORST_CASE] = {
         "kind": WORST_CASE,
         "seen": False,
+        "flag_rate": flag_rates(evidence.tables, least, levels),
         "attempted": count,
-        "successful": len(least),
+        "successful": len(least[FUSED]),
         "median_distance": {},
     }
 

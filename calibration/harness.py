@@ -220,7 +220,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     return Evidence(
         scorers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
-        tables | dict(calibration.tables) | {FUSED: calibration.fused.table} | single,
+        tables | dict(calibration.tables) | {FUSED: calibration.fused.table} | single | calibration.reasons,
         attacks,
         {"controls": controls, "out_of_distribution": foreign},
         config.baselines,
@@ -287,7 +287,7 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
 
 
 class _Scorers:
-    """All columns of the tables: our detectors, the fused scores and the baselines."""
+    """All columns of the tables: our detectors, the fused scores, the reasons and the baselines."""
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
@@ -321,6 +321,7 @@ class _Scorers:
         columns = dict(scores.readings.scores)
         for fused, fusion in self._fusions.items():
             columns[fused] = fusion.score(scores.readings)
+        columns |= self._fusions[FUSED].background.reasons(scores.readings)
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}

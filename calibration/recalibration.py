@@ -59,7 +59,7 @@ def recalibrate(
         force: take images that look like attacks.
 
     Returns:
-        The shift of each detector, and of the fused score.
+        The shift of each detector, of the fused score, and of each reason.
 
     Raises:
         CalibrationError: the images are too few, or more than MOST_TIMES as many of them are flagged ADVERSARIAL as the
@@ -133,7 +133,8 @@ def _read(screen: Screen, images: Images) -> tuple[Readings, tuple[Readings, Rea
 def _shifts(old: Calibration, readings: Readings) -> dict[str, Shift]:
     scores = dict(readings.scores)
     scores[FUSED] = old.fused.fusion.score(readings)
-    tables = {**old.tables, FUSED: old.fused.table}
+    scores |= old.fused.fusion.background.reasons(readings)
+    tables = {**old.tables, FUSED: old.fused.table, **old.reasons}
     found = {}
     for name, table in tables.items():
         p = p_value(scores[name], table)

@@ -11,7 +11,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from askance.answers import FUSED, UNSCREENED, Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.answers import (
+    DOUBTFUL,
+    FUSED,
+    MANIPULATED,
+    UNFAMILIAR,
+    UNSCREENED,
+    Answer,
+    DetectorVerdict,
+    Prediction,
+    Reason,
+    Screening,
+    Verdict,
+)
 from askance.detectors.background import Background
 from askance.detectors.conformal import least_favourable, p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
@@ -63,14 +75,16 @@ class Fused:
     Attributes:
         fusion: the score, tabulated on the calibration split.
         table: sorted scores [m] of the fusion split, those of its benignly changed images where they are higher.
+        unfamiliar: how unfamiliar its clean images are to the same components, sorted, float64 [m].
     """
 
     fusion: Fusion
     table: Tensor
+    unfamiliar: Tensor
 
     def to(self, device: str | torch.device) -> Fused:
         """The same on another device."""
-        return Fused(self.fusion.to(device), self.table.to(device))
+        return Fused(self.fusion.to(device), self.table.to(device), self.unfamiliar.to(device))
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,20 @@ class Calibration:
         levels: the false-positive targets.
         tables: {detector: sorted clean scores [n]} of the calibration split.
         fused: of all detectors.
+        doubtful: how doubtful the clean images of the fusion split are, sorted, float64 [m].
         single_pass: of the detectors that need no views of the input; None where none needs them.
     """
 
     levels: Levels
     tables: Mapping[str, Tensor]
     fused: Fused
+    doubtful: Tensor
     single_pass: Fused | None = None
+
+    @property
+    def reasons(self) -> dict[str, Tensor]:
+        """The tables of the reasons beside `MANIPULATED`, which is the fused score: {reason: sorted [m]}."""
+        return {UNFAMILIAR: self.fused.unfamiliar, DOUBTFUL: self.doubtful}
 
     @classmethod
     def fit(
@@ -120,7 +141,8 @@ class Calibration:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
             clean = table(fusion.score(fuse))
-            return Fused(fusion, clean if benign is None else least_favourable(clean, table(fusion.score(benign[1]))))
+            least = clean if benign is None else least_favourable(clean, table(fusion.score(benign[1])))
+            return Fused(fusion, least, table(fusion.background.reasons(fuse)[UNFAMILIAR]))
 
         names = background.names
         alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
@@ -128,6 +150,7 @@ class Calibration:
             Levels() if levels is None else levels,
             {name: table(scores) for name, scores in calibrate.scores.items()},
             fused(names),
+            table(background.reasons(fuse)[DOUBTFUL]),
             fused(alone) if viewers else None,
         )
 
@@ -137,6 +160,7 @@ class Calibration:
             self,
             tables={name: values.to(device) for name, values in self.tables.items()},
             fused=self.fused.to(device),
+            doubtful=self.doubtful.to(device),
             single_pass=None if self.single_pass is None else self.single_pass.to(device),
         )
 
@@ -219,8 +243,9 @@ class Screen:
         start = time.perf_counter()
         read = Readings.of_batch(readings, capture.logits)
         fused = self.calibration.fused.fusion.score(read)
-        scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused}
-        tables = {**self.calibration.tables, FUSED: self.calibration.fused.table}
+        reasons = self.calibration.fused.fusion.background.reasons(read)
+        scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused} | reasons
+        tables = {**self.calibration.tables, FUSED: self.calibration.fused.table, **self.calibration.reasons}
         columns = {
             name: (values.tolist(), p_value(values.to(tables[name].dtype), tables[name]).tolist())
             for name, values in scores.items()
@@ -229,6 +254,7 @@ class Screen:
             observe(FUSED, time.perf_counter() - start)
         finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0).tolist()
 
+        flags = self.calibration.levels.flags
         answers: list[Answer | ScreenError] = []
         for i, prediction in enumerate(predictions):
             if isinstance(prediction, ScreenError):
@@ -242,13 +268,19 @@ class Screen:
                     name,
                     values[i],
                     ps[i],
-                    self.calibration.levels.flags(ps[i]),
+                    flags(ps[i]),
                     explanations[name].get(i) if name != FUSED else None,
                 )
                 for name, (values, ps) in columns.items()
+                if name not in reasons
             }
+            why = {MANIPULATED: words[FUSED].p_value} | {name: columns[name][1][i] for name in reasons}
             verdict = self.calibration.levels.verdict(words[FUSED].p_value)
-            screening = Screening(words[FUSED], tuple(words[name] for name in self.detectors))
+            screening = Screening(
+                words[FUSED],
+                tuple(words[name] for name in self.detectors),
+                tuple(Reason(name, p, flags(p)) for name, p in why.items()),
+            )
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         if len(answers) > 1:
             for i in self._undecided(read, scores, readings).nonzero().flatten().tolist():
@@ -264,6 +296,8 @@ class Screen:
             slack = 0.0 if (own := readings[name].slack) is None else own
             ends[name] = (low - slack, high + slack, clean)
         ends[FUSED] = (*calibration.fused.fusion.range(read), calibration.fused.table)
+        for name, (low, high) in calibration.fused.fusion.background.reason_ends(read).items():
+            ends[name] = (low, high, calibration.reasons[name])
         alphas = [alpha for _, alpha in calibration.levels.items()]
         undecided = [is_close(read.logits), *(one.tied for one in readings.values() if one.tied is not None)]
         for low, high, clean in ends.values():

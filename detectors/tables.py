@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from askance.answers import FUSED
+from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
 from askance.detectors.background import Background
 from askance.detectors.conditioning import KNOTS, Conditioning
 from askance.detectors.conformal import check_level, threshold
@@ -23,17 +23,17 @@ BACKGROUND = (
 """What a bundle holds of a Background."""
 FUSION = {"weights": 2, "biases": 1, "offsets": 1}
 """What a bundle holds of a Fusion, by its dimensions."""
+UNFAMILIAR_SINGLE_PASS = f"{UNFAMILIAR}_single_pass"
 _AGAIN = "it has been altered since it was calibrated: calibrate again"
 
 
 def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
     """All tables and weights, by the names that a bundle has for them."""
-    tensors = {f"scores/{name}": values for name, values in calibration.tables.items()}
+    tensors = {f"scores/{name}": values for name, values in _tables(calibration).items()}
     background = calibration.fused.fusion.background
     tensors |= {f"background/{name}": values for name, values in background.state_dict().items()}
     tensors["background/two_sided"] = torch.tensor([name in background.two_sided for name in background.names])
     for name, fused in _fused(calibration).items():
-        tensors |= {f"scores/{name}": fused.table}
         tensors |= {f"{name}/{part}": getattr(fused.fusion, part) for part in FUSION}
     return tensors
 
@@ -44,7 +44,7 @@ def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
     Raises:
         CalibrationError: the tables are too short for the levels.
     """
-    tables = {**calibration.tables, **{name: one.table for name, one in _fused(calibration).items()}}
+    tables = _tables(calibration)
     for level, alpha in calibration.levels.items():
         for scores in tables.values():
             check_level(alpha, scores.shape[-1], level)
@@ -80,9 +80,10 @@ def calibration_from(
         CalibrationError: the tables are too short for the levels.
     """
     fusions = {FUSED: entry.components} | ({SINGLE_PASS: entry.single_pass} if entry.single_pass else {})
-    _check_names(entry, kinds, tensors, fusions)
-    for name in (*kinds, *fusions):
-        kept = (torch.float64,) if name in fusions else (torch.float32, torch.float64)
+    reasons = (UNFAMILIAR, DOUBTFUL, *((UNFAMILIAR_SINGLE_PASS,) if entry.single_pass else ()))
+    _check_names(entry, (*kinds, *fusions, *reasons), tensors, fusions)
+    for name in (*kinds, *fusions, *reasons):
+        kept = (torch.float32, torch.float64) if name in kinds else (torch.float64,)
         _check_table(f"scores/{name}", tensors, 1, kept)
     background = _background(entry, classes, tensors)
 
@@ -93,11 +94,16 @@ def calibration_from(
                 raise BundleError(f"the calibration's {part} of {name} are not finite float64 numbers: {_AGAIN}")
         if len(parts["offsets"]) != classes:
             raise BundleError(f"the calibration's offsets of {name} are not one for each of {classes}: {_AGAIN}")
-        return Fused(Fusion(background.only(components), **parts), tensors[f"scores/{name}"])
+        unfamiliar = tensors[f"scores/{UNFAMILIAR if name == FUSED else UNFAMILIAR_SINGLE_PASS}"]
+        return Fused(Fusion(background.only(components), **parts), tensors[f"scores/{name}"], unfamiliar)
 
     parts = {name: fused(name, components) for name, components in fusions.items()}
     calibration = Calibration(
-        entry.levels, {kind: tensors[f"scores/{kind}"] for kind in kinds}, parts[FUSED], parts.get(SINGLE_PASS)
+        entry.levels,
+        {kind: tensors[f"scores/{kind}"] for kind in kinds},
+        parts[FUSED],
+        tensors[f"scores/{DOUBTFUL}"],
+        parts.get(SINGLE_PASS),
     )
     recomputed = entry_of(calibration, entry)
     for field in CalibrationEntry.model_fields:
@@ -154,16 +160,27 @@ def _fused(calibration: Calibration) -> dict[str, Fused]:
     return {FUSED: calibration.fused} | single
 
 
+def _tables(calibration: Calibration) -> dict[str, Tensor]:
+    """All conformal tables by name."""
+    single = calibration.single_pass
+    return {
+        **calibration.tables,
+        **{name: fused.table for name, fused in _fused(calibration).items()},
+        **calibration.reasons,
+        **({} if single is None else {UNFAMILIAR_SINGLE_PASS: single.unfamiliar}),
+    }
+
+
 def _check_names(
-    entry: CalibrationEntry, kinds: Sequence[str], tensors: Collection[str], fusions: Collection[str]
+    entry: CalibrationEntry, tables: Sequence[str], tensors: Collection[str], fusions: Collection[str]
 ) -> None:
-    expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in (*kinds, *fusions))}
+    expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in tables)}
     expected |= {f"{name}/{part}" for name in fusions for part in FUSION}
     for name in sorted(expected - set(tensors)):
         raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
     for name in sorted(set(tensors) - expected):
         raise BundleError(f"the calibration has a table {name!r} that nothing reads: {_AGAIN}")
-    for names in (kinds, entry.components, entry.single_pass, entry.two_sided):
+    for names in (tables, entry.components, entry.single_pass, entry.two_sided):
         if len(set(names)) < len(names):
             raise BundleError(f"the manifest names a detector or a component twice: {_AGAIN}")
     for names in (entry.single_pass, entry.two_sided):

@@ -22,6 +22,7 @@ from askance.answers import (
     Answer,
     DetectorVerdict,
     Prediction,
+    Reason,
     Screening,
     Verdict,
 )
@@ -195,7 +196,8 @@ def answer_of(response: pb.ScreenResponse) -> Answer:
         )
         for word in response.detectors
     )
-    return Answer(prediction, verdict, Screening(fused, detectors), bundle_id=response.bundle_id)
+    reasons = tuple(Reason(reason.name, reason.p_value, tuple(reason.flags)) for reason in response.reasons)
+    return Answer(prediction, verdict, Screening(fused, detectors, reasons), bundle_id=response.bundle_id)
 
 
 def blocked_answer() -> Answer:

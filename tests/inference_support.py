@@ -60,7 +60,9 @@ def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
             assert found["label"][i] == [""]
             assert found["index"][i] == [-1]
             assert found["verdict"][i] == ["ERROR"]
-            assert all(math.isnan(x) for name in ("probabilities", "p_value", "scores") for x in found[name][i])
+            assert all(
+                math.isnan(x) for name in ("probabilities", "p_value", "scores", "reasons") for x in found[name][i]
+            )
             assert found["error"][i][0].startswith("image: expected finite values in [0, 1], got nan at [0, 0, 0]")
             continue
         assert found["label"][i] == [one.label]
@@ -71,6 +73,7 @@ def assert_rows(found: dict[str, Any], rows: list[Whole | None]) -> None:
         assert found["p_value"][i] == [one.fused.p_value]
         assert found["score"][i] == pytest.approx([one.fused.score], rel=1e-4)
         assert found["p_values"][i] == [word.p_value for word in one.detectors]
+        assert found["reasons"][i] == [reason.p_value for reason in one.reasons]
         assert found["scores"][i] == pytest.approx([word.score for word in one.detectors], rel=1e-4, abs=1e-5)
 
 

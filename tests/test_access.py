@@ -155,7 +155,8 @@ def test_scores_are_for_whom_they_are_granted() -> None:
             for metadata in ([], bearer("gateway")):
                 answer = await service.stub.Screen(request_of(noise(1)), metadata=metadata)
                 assert answer.prediction.name and answer.probabilities and answer.verdict
-                assert not (answer.HasField("p_value") or answer.HasField("score") or answer.detectors)
+                assert not (answer.HasField("p_value") or answer.HasField("score"))
+                assert not (answer.detectors or answer.reasons)
                 call = service.stub.Screen(request_of(noise(1), explain=True), metadata=metadata)
                 show = "" if metadata else "send a bearer token, or a certificate, of one; "
                 assert await status_of(call) == (
@@ -164,6 +165,8 @@ def test_scores_are_for_whom_they_are_granted() -> None:
                 )
             answer = await service.stub.Screen(request_of(noise(1), explain=True), metadata=bearer("analyst"))
             assert 0 < answer.p_value <= 1
+            assert [reason.name for reason in answer.reasons] == ["manipulated", "unfamiliar", "doubtful"]
+            assert answer.reasons[0].p_value == answer.p_value
             assert all(word.HasField("explanation") for word in answer.detectors)
 
     asyncio.run(main())
@@ -198,7 +201,7 @@ def test_outputs_are_for_whom_they_are_granted() -> None:
 @pytest.mark.parametrize("detail", ["verdict", "scores", "explanations"])
 def test_a_detail_names_the_outputs_and_takes_their_roles(detail: str) -> None:
     prediction = ["label", "index", "probabilities", "verdict", "error"]
-    scores = ["p_value", "score", "p_values", "scores"]
+    scores = ["p_value", "score", "p_values", "scores", "reasons"]
     names = {
         "verdict": prediction,
         "scores": prediction + scores,

@@ -120,7 +120,7 @@ def test_what_a_bundle_holds(published: Path) -> None:
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 6
+    assert manifest["schema_version"] == 7
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
@@ -138,7 +138,7 @@ def test_manifest_thresholds_flag_what_the_p_values_flag(trained: Trained, publi
     thresholds = Bundle.open(published).manifest.calibration.thresholds
     images, labels = trained.part("evaluate")
     results = screen_of(published)(torch.cat([images, trained.attack(images, labels, 0.2, 5)]))
-    assert set(thresholds) == {*KINDS, "fused", "fused_single_pass"}
+    assert set(thresholds) == {*KINDS, "fused", "fused_single_pass", "unfamiliar", "doubtful", "unfamiliar_single_pass"}
     for _, _, screening in answered(results):
         for word in (screening.fused, *screening.detectors):
             for level in ("suspect", "adversarial"):
@@ -206,15 +206,15 @@ def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
     refused(
         bundle,
-        f"has schema version {version!r}, this askance reads version 6: "
+        f"has schema version {version!r}, this askance reads version 7: "
         "make it anew with `askance calibrate CONFIG --out BUNDLE`",
     )
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 6")
-    (bundle / "manifest.json").write_text('{"schema_version": 6}')
+    refused(bundle, "has schema version None, this askance reads version 7")
+    (bundle / "manifest.json").write_text('{"schema_version": 7}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 

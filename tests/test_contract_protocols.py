@@ -70,6 +70,7 @@ class Said:
     label: str | None = None
     verdict: str | None = None
     p_value: float | None = None
+    reasons: tuple[float, ...] | None = None
 
 
 class Driver(ABC):
@@ -103,6 +104,7 @@ class ScreeningDriver(Driver):
             if answer.verdict
             else None,
             answer.p_value if answer.HasField("p_value") else None,
+            tuple(reason.p_value for reason in answer.reasons) or None,
         )
 
 
@@ -121,7 +123,8 @@ class InferenceDriver(Driver):
         found = dict(zip((one.name for one in answer.outputs), answer.raw_output_contents, strict=True))
         texts = {name: found[name][4:].decode() for name in ("label", "verdict") if name in found}
         p_value = struct.unpack("<d", found["p_value"])[0] if "p_value" in found else None
-        return Said(Code.OK, "", await id_of(call), texts.get("label"), texts.get("verdict"), p_value)
+        reasons = struct.unpack("<3d", found["reasons"]) if "reasons" in found else None
+        return Said(Code.OK, "", await id_of(call), texts.get("label"), texts.get("verdict"), p_value, reasons)
 
 
 class RestDriver(Driver):
@@ -133,7 +136,8 @@ class RestDriver(Driver):
         if code is not Code.OK:
             return Said(code, reply.error, request_id)
         label, verdict, p_value = (reply.outputs.get(name, [None])[0] for name in ("label", "verdict", "p_value"))
-        return Said(code, "", request_id, label, verdict, p_value)
+        reasons = reply.outputs.get("reasons")
+        return Said(code, "", request_id, label, verdict, p_value, None if reasons is None else tuple(reasons))
 
 
 async def refusal(call: Any) -> Said | None:
@@ -192,6 +196,8 @@ def test_the_answer_is_the_screens_own_word(driver: Driver, image: NDArray[np.ui
             word.verdict.value,
             word.fused.p_value,
         )
+        assert said.reasons == tuple(reason.p_value for reason in word.reasons)
+        assert word.reasons[0].p_value == said.p_value
         assert service.value("askance_requests_total", method=driver.method, code="OK") == 1
         assert service.value("askance_verdicts_total", verdict=word.verdict.value) == 1
 
@@ -216,7 +222,7 @@ def test_what_is_not_disclosed_is_absent(driver: Driver) -> None:
     async def test(service: Running) -> None:
         said = await driver.screen(service, noise(1), {})
         assert (said.code, said.label, said.verdict) == (Code.OK, own_word(noise(1)).label, "CLEAN")
-        assert said.p_value is None
+        assert (said.p_value, said.reasons) == (None, None)
 
     run(test, anonymous=frozenset({Role.PREDICT}))
 
@@ -346,7 +352,7 @@ def test_verdicts_can_be_kept_from_clients(driver: Driver) -> None:
     async def test(service: Running) -> None:
         said = await driver.screen(service, untypical(), {})
         assert (said.code, said.label) == (Code.OK, own_word(untypical()).label)
-        assert (said.verdict, said.p_value) == (None, None)
+        assert (said.verdict, said.p_value, said.reasons) == (None, None, None)
         assert service.value("askance_verdicts_total", verdict="ADVERSARIAL") == 1
 
     run(test, policy="monitor")

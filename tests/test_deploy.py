@@ -13,7 +13,7 @@ import yaml
 
 from askance.service.errors import REASONS
 from askance.service.guard.admission import Kind
-from askance.service.observability.metrics import RELOADS, Metrics
+from askance.service.observability.metrics import RELOADS, SUSPICIONS, Metrics
 from askance.service.protocols import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +33,9 @@ def test_every_metric_of_the_rules_is_the_servers() -> None:
 
 def test_every_label_value_of_the_rules_is_one_that_is_counted() -> None:
     text = RULES.read_text()
-    named = {reason for found in re.findall(r'reason=~?"([^"]+)"', text) for reason in found.split("|")}
+    named = {reason for found in re.findall(r'rejected_total\{reason=~?"([^"]+)"', text) for reason in found.split("|")}
     assert named == {"queue_full", "in_flight_bytes", "stalled"} <= set(REASONS)
+    assert tuple(re.findall(r'reason_flags_total\{reason="(\w+)"', text)) == SUSPICIONS
     assert set(re.findall(r'result="(\w+)"', text)) <= set(RELOADS)
 
 

@@ -58,7 +58,7 @@ def test_its_config_calibrates(bundle: Path) -> None:
     assert packages == {"self_organizing_map": None, "activation_norm": own}
     evaluation = opened.evaluation()
     assert evaluation.baselines == ("max_softmax", "margin")
-    ours = ("self_organizing_map", "activation_norm", "fused", "fused_untrained")
+    ours = ("self_organizing_map", "activation_norm", "fused", "fused_untrained", "unfamiliar", "doubtful")
     assert evaluation.scorers == (*ours, "max_softmax", "margin")
     assert evaluation.attacks["signs"].kind == "random_signs"
     assert evaluation.attacks["signs"].successful > 0

@@ -69,6 +69,8 @@ def test_clean_flags_keep_their_target(digits_run: DigitsRun) -> None:
         k = math.floor(target * (n + 1))
         low, high = betabinom.interval(0.999, m, k, n + 1 - k)
         assert low / m <= evaluation.clean_flag_rate[level] <= high / m
+        for reason in ("unfamiliar", "doubtful"):
+            assert low / m <= evaluation.detector_clean_flag_rate[reason][level] <= high / m
 
 
 def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
@@ -82,7 +84,11 @@ def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
         assert 0 < row.successful <= row.attempted <= 300
         assert (row.model_extra or {})["epsilon"] == 0.2
         for figure in FIGURES:
-            assert set(content[figure][name]) == {*FLOORS, "fused_untrained", "max_softmax"}
+            assert set(content[figure][name]) == {*FLOORS, "fused_untrained", "max_softmax", "unfamiliar", "doubtful"}
+        for reason in ("fused", "unfamiliar", "doubtful"):
+            shares = content["attacks"][name]["flag_rate"][reason]
+            assert 0 <= shares["adversarial"] <= shares["suspect"] <= 1
+        assert row.flag_rate["fused"]["suspect"] > 0.5
     manifest = digits_run.bundle.manifest
     assert manifest.evaluation["auroc"] == evaluation.auroc
     assert manifest.calibration.samples == 250
@@ -230,7 +236,9 @@ def test_sentinels_are_of_the_calibration_split(digits_run: DigitsRun) -> None:
         distances = {name: (part.pixels() - image).flatten(1).norm(dim=1).min() for name, part in splits.items()}
         assert distances["calibrate"] <= 8 * epsilon + 1e-6
         nearer += int(distances["calibrate"] < distances["evaluate"])
-    assert nearer >= 12  # half a pixel's range takes an image as near to others; of the evaluation's none would be nearer
+    assert (
+        nearer >= 12
+    )  # half a pixel's range takes an image as near to others; of the evaluation's none would be nearer
 
 
 def test_fitted_detectors_are_their_owners_alone(
@@ -384,6 +392,9 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     assert result.auroc["fgsm"][FUSED] == 1.0
     assert result.intervals["auroc"]["fgsm"][FUSED] == (1.0, 1.0)
     assert result.failed_auroc["fgsm"][FUSED] == 0.0
+    assert row.flag_rate == {FUSED: {"suspect": 1.0, "adversarial": 1.0}}  # of the successful ones
+    assert result.attacks["pgd"].flag_rate == {}
+    assert result.attacks["worst_case"].flag_rate == row.flag_rate
     assert result.attacks["pgd"].successful == 0
     assert "pgd" not in result.auroc
     # the only attack that ever succeeded is the worst

@@ -57,7 +57,8 @@ def with_nan(values: Tensor) -> Tensor:
     return torch.cat([values[..., :-1], torch.full_like(values[..., :1], torch.nan)], dim=-1)
 
 
-TABLES = ("scores/introspection", "scores/fused", "scores/fused_single_pass")
+REASONS = ("scores/unfamiliar", "scores/doubtful", "scores/unfamiliar_single_pass")
+TABLES = ("scores/introspection", "scores/fused", "scores/fused_single_pass", *REASONS)
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "is not sorted": lambda values: values.flip(-1),
     "holds NaN or infinity": with_nan,
@@ -526,8 +527,8 @@ def test_headers_that_lie(bundle: Path, header: bytes) -> None:
     "text",
     [
         b"[" * 100_000,
-        b'{"schema_version": 6, "x": NaN}',
-        b'{"schema_version": 6, "x": -Infinity}',
+        b'{"schema_version": 7, "x": NaN}',
+        b'{"schema_version": 7, "x": -Infinity}',
         b'{"a": ' + b"9" * 9999,
     ],
     ids=["deep", "NaN", "infinity", "digits"],

@@ -45,7 +45,11 @@ def test_new_tables_and_nothing_else(digits_run: DigitsRun, tmp_path: Path, caps
     assert (new.manifest.calibration.samples, new.manifest.calibration.fusion_samples) == (350, 350)
     noted = new.manifest.provenance["recalibrated"]
     assert (noted["from"], noted["images"], noted["forced"]) == (old.manifest.id, 700, False)
-    assert set(noted["shift"]) == {*new.calibration().tables, "fused"}
+    assert set(noted["shift"]) == {*new.calibration().tables, "fused", "unfamiliar", "doubtful"}
+    for name, table in new.calibration().reasons.items():
+        assert name in shown
+        assert len(table) == 350
+        assert not torch.equal(table, old.calibration().reasons[name])
     # what the tables promise holds for images like these: they flag 5% of those that they were made of, about
     with closing(new.screen(build_classifier)) as screen:
         answers = screen(recent(digits_run)[:200])

@@ -58,10 +58,12 @@ WORDS: list[Whole] = [
 
 
 def p_values() -> dict[str, NDArray[np.float64]]:
-    """What is kept from him, as numbers: each detector's p-values."""
+    """What is kept from him, as numbers: the p-values of each detector, and of each reason."""
     found = {"fused": np.array([one.fused.p_value for one in WORDS])}
     for i, word in enumerate(WORDS[0].detectors):
         found[word.name] = np.array([one.detectors[i].p_value for one in WORDS])
+    for i, reason in enumerate(WORDS[0].reasons):
+        found[reason.name] = np.array([one.reasons[i].p_value for one in WORDS])
     return found
 
 
@@ -105,7 +107,8 @@ class Attacker:
         secrets: dict[str, Series] = {}
         for series, changes in self.changes.items():
             for name, values in p_values().items():
-                same = np.isclose(changes, values, rtol=0, atol=1e-9).sum()
+                # a p-value of 1 is no find: whatever counts requests goes up by 1
+                same = (np.isclose(changes, values, rtol=0, atol=1e-9) & (values < 1)).sum()
                 rank = 0.0 if len(set(changes)) < 3 else abs(float(spearmanr(changes, values)[0]))
                 if same >= 3 or rank > SURE:
                     secrets[f"p-values of {name}"] = series
@@ -217,7 +220,7 @@ def test_the_attacker_finds_what_is_there_to_be_found() -> None:
 @pytest.mark.parametrize("candidate", [False, True], ids=["alone", "with a candidate"])
 def test_without_a_pool_verdicts_and_buckets_can_be_read_off(candidate: bool) -> None:
     found = attacked("monitor", AT_ONCE, metrics, candidate).found()
-    assert {"ADVERSARIAL", "CLEAN", "fused <= 0.01", "self_organizing_map <= 0.5"} <= set(found)
+    assert {"ADVERSARIAL", "CLEAN", "fused <= 0.01", "self_organizing_map <= 0.5", "doubtful <= 0.5"} <= set(found)
     assert len(found) > 10
 
 

@@ -59,6 +59,8 @@ def test_whatever_form_an_image_has_its_answer_is_that_of_the_screen_in_process(
     assert [word.name for word in found.detectors] == [word.name for word in expected.detectors]
     assert [word.p_value for word in found.detectors] == pytest.approx([word.p_value for word in expected.detectors])
     assert found.fused.flags == expected.fused.flags
+    assert [reason.name for reason in found.reasons] == ["manipulated", "unfamiliar", "doubtful"]
+    assert found.reasons == expected.reasons
     assert answer.reason is None
 
 

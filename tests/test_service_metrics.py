@@ -38,6 +38,8 @@ NAMES = {
     "askance_predictions": "counter",
     "askance_detector_flags": "counter",
     "askance_p_value": "histogram",
+    "askance_reason_flags": "counter",
+    "askance_reason_p_value": "histogram",
     "askance_stage_seconds": "histogram",
     "askance_batch_size": "histogram",
     "askance_queue_depth": "gauge",
@@ -103,6 +105,18 @@ def test_counts_are_exact() -> None:
                     flagged = sum(p <= target for p in ps)
                     assert value("askance_detector_flags_total", detector=name, level=level) == flagged
             assert value("askance_detector_flags_total", detector="fused", level="suspect") >= 2
+            for place, name in ((1, "unfamiliar"), (2, "doubtful")):
+                ps = [answer.reasons[place].p_value for answer in answers]
+                assert value("askance_reason_p_value_count", reason=name) == 8
+                assert value("askance_reason_p_value_sum", reason=name) == pytest.approx(sum(map(coarse, ps)))
+                for level, target in (("suspect", 0.05), ("adversarial", 0.01)):
+                    flagged = sum(p <= target for p in ps)
+                    assert value("askance_reason_flags_total", reason=name, level=level) == flagged
+            assert value("askance_reason_flags_total", reason="unfamiliar", level="suspect") >= 2
+            # a reason is no detector, to whoever adds up over detectors
+            assert {dict(labels).get("detector") for _, labels in values} == {None, *DETECTORS}
+            of_reasons = {dict(labels)["reason"] for name, labels in values if name.startswith("askance_reason_")}
+            assert of_reasons == {"unfamiliar", "doubtful"}
             for stage in ("decode", "queue", "respond", "classify", "library_network", "self_organizing_map"):
                 # The refused request was decoded; the warm-up is not counted.
                 count = value("askance_stage_seconds_count", stage=stage)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.answers import Answer, DetectorVerdict, Prediction, Reason, Screening, Verdict
 from askance.calibration.weighing import learn_weights
 from askance.classifiers import DigitsCNN
 from askance.detectors import (
@@ -78,6 +78,7 @@ class Whole:
     verdict: Verdict
     fused: DetectorVerdict
     detectors: tuple[DetectorVerdict, ...]
+    reasons: tuple[Reason, ...]
 
     @property
     def probability(self) -> float:
@@ -91,7 +92,8 @@ def whole(answer: object) -> Whole:
     assert answer.verdict is not None
     assert answer.screening is not None
     said, screening = answer.prediction, answer.screening
-    return Whole(said.index, said.label, said.probabilities, answer.verdict, screening.fused, screening.detectors)
+    words = screening.fused, screening.detectors, screening.reasons
+    return Whole(said.index, said.label, said.probabilities, answer.verdict, *words)
 
 
 def answered(answers: Iterable[Answer | ScreenError]) -> list[tuple[Prediction, Verdict, Screening]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-OUTPUTS = ("label", "index", "probabilities", "verdict", "p_value", "score", "p_values", "scores", "error")
+OUTPUTS = ("label", "index", "probabilities", "verdict", "p_value", "score", "p_values", "scores", "error", "reasons")
 
 
 def load(path: str) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from askance.answers import FUSED, JUDGED, Answer, Verdict
+from askance.answers import DOUBTFUL, FUSED, JUDGED, UNFAMILIAR, Answer, Verdict
 from askance.service.errors import REASONS, Code
 from askance.service.observability.candidate_metrics import CandidateMetrics
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, POOL_SECONDS, Pool, coarse
@@ -22,6 +22,8 @@ from askance.service.observability.tracing import add_stages
 OTHER = "other"  # the method label of whatever is not ours
 RELOADS = ("success", "unchanged", "failure")
 UNSCREENED_REASONS = ("failure", "deadline")
+SUSPICIONS = (UNFAMILIAR, DOUBTFUL)
+"""The reasons that have series of their own: the third, manipulated, is the fused detector's."""
 
 CODES = tuple(code for code in Code if code is not Code.UNIMPLEMENTED)
 """How a method can end."""
@@ -128,6 +130,19 @@ class Metrics:
             buckets=P_VALUE_BUCKETS,
             registry=pooled,
         )
+        self._reason_flags = Counter(
+            "askance_reason_flags",
+            "Images flagged, by reason (of manipulated ones: the detector fused) and level.",
+            ["reason", "level"],
+            registry=pooled,
+        )
+        self._reason_p_value = Histogram(
+            "askance_reason_p_value",
+            "Conformal p-values, by reason (of manipulated ones: the detector fused), coarsely.",
+            ["reason"],
+            buckets=P_VALUE_BUCKETS,
+            registry=pooled,
+        )
         self._stage_seconds = Histogram(
             "askance_stage_seconds",
             "Time in each stage: decode and queue per image, respond per request, the others per batch.",
@@ -199,6 +214,10 @@ class Metrics:
                 self._stage_seconds.labels(detector)
                 for level in bundle.levels:
                     self._flags.labels(detector, level)
+            for reason in SUSPICIONS:
+                self._reason_p_value.labels(reason)
+                for level in bundle.levels:
+                    self._reason_flags.labels(reason, level)
         for level, target in bundle.levels.items():
             self._expected.labels(level).set(target)
         self._bundle_info.clear()
@@ -285,6 +304,11 @@ class Metrics:
                 self._p_value.labels(word.name).observe(coarse(word.p_value))
                 for level in word.flags:
                     self._flags.labels(word.name, level).inc()
+            for reason in answer.screening.reasons:
+                if reason.name in SUSPICIONS:
+                    self._reason_p_value.labels(reason.name).observe(coarse(reason.p_value))
+                    for level in reason.flags:
+                        self._reason_flags.labels(reason.name, level).inc()
 
     def blocked(self) -> None:
         """Count a prediction withheld."""

@@ -274,6 +274,8 @@ def _outputs(classes: int, detectors: int) -> tuple[Output, ...]:
         Output("scores", "FP64", detectors, _scores, math.nan, "screening", Role.SCORES),
         Output("error", "BYTES", 1, _error, "", ""),
         Output("explanation", "BYTES", 1, _explanation, "", "screening", Role.EXPLANATIONS),
+        # the youngest last: a client may read its outputs by their place
+        Output("reasons", "FP64", 3, _reasons, math.nan, "screening", Role.SCORES),
     )
 
 
@@ -318,6 +320,10 @@ def _p_values(screening: Screening) -> tuple[float, ...]:
 
 def _scores(screening: Screening) -> tuple[float, ...]:
     return tuple(word.score for word in screening.detectors)
+
+
+def _reasons(screening: Screening) -> tuple[float, ...]:
+    return tuple(reason.p_value for reason in screening.reasons)
 
 
 def _explanation(screening: Screening) -> str:

@@ -36,6 +36,10 @@ def screen_response(
     if scores and answer.screening is not None:
         response.p_value, response.score = answer.screening.fused.p_value, answer.screening.fused.score
         response.detectors.extend(_detector_verdict(word) for word in answer.screening.detectors)
+        response.reasons.extend(
+            pb.Reason(name=reason.name, p_value=reason.p_value, flags=reason.flags)
+            for reason in answer.screening.reasons
+        )
     return response
 
 

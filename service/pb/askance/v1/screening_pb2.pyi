@@ -57,7 +57,7 @@ class Tensor(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[Tensor.DataType, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ScreenResponse(_message.Message):
-    __slots__ = ("request_id", "bundle_id", "prediction", "probabilities", "verdict", "p_value", "score", "detectors")
+    __slots__ = ("request_id", "bundle_id", "prediction", "probabilities", "verdict", "p_value", "score", "detectors", "reasons")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class ScreenResponse(_message.Message):
     P_VALUE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     DETECTORS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     bundle_id: str
     prediction: Prediction
@@ -74,7 +75,18 @@ class ScreenResponse(_message.Message):
     p_value: float
     score: float
     detectors: _containers.RepeatedCompositeFieldContainer[DetectorVerdict]
-    def __init__(self, request_id: _Optional[str] = ..., bundle_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., probabilities: _Optional[_Iterable[float]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., p_value: _Optional[float] = ..., score: _Optional[float] = ..., detectors: _Optional[_Iterable[_Union[DetectorVerdict, _Mapping]]] = ...) -> None: ...
+    reasons: _containers.RepeatedCompositeFieldContainer[Reason]
+    def __init__(self, request_id: _Optional[str] = ..., bundle_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., probabilities: _Optional[_Iterable[float]] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., p_value: _Optional[float] = ..., score: _Optional[float] = ..., detectors: _Optional[_Iterable[_Union[DetectorVerdict, _Mapping]]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ...) -> None: ...
+
+class Reason(_message.Message):
+    __slots__ = ("name", "p_value", "flags")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    p_value: float
+    flags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., p_value: _Optional[float] = ..., flags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("index", "name", "probability")
