@@ -131,7 +131,8 @@ class Background(nn.Module):
 
     def beside_clean(self, values: Tensor) -> Tensor:
         """How surprising the readings among `values` are, above and below, among clean images, float64 [4F, B]."""
-        return self._among_clean(values[:-1])
+        found: Tensor = self._among_clean(values[:-1])
+        return found
 
     def surprisals(self, values: Tensor) -> Surprisals:
         """How surprising `values` are."""
