@@ -1,4 +1,7 @@
-"""Write the tables of docs/results from a bundle: python tools/tables.py mnist|cifar10 BUNDLE; then run plots.py."""
+"""Write the tables of docs/results from a bundle: python tools/tables.py mnist|fashion_mnist|cifar10 BUNDLE.
+
+Then run plots.py.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from askance.answers import DOUBTFUL, FUSED, MANIPULATED, UNFAMILIAR
 from askance.detectors import Bundle
 from askance.evaluation import Evaluation, SetFigures
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-TITLES = {"mnist": "MNIST, LeNet", "cifar10": "CIFAR-10, ResNet44"}
+TITLES = {"mnist": "MNIST, LeNet", "fashion_mnist": "Fashion-MNIST, LeNet", "cifar10": "CIFAR-10, ResNet44"}
 OURS = (
     "library_network",
     "introspection",
@@ -84,6 +88,18 @@ def flagged(
     return table((head, *(scorer.replace("_", " ") for scorer in scorers)), rows)
 
 
+def reasons(evaluation: Evaluation) -> str:
+    """Shares of clean, benignly changed and successfully attacked images that each reason flags."""
+    scorers = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
+    sets = {"clean": evaluation.detector_clean_flag_rate}
+    sets |= {name: one.flag_rate for name, one in (evaluation.controls | evaluation.attacks).items() if one.flag_rate}
+    rows = (
+        (f"`{name}`", *(" / ".join(f"{share:.1%}" for share in rates[scorer].values()) for scorer in scorers.values()))
+        for name, rates in sets.items()
+    )
+    return table((f"flagged, {' / '.join(evaluation.target_flag_rate)}", *scorers), rows)
+
+
 def elsewhere(evaluation: Evaluation, scorers: Sequence[str]) -> str:
     """AUROC on what is no attack: the classifier's own mistakes against its right answers, other data against clean."""
     sets = {"mistakes": evaluation.mistakes_auroc} | {
@@ -126,6 +142,8 @@ def section(evaluation: Evaluation) -> str:
             alarms(evaluation, scorers),
             "Benign changes: share flagged of the images that the classifier still gets right.",
             benign(evaluation, scorers),
+            "By reason, on clean images, on the same changes, and on successful attacks:",
+            reasons(evaluation),
             "AUROC on what is no attack (the classifier's own mistakes; other data):",
             elsewhere(evaluation, scorers),
             "Clean images flagged by the fused score, by predicted class:",
