@@ -201,7 +201,15 @@ def test_they_appear_wherever_ours_do(odd_run: OddRun) -> None:
     assert bundle.manifest.provenance["config"]["detectors"]["odd_distance"] == theirs.options
 
     evaluation = bundle.evaluation()
-    scorers = {"self_organizing_map", "odd_distance", "fused", "unfamiliar", "doubtful", "max_softmax", "greatest_logit"}
+    scorers = {
+        "self_organizing_map",
+        "odd_distance",
+        "fused",
+        "unfamiliar",
+        "doubtful",
+        "max_softmax",
+        "greatest_logit",
+    }
     assert evaluation.baselines == ("max_softmax", "greatest_logit")
     assert evaluation.attacks["dark"].kind == "darken"
     assert evaluation.attacks["dark"].successful > 0
