@@ -36,23 +36,32 @@ class Family(Mapping[str, type[M]]):
         base: the class that every member derives from.
         members: askance's own.
         name_of: gives the name that a member goes by.
+        reserved: names that stand for something else beside the members'.
 
     Raises:
         AskanceError: on use: an entry point takes a name that is taken, cannot be imported, or gives something that
             is no member of the family or goes by another name.
     """
 
-    def __init__(self, group: str, base: type[Any], members: Iterable[type[M]], name_of: Callable[[type[M]], str]):
+    def __init__(
+        self,
+        group: str,
+        base: type[Any],
+        members: Iterable[type[M]],
+        name_of: Callable[[type[M]], str],
+        reserved: Iterable[str] = (),
+    ) -> None:
         self.group = group
         self._base = base
         self._name_of = name_of
         self._members = {name_of(member): member for member in members}
+        self.taken = frozenset({*self._members, *reserved})
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for point in sorted(entry_points(group=self.group), key=lambda one: one.name):
-            if point.name in self._members:
+            if point.name in self.taken:
                 raise AskanceError(f"{_told(point)} takes the name of askance's own: rename it, or uninstall it")
             if point.name in found:
                 raise AskanceError(f"{_told(point)} and {_told(found[point.name])} share a name: uninstall one of them")

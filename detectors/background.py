@@ -158,7 +158,8 @@ class Background(nn.Module):
     def reason_ends(self, readings: Readings) -> dict[str, tuple[Tensor, Tensor]]:
         """The same as low, and as high, as the margins of components and logits allow, {reason: (low, high)}.
 
-        A side's surprisal rises or falls with its component, and their mean rises with each.
+        A side's surprisal rises or falls with its component, and their mean rises with each. Doubt does with the
+        predicted class's logit, unless another is as close as that (`is_close`).
         """
         one, other = map(self._unfamiliar, around(self._raw(readings), self.clean[: len(self.names)]))
         doubts = torch.stack([-margins(logits) for logits in nudged(readings.logits)])

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from askance.detectors.background import Background, Surprisals
+from askance.detectors.background import LAST_BITS, Background, Surprisals
 from askance.detectors.readings import Readings
 from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
@@ -120,8 +120,8 @@ class Fusion(nn.Module):
         least, most = roots(low.beside_clean), roots(high.beside_clean)
         biases, offset = self.biases.unsqueeze(1), self._offset(readings)
         return (
-            _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset,
-            _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset,
+            _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset - LAST_BITS,
+            _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset + LAST_BITS,
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from askance.answers import DOUBTFUL, FUSED, MANIPULATED, UNFAMILIAR
 from askance.detectors.constellation import Constellation
 from askance.detectors.detector import Detector
 from askance.detectors.introspection import Introspection
 from askance.detectors.library_network import LibraryNetwork
+from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.self_organizing_map import SelfOrganizingMap
 from askance.detectors.semantic_signature import SemanticSignature
 from askance.errors import BundleError, did_you_mean
@@ -19,6 +21,7 @@ DETECTORS: Family[Detector] = Family(
     Detector,
     (LibraryNetwork, Introspection, SelfOrganizingMap, SemanticSignature, Constellation),
     name_of=lambda detector: detector.kind,
+    reserved=(FUSED, SINGLE_PASS, MANIPULATED, UNFAMILIAR, DOUBTFUL),  # columns beside the detectors'
 )
 """All detectors by kind, in the order of configs and tables."""
 

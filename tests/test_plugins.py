@@ -201,7 +201,8 @@ def test_they_appear_wherever_ours_do(odd_run: OddRun) -> None:
     assert bundle.manifest.provenance["config"]["detectors"]["odd_distance"] == theirs.options
 
     evaluation = bundle.evaluation()
-    scorers = {"self_organizing_map", "odd_distance", "fused", "fused_untrained", "max_softmax", "greatest_logit"}
+    our_columns = {"self_organizing_map", "odd_distance", "fused", "fused_untrained", "unfamiliar", "doubtful"}
+    scorers = {*our_columns, "max_softmax", "greatest_logit"}
     assert evaluation.baselines == ("max_softmax", "greatest_logit")
     assert evaluation.attacks["dark"].kind == "darken"
     assert evaluation.attacks["dark"].successful > 0
@@ -281,7 +282,11 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def family() -> Family[Base]:
-    return Family("askance.test_family", Base, (Ours,), name_of=lambda member: member.name)
+    return Family("askance.test_family", Base, (Ours,), name_of=lambda member: member.name, reserved=("kept",))
+
+
+def test_no_detector_takes_the_name_of_another_column() -> None:
+    assert {"fused", "fused_single_pass", "manipulated", "unfamiliar", "doubtful"} <= DETECTORS.taken
 
 
 def test_a_family_is_ours_then_theirs(packages: Path) -> None:
@@ -307,6 +312,7 @@ def test_a_family_is_ours_then_theirs(packages: Path) -> None:
         ("good = somebody_b:Nameless", "has no name of its own: expected 'good'"),
         ("better = somebody_b:Good", "calls itself 'good': the entry point must have the same name"),
         ("ours = somebody_b:Good", "takes the name of askance's own: rename it, or uninstall it"),
+        ("kept = somebody_b:Good", "takes the name of askance's own: rename it, or uninstall it"),
     ],
     ids=["no module", "no class", "no subclass", "no name", "another name", "our name"],
 )

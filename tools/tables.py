@@ -92,10 +92,12 @@ def reasons(evaluation: Evaluation) -> str:
     """Shares of clean, benignly changed and successfully attacked images that each reason flags."""
     scorers = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
     sets = {"clean": evaluation.detector_clean_flag_rate}
-    sets |= {name: one.flag_rate for name, one in (evaluation.controls | evaluation.attacks).items() if one.flag_rate}
+    sets |= {name: one.flag_rate for name, one in evaluation.controls.items()}
+    sets |= {name: one.flag_rate for name, one in evaluation.attacks.items()}
     rows = (
         (f"`{name}`", *(" / ".join(f"{share:.1%}" for share in rates[scorer].values()) for scorer in scorers.values()))
         for name, rates in sets.items()
+        if rates
     )
     return table((f"flagged, {' / '.join(evaluation.target_flag_rate)}", *scorers), rows)
 
