@@ -314,7 +314,7 @@ def test_a_family_is_ours_then_theirs(packages: Path) -> None:
         ("ours = somebody_b:Good", "takes the name of askance's own: rename it, or uninstall it"),
         ("kept = somebody_b:Good", "takes the name of askance's own: rename it, or uninstall it"),
     ],
-    ids=["no module", "no class", "no subclass", "no name", "another name", "our name"],
+    ids=["no module", "no class", "no subclass", "no name", "another name", "our name", "a kept name"],
 )
 def test_a_broken_package_is_one_line_that_names_it(packages: Path, entry: str, message: str) -> None:
     install(packages, "somebody_b", f"[askance.test_family]\n{entry}\n", SOMEBODY)
