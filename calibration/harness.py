@@ -259,7 +259,7 @@ def sentinel_candidates(harness: Harness) -> tuple[Tensor, Tensor]:
 
 
 def _trained(harness: Harness, fusion: Fusion) -> Fusion:
-    """An opinion for each seen attack, whatever its budgets; the untrained fusion where none may be seen."""
+    """An opinion for each seen attack, whatever its budgets; the untrained fusion where there is none to learn from."""
     config = harness.inputs.settings.evaluation
     if not config.seen_kinds:
         return fusion
@@ -277,9 +277,10 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
         learned = attack.model_dump_json(exclude={"name", "epsilon", "images"})
         seen.setdefault(learned, []).append(fusion.features(scores.readings.where(succeeded)))
     if not seen:
-        raise CalibrationError(
-            "no rung of the ladder succeeds on the calibration split: give seen attacks, or ladder = false"
+        say(
+            "warning: no rung of the ladder succeeds on the calibration split: the fused score has learned from nothing"
         )
+        return fusion
     peaceful = [harness.split("calibrate").readings, harness.benign("calibrate")]
     features = [fusion.features(readings) for readings in peaceful if readings is not None]
     weights, biases = zip(*(learn_weights(features, budgets) for budgets in seen.values()), strict=True)

@@ -207,7 +207,7 @@ def _culprit(classifier: nn.Module) -> str:
 
 
 def _prove_gradient(classifier: nn.Module, preprocessing: Preprocessing, images: Tensor) -> None:
-    remedy = "or configure only attacks that need no gradient (local_search, spsa)"
+    remedy = "or configure only attacks that need no gradient (local_search, spsa), and ladder = false"
     pixels = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = _ask(classifier, preprocessing, pixels)

@@ -163,7 +163,7 @@ def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.Mo
     assert fusion.biases.exp().tolist() == pytest.approx([1 / 5] * 5)
 
 
-def test_rungs_out_of_reach_are_not_learned_from(harness: Harness) -> None:
+def test_rungs_out_of_reach_are_not_learned_from(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
     """Nine successes are too few, ten enough; of none at all nothing is learned."""
     rows = {"near": {"epsilon": 0.25}, "far": {"epsilon": 0.01, "margin": 1}}
     near, far = (StoppedPGD.model_validate({"name": name, "kind": "stopped_pgd", **row}) for name, row in rows.items())
@@ -174,9 +174,12 @@ def test_rungs_out_of_reach_are_not_learned_from(harness: Harness) -> None:
     assert successes["far"] < FEWEST_SUCCESSES <= successes["near"]
     assert len(calibration_of(harness).fused.fusion.biases) == 1
     harness.__dict__["seen_attacks"] = (far,)
-    message = "no rung of the ladder succeeds on the calibration split: give seen attacks, or ladder = false"
-    with pytest.raises(CalibrationError, match=message):
-        calibration_of(harness)
+    capsys.readouterr()
+    assert len(calibration_of(harness).fused.fusion.biases) == 0
+    message = (
+        "warning: no rung of the ladder succeeds on the calibration split: the fused score has learned from nothing"
+    )
+    assert message in capsys.readouterr().err
 
 
 def test_ten_successes_are_enough(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +189,7 @@ def test_ten_successes_are_enough(harness: Harness, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(harness_module, "FEWEST_SUCCESSES", succeeded)
     assert len(calibration_of(harness).fused.fusion.biases) == 1
     monkeypatch.setattr(harness_module, "FEWEST_SUCCESSES", succeeded + 1)
-    with pytest.raises(CalibrationError, match="no rung of the ladder succeeds"):
-        calibration_of(harness)
+    assert len(calibration_of(harness).fused.fusion.biases) == 0
 
 
 def test_a_classifier_that_gets_nothing_right_has_no_ladder(harness: Harness, tmp_path: Path) -> None:

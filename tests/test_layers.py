@@ -122,4 +122,7 @@ def test_a_shipped_config_works_wherever_it_is_written(tmp_path: Path, capsys: p
     assert config.word_vectors.file == CONFIGS / "digit_attributes.txt"
     assert 'source = "torchvision:MNIST"' in shipped_config("mnist")  # no file: left as it is
     assert run(["config", "mnits"]) == 2
-    assert "no config 'mnits': did you mean 'mnist'? known: cifar10, digits, mnist" in capsys.readouterr().err
+    assert (
+        "no config 'mnits': did you mean 'mnist'? known: cifar10, digits, fashion_mnist, mnist"
+        in capsys.readouterr().err
+    )

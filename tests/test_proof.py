@@ -477,7 +477,10 @@ def test_a_classifier_without_gradient_is_calibrated_on_attacks_that_need_none(t
     with pytest.raises(ConfigError, match="no gradient with respect to its input"):
         calibrated(classifier, tmp_path)
     attacks = [{"name": "local", "kind": "local_search", "rounds": 1, "pixels": 1}]
-    assert list(calibrated(classifier, tmp_path, attacks=attacks).evaluation().attacks) == ["local"]
+    with pytest.raises(ConfigError, match=r"or configure only attacks that need no gradient .*, and ladder = false"):
+        calibrated(classifier, tmp_path, attacks=attacks)
+    bundle = calibrated(classifier, tmp_path, attacks=attacks, ladder=False)
+    assert list(bundle.evaluation().attacks) == ["local"]
 
 
 class Mute(Net):

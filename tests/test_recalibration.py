@@ -12,6 +12,7 @@ from calibration_support import DigitsRun
 
 from askance.__main__ import run
 from askance.answers import Verdict
+from askance.calibration.attacks import PGD, PixelClassifier, perturb
 from askance.calibration.inputs import load_inputs
 from askance.calibration.recalibration import MOST_TIMES, distance
 from askance.classifiers import build_classifier
@@ -63,9 +64,11 @@ def test_new_tables_and_nothing_else(digits_run: DigitsRun, tmp_path: Path, caps
 def test_what_looks_like_attacks_is_refused_unless_forced(
     digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where more than ten times as many are flagged ADVERSARIAL as promised: here a quarter is noise."""
-    images = recent(digits_run)
-    images[::4] = torch.rand(images[::4].shape, generator=torch.Generator().manual_seed(0))
+    """Where more than ten times as many are flagged ADVERSARIAL as promised: here half are attacked."""
+    inputs = load_inputs(digits_run.config)
+    labels = torch.cat([inputs.splits["evaluate"].y, inputs.splits["fuse"].y])
+    images, pgd = recent(digits_run), PGD(name="pgd", kind="pgd", epsilon=0.2)
+    images[::2] = perturb(PixelClassifier(inputs.classifier, inputs.preprocessing), pgd, images[::2], labels[::2], 0)
     source = npz(tmp_path / "attacked.npz", images)
     arguments = ["recalibrate", str(digits_run.bundle.path), "--from", source, "--out", str(tmp_path / "new")]
     capsys.readouterr()
