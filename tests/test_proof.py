@@ -200,7 +200,7 @@ def test_a_classifier_without_gradient_is_refused(before: Change) -> None:
     assert refused(Net(before=before)) == (
         "the classifier has no gradient with respect to its input, which attacks need: take no_grad, inference_mode, "
         "detach, .data and numpy out of its forward, or configure only attacks that need no gradient (local_search, "
-        "spsa)"
+        "spsa), and ladder = false"
     )
     assert proved(Net(before=before), gradients=False).shape == (4, 3)
 
