@@ -16,6 +16,7 @@ from askance.calibration.images import Images
 from askance.detectors import Readings
 
 Read = Callable[[Images, Tensor], Readings]
+Benign = tuple[Readings, Readings | None] | None  # what is learned from, and what is promised for, if anything
 BENIGN_IMAGES = 100  # that each change is made of, unless somebody says otherwise
 
 KINDS = (
@@ -23,7 +24,8 @@ KINDS = (
     *("brightness", "dimming", "contrast", "gamma", "fog"),
 )
 SEVERITIES = (1, 2)
-STAYS = 0.5  # the share of answers that a change may not alter, to count as one to this classifier
+LEARNED = 0.5  # the share of answers that a change may not alter, for the fused score to learn from it
+PROMISED = 0.9  # the same, for it to be mild to this classifier: the rate of false alarms is promised for it, too
 
 
 def mild_changes() -> tuple[ControlConfig, ...]:
@@ -32,7 +34,7 @@ def mild_changes() -> tuple[ControlConfig, ...]:
     return tuple(ControlConfig.model_validate(row) for row in rows)
 
 
-def benign_readings(images: Images, answers: Tensor, count: int, read: Read) -> Readings | None:
+def benign_readings(images: Images, answers: Tensor, count: int, read: Read, stays: float) -> Readings | None:
     """What detectors read of images that were mildly changed, and answered as before; None where there are none.
 
     Args:
@@ -40,6 +42,7 @@ def benign_readings(images: Images, answers: Tensor, count: int, read: Read) -> 
         answers: the classifier's, [N].
         count: how many images each change is made of.
         read: reads images with other pixels in place of their own.
+        stays: the share of answers that a change may not alter.
     """
     rows = starts(count, len(images))
     if rows.numel() == 0:
@@ -47,13 +50,13 @@ def benign_readings(images: Images, answers: Tensor, count: int, read: Read) -> 
     before = images[rows.flatten()]
     parts = before.pixels().split(rows.shape[1])
     after = read(before, torch.cat([control(one, part) for one, part in zip(mild_changes(), parts, strict=True)]))
-    kept = calm(answers[rows], after.logits.argmax(dim=1).view_as(rows))
+    kept = calm(answers[rows], after.logits.argmax(dim=1).view_as(rows), stays)
     return after.where(kept.flatten()) if bool(kept.any()) else None
 
 
-def of_both(calibrate: Readings | None, fuse: Readings | None) -> tuple[Readings, Readings] | None:
-    """Those of two splits, as `Calibration.fit` takes them; None unless there are some of either."""
-    return None if calibrate is None or fuse is None else (calibrate, fuse)
+def of_both(calibrate: Readings | None, fuse: Readings | None) -> Benign:
+    """Those of two splits, as `Calibration.fit` takes them; None where there is nothing to learn from."""
+    return None if calibrate is None else (calibrate, fuse)
 
 
 def starts(count: int, available: int) -> Tensor:
@@ -62,11 +65,12 @@ def starts(count: int, available: int) -> Tensor:
     return (torch.arange(changes * min(count, available)) % max(1, available)).view(changes, -1)
 
 
-def calm(before: Tensor, after: Tensor) -> Tensor:
+def calm(before: Tensor, after: Tensor, stays: float) -> Tensor:
     """Which images kept their answer under a change that left most as they were, bool [changes, N].
 
     Args:
         before, after: the answers without and with the change, [changes, N].
+        stays: the share of them that are to be the same.
     """
     stayed = before == after
-    return stayed & (stayed.double().mean(dim=1, keepdim=True) >= STAYS)
+    return stayed & (stayed.double().mean(dim=1, keepdim=True) >= stays)

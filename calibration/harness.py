@@ -14,7 +14,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
-from askance.calibration.benign import benign_readings, of_both
+from askance.calibration.benign import LEARNED, PROMISED, benign_readings, of_both
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.digests import combined, state_digest, tensor_digest
@@ -140,14 +140,18 @@ class Harness:
         return rungs
 
     def benign(self, split: str) -> Readings | None:
-        """What our detectors read of images of a split that were mildly changed, and answered as before."""
+        """What our detectors read of images of a split that were mildly changed, and answered as before.
+
+        Of `calibrate` those to learn from, of any other split those that the promise is for.
+        """
+        stays = LEARNED if split == "calibrate" else PROMISED
 
         def read(images: Images, pixels: Tensor) -> Readings:
             return self.scores(f"benign-{split}", images, pixels).readings
 
         if split not in self._benign:
             images, count = self.inputs.splits[split], self.inputs.settings.evaluation.benign_images
-            self._benign[split] = benign_readings(images, self.split(split).predicted, count, read)
+            self._benign[split] = benign_readings(images, self.split(split).predicted, count, read, stays)
         return self._benign[split]
 
     def diagnoses(self) -> dict[str, Any]:

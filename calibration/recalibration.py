@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from askance.answers import FUSED
-from askance.calibration.benign import BENIGN_IMAGES, benign_readings, of_both
+from askance.calibration.benign import BENIGN_IMAGES, LEARNED, PROMISED, Benign, benign_readings, of_both
 from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
@@ -115,7 +115,7 @@ def recalibrate(
 _CLASSIFIER = ("name", "factory", "arguments", "layers", "preprocessing", "class_names", "output")
 
 
-def _read(screen: Screen, images: Images) -> tuple[Readings, tuple[Readings, Readings] | None]:
+def _read(screen: Screen, images: Images) -> tuple[Readings, Benign]:
     """What the detectors read of the images; and of either half mildly changed, where the old tables know of that."""
 
     def read(part: Images, pixels: Tensor | None = None) -> Readings:
@@ -125,7 +125,8 @@ def _read(screen: Screen, images: Images) -> tuple[Readings, tuple[Readings, Rea
     answers = readings.logits.argmax(dim=1)
     count = BENIGN_IMAGES if screen.calibration.fused.fusion.background.benign.shape[1] else 0
     one, other = (
-        benign_readings(images[rows], answers[rows], count, read) for rows in (slice(half), slice(half, None))
+        benign_readings(images[rows], answers[rows], count, read, stays)
+        for rows, stays in ((slice(half), LEARNED), (slice(half, None), PROMISED))
     )
     return readings, of_both(one, other)
 
@@ -155,9 +156,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((shares[0] - shares[1]).abs().max())
 
 
-def _calibration(
-    old: Calibration, readings: Readings, benign: tuple[Readings, Readings] | None, half: int
-) -> Calibration:
+def _calibration(old: Calibration, readings: Readings, benign: Benign, half: int) -> Calibration:
     """Tables of the first half for the detectors, of the second for the fused scores, with the old opinions."""
 
     def with_old_opinions(fusion: Fusion) -> Fusion:

@@ -117,7 +117,7 @@ class Calibration:
         fuse: Readings,
         levels: Levels | None = None,
         *,
-        benign: tuple[Readings, Readings] | None = None,
+        benign: tuple[Readings, Readings | None] | None = None,
         viewers: Collection[str] = (),
         train: Callable[[Fusion], Fusion] | None = None,
     ) -> Calibration:
@@ -127,7 +127,8 @@ class Calibration:
             calibrate: of the split that each detector's p-values, and the fused score's components, go by.
             fuse: of the split that the fused score's p-value goes by.
             levels: the false-positive targets; None takes the defaults.
-            benign: the same two of images changed benignly, which are to be flagged no oftener than clean ones.
+            benign: the same two of images changed benignly: what suspicions are held against, and what is to be flagged
+                no oftener than clean images are, if anything.
             viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
                 without them.
             train: gives an untrained Fusion its trained opinions; None leaves it untrained.
@@ -141,7 +142,8 @@ class Calibration:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
             clean = table(fusion.score(fuse))
-            least = clean if benign is None else least_favourable(clean, table(fusion.score(benign[1])))
+            mild = None if benign is None else benign[1]
+            least = clean if mild is None else least_favourable(clean, table(fusion.score(mild)))
             return Fused(fusion, least, table(fusion.background.reasons(fuse)[UNFAMILIAR]))
 
         names = background.names

@@ -60,7 +60,7 @@ def numbered(count: int) -> Images:
 def test_each_change_is_made_of_its_own_images() -> None:
     images = numbered(200)
     zeros = torch.zeros(200, dtype=torch.long)
-    found = benign_readings(images, zeros, 10, read_as(lambda numbers: numbers.long() * 0))
+    found = benign_readings(images, zeros, 10, read_as(lambda numbers: numbers.long() * 0), 0.9)
     assert found is not None
     assert found.components["d/number"].tolist() == [float(i % 200) for i in range(10 * COUNT)]
     for i, change in enumerate(mild_changes()):
@@ -71,11 +71,11 @@ def test_each_change_is_made_of_its_own_images() -> None:
 
 def test_answers_that_change_do_not_count() -> None:
     zeros = torch.zeros(200, dtype=torch.long)
-    found = benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 10 == 3).long()))
+    found = benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 10 == 3).long()), 0.9)
     assert found is not None
     assert set(found.components["d/number"].int().tolist()) == {i for i in range(200) if i % 10 != 3}
-    assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 > 1).long())) is None
-    assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0)) is None
+    assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 == 3).long()), 0.9) is None
+    assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0), 0.9) is None
 
 
 def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
@@ -83,12 +83,13 @@ def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
     before = torch.zeros(COUNT, 10, dtype=torch.long)
     after = before.clone()
     after[1, :5] = after[2, :6] = 1
-    kept = calm(before, after)
+    kept = calm(before, after, 0.5)
     assert kept.dtype == torch.bool
     assert kept[0].all()
     assert kept[1].tolist() == [i >= 5 for i in range(10)]
     assert not kept[2].any()
     assert kept[3:].all()
+    assert not calm(before, after, 0.9)[1].any()  # what is learned from is more than what is promised for
 
 
 # On digits
