@@ -42,6 +42,9 @@ UNFAMILIAR = "unfamiliar"
 DOUBTFUL = "doubtful"
 """The classifier itself is unsure of its answer. A flag, no verdict."""
 
+SCORER_OF = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
+"""By which column of an evaluation, or score of a screen, each reason goes."""
+
 _MEANINGS = {
     MANIPULATED: "the detectors contradict the answer",
     UNFAMILIAR: "not like the images calibrated on",

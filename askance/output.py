@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from askance.answers import DOUBTFUL, FUSED, JUDGED, MANIPULATED, UNFAMILIAR, Answer, Verdict, said_of
+from askance.answers import FUSED, JUDGED, SCORER_OF, Answer, Verdict, said_of
 from askance.detectors.bundle import Bundle
 from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
@@ -34,8 +34,6 @@ _COLOURS = {
     Verdict.UNSCREENED: "bold",
     Verdict.BLOCKED: "red",
 }
-
-_SCORER_OF_REASON = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -73,7 +71,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         tried = ", ".join(f"{name} 0 of {row.attempted}" for name, row in evaluation.attacks.items())
         console.print(f"no attack succeeded ({tried}): there is nothing to detect, and no figure of it", soft_wrap=True)
     console.print(_flag_rates(evaluation))
-    if set(_SCORER_OF_REASON.values()) <= set(evaluation.scorers):
+    if set(SCORER_OF.values()) <= set(evaluation.scorers):
         console.print(_flagged_by_reason(evaluation))
 
 
@@ -119,14 +117,14 @@ def _flagged_by_reason(evaluation: Evaluation) -> Table:
     """What kind of suspicion clean images and successful attacks meet."""
     table = Table(title="share flagged by reason: clean images, successful attacks", title_justify="left")
     table.add_column("images", no_wrap=True)
-    for reason in _SCORER_OF_REASON:
+    for reason in SCORER_OF:
         for level in evaluation.target_flag_rate:
             table.add_column(f"{reason}\n{level}", justify="right")
     sets = {"clean": evaluation.detector_clean_flag_rate} | {
         name: row.flag_rate for name, row in evaluation.attacks.items() if row.flag_rate
     }
     for images, rates in sets.items():
-        shares = (rates[one][level] for one in _SCORER_OF_REASON.values() for level in evaluation.target_flag_rate)
+        shares = (rates[one][level] for one in SCORER_OF.values() for level in evaluation.target_flag_rate)
         table.add_row(images, *(f"{share:.1%}" for share in shares))
     return table
 

@@ -111,10 +111,11 @@ class Harness:
     @cached_property
     def seen(self) -> dict[str, tuple[Images, Tensor]]:
         """The attacks that may be trained on, run on the calibration split: the images, and the attacked pixels."""
-        return self.attack(self._right_of_calibrate, self.seen_attacks)
+        return self.attack(self.right_of_calibrate, self.seen_attacks)
 
     @property
-    def _right_of_calibrate(self) -> Images:
+    def right_of_calibrate(self) -> Images:
+        """The images of the calibration split that the classifier gets right."""
         return self.inputs.splits["calibrate"][self.split("calibrate").correct]
 
     @cached_property
@@ -123,7 +124,7 @@ class Harness:
         config = self.inputs.settings.evaluation
         if not config.ladder:
             return config.seen
-        probes = self._right_of_calibrate[:PROBES]
+        probes = self.right_of_calibrate[:PROBES]
         if len(probes) == 0:
             raise CalibrationError(
                 "the classifier gets no image of the calibration split right: nothing can be attacked"
@@ -255,8 +256,7 @@ def sentinel_candidates(harness: Harness) -> tuple[Tensor, Tensor]:
     calibrate = harness.inputs.splits["calibrate"]
     seen = harness.seen
     if not seen:
-        right = calibrate[harness.split("calibrate").correct]
-        seen = harness.attack(right[:ATTACKED_CANDIDATES], config.attacks[:1])
+        seen = harness.attack(harness.right_of_calibrate[:ATTACKED_CANDIDATES], config.attacks[:1])
     share = -(-ATTACKED_CANDIDATES // len(seen))
     attacked = torch.cat([pixels[:share] for _, pixels in seen.values()])
     return calibrate[:CLEAN_CANDIDATES].x, attacked

@@ -31,7 +31,7 @@ class Fusion(nn.Module):
     their papers fix (each p the greatest among clean and among benignly changed images), and -log p of the doubt, both
     plus log 0.01: even odds where that p is 1%. A trained opinion is a logistic regression
     o_e = b_e + sum w_es (sqrt(1 + 2 u_s) - 1) on the surprisals u_s of all readings, above and below
-    (`calibration.weighing`): it has learned one rung of a ladder of attacks, from barely wrong to very sure. Its
+    (`calibration.weighing`): it has learned one kind of attack, whatever its budgets. Its
     weights may have either sign, for readings share much of their noise; but an opinion that finds an input innocent
     does not silence the others: the score is never below the untrained ones. Of all that, what clean images of the
     predicted class have more than others is taken off, or one class would bear most of the false alarms.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from askance.answers import DOUBTFUL, FUSED, MANIPULATED, UNFAMILIAR
+from askance.answers import FUSED, SCORER_OF
 from askance.detectors.constellation import Constellation
 from askance.detectors.detector import Detector
 from askance.detectors.introspection import Introspection
@@ -21,7 +21,7 @@ DETECTORS: Family[Detector] = Family(
     Detector,
     (LibraryNetwork, Introspection, SelfOrganizingMap, SemanticSignature, Constellation),
     name_of=lambda detector: detector.kind,
-    reserved=(FUSED, SINGLE_PASS, MANIPULATED, UNFAMILIAR, DOUBTFUL),  # columns beside the detectors'
+    reserved=(FUSED, SINGLE_PASS, *SCORER_OF),  # columns beside the detectors'
 )
 """All detectors by kind, in the order of configs and tables."""
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from askance.answers import DOUBTFUL, FUSED, MANIPULATED, UNFAMILIAR
+from askance.answers import SCORER_OF
 from askance.detectors import Bundle
 from askance.evaluation import Evaluation, SetFigures
 
@@ -90,16 +90,18 @@ def flagged(
 
 def reasons(evaluation: Evaluation) -> str:
     """Shares of clean, benignly changed and successfully attacked images that each reason flags."""
-    scorers = {MANIPULATED: FUSED, UNFAMILIAR: UNFAMILIAR, DOUBTFUL: DOUBTFUL}
     sets = {"clean": evaluation.detector_clean_flag_rate}
     sets |= {name: one.flag_rate for name, one in evaluation.controls.items()}
     sets |= {name: one.flag_rate for name, one in evaluation.attacks.items()}
     rows = (
-        (f"`{name}`", *(" / ".join(f"{share:.1%}" for share in rates[scorer].values()) for scorer in scorers.values()))
+        (
+            f"`{name}`",
+            *(" / ".join(f"{share:.1%}" for share in rates[scorer].values()) for scorer in SCORER_OF.values()),
+        )
         for name, rates in sets.items()
         if rates
     )
-    return table((f"flagged, {' / '.join(evaluation.target_flag_rate)}", *scorers), rows)
+    return table((f"flagged, {' / '.join(evaluation.target_flag_rate)}", *SCORER_OF), rows)
 
 
 def elsewhere(evaluation: Evaluation, scorers: Sequence[str]) -> str:
