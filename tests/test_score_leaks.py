@@ -34,7 +34,7 @@ from askance.service.server import Server
 Series = tuple[str, tuple[tuple[str, str], ...]]
 POOLED = {"pool_requests": POOL_REQUESTS, "pool_seconds": 0.0}
 SURE = 0.95  # of the images told rightly: more than that is no chance
-COUNT = 2 * POOL_REQUESTS
+COUNT = 4 * POOL_REQUESTS
 
 
 def odd(seed: int) -> NDArray[np.uint8]:
@@ -101,10 +101,15 @@ class Attacker:
     changes: dict[Series, NDArray[np.float64]]
     told: list[str]
 
+    def wrong(self, bit: NDArray[np.bool_]) -> float:
+        """The share of the images that he gets wrong who has the answers and not the page."""
+        likely = [bit[np.array(self.told) == word].mean() for word in self.told]
+        return float(np.minimum(likely, 1 - np.array(likely)).mean())
+
     def found(self) -> dict[str, Series]:
         """The secrets that a series tells, and which one; what his answers tell him, he needs no page for."""
-        answers = [np.array([one == word for one in self.told]) for word in set(self.told)]
         secrets: dict[str, Series] = {}
+        doubts = {name: self.wrong(bit) for name, bit in bits().items()}
         for series, changes in self.changes.items():
             for name, values in p_values().items():
                 # a p-value of 1 is no find: whatever counts requests goes up by 1
@@ -113,11 +118,8 @@ class Attacker:
                 if same >= 3 or rank > SURE:
                     secrets[f"p-values of {name}"] = series
             for name, bit in bits().items():
-                rare = min(bit.mean(), 1 - bit.mean())
-                if rare < 0.1 or any(max((told == bit).mean(), (told != bit).mean()) >= SURE for told in answers):
-                    continue
                 # a threshold on noise, such as the time of a request, finds some of a few by chance
-                if accuracy(changes, bit) >= SURE and accuracy(changes, bit) > 1 - rare / 4:
+                if doubts[name] >= 0.1 and 1 - accuracy(changes, bit) < min(doubts[name] / 4, 1 - SURE):
                     secrets[name] = series
         return secrets
 
