@@ -92,6 +92,8 @@ class Evaluation(_Part):
         attacks: by name; `worst_case` among them.
         auroc, aupr, tpr_at_fpr_5, tpr_at_fpr_1, tpr_at_fpr_01: {attack: {scorer: figure}}, on successful attacks; in
             JSON the rates are spelled out, `tpr_at_fpr_0.05`.
+        component_auroc: {attack: {component: AUROC}}, of each component of each detector by itself, read the better way
+            round: what the best of them reaches, a fused score should, too.
         intervals: {figure: {attack: {scorer: bootstrap interval}}}.
         failed_auroc: the same on attacks that failed.
         clean_flag_rate: of the fused score, by level.
@@ -116,6 +118,7 @@ class Evaluation(_Part):
     tpr_at_fpr_5: Mapping[str, ByScorer] = Field(default={}, alias="tpr_at_fpr_0.05")
     tpr_at_fpr_1: Mapping[str, ByScorer] = Field(default={}, alias="tpr_at_fpr_0.01")
     tpr_at_fpr_01: Mapping[str, ByScorer] = Field(default={}, alias="tpr_at_fpr_0.001")
+    component_auroc: Mapping[str, Mapping[str, float]] = {}
     intervals: Mapping[str, Mapping[str, Mapping[str, Interval]]] = {}
     failed_auroc: Mapping[str, ByScorer] = {}
     clean_flag_rate: ByLevel = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ class SetScores:
         columns: {scorer: [N]}, higher = more suspicious.
         predicted: [N], the classifier's answers.
         labels: [N], the true classes; meaningless for out-of-distribution images.
+        components: of the detectors, {"detector/component": [N]}, whichever way they point.
     """
 
     columns: Mapping[str, Tensor]
     predicted: Tensor
     labels: Tensor
+    components: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def correct(self) -> Tensor:
@@ -105,6 +107,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
         },
         "attacks": {},
         **{figure: {} for figure in FIGURES},
+        "component_auroc": {},
         "intervals": {figure: {} for figure in FIGURES},
     }
     rates = flag_rates(evidence.tables, clean.columns, levels)
@@ -133,6 +136,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             failed = detection(of_clean, attacked.scores.of(scorer, ~succeeded))
             if failed is not None:
                 result.setdefault("failed_auroc", {}).setdefault(attacked.attack.name, {})[scorer] = failed["auroc"]
+        result["component_auroc"][attacked.attack.name] = _of_components(clean, attacked.scores, succeeded)
     _enter_worst_case(result, evidence, levels)
     for kind, sets in evidence.others.items():
         result[kind] = {
@@ -177,6 +181,12 @@ def _enter(result: dict[str, Any], attack: str, scorer: str, clean: Tensor, atta
         result[figure].setdefault(attack, {})[scorer] = value
     for figure, interval in (intervals or {}).items():
         result["intervals"][figure].setdefault(attack, {})[scorer] = interval
+
+
+def _of_components(clean: SetScores, attacked: SetScores, rows: Tensor) -> dict[str, float]:
+    """AUROC of each component by itself, read the better way round; empty where no row is to be counted."""
+    found = {name: detection(of_clean, attacked.components[name][rows]) for name, of_clean in clean.components.items()}
+    return {name: max(one["auroc"], 1 - one["auroc"]) for name, one in found.items() if one is not None}
 
 
 def _enter_worst_case(result: dict[str, Any], evidence: Evidence, levels: Levels) -> None:

@@ -225,7 +225,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     return Evidence(
         scorers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
-        tables | dict(calibration.tables) | {FUSED: calibration.fused.table} | single | calibration.reasons,
+        tables | dict(calibration.tables) | calibration.judged | single,
         attacks,
         {"controls": controls, "out_of_distribution": foreign},
         config.baselines,
@@ -324,13 +324,12 @@ class _Scorers:
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
         columns = dict(scores.readings.scores)
-        for fused, fusion in self._fusions.items():
-            columns[fused] = fusion.score(scores.readings)
-        columns |= self._fusions[FUSED].background.reasons(scores.readings)
+        columns |= self._fusions[FUSED].scores(scores.readings)
+        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items() if name != FUSED}
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
-        return SetScores(columns, scores.predicted, scores.labels)
+        return SetScores(columns, scores.predicted, scores.labels, scores.readings.components)
 
 
 def any_image(shape: tuple[int, int, int]) -> Preprocessing:

@@ -132,10 +132,8 @@ def _read(screen: Screen, images: Images) -> tuple[Readings, Benign]:
 
 
 def _shifts(old: Calibration, readings: Readings) -> dict[str, Shift]:
-    scores = dict(readings.scores)
-    scores[FUSED] = old.fused.fusion.score(readings)
-    scores |= old.fused.fusion.background.reasons(readings)
-    tables = {**old.tables, FUSED: old.fused.table, **old.reasons}
+    scores = {**readings.scores, **old.fused.fusion.scores(readings)}
+    tables = {**old.tables, **old.judged}
     found = {}
     for name, table in tables.items():
         p = p_value(scores[name], table)

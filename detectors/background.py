@@ -7,15 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from askance.answers import DOUBTFUL, UNFAMILIAR
 from askance.detectors.conditioning import Conditioning, margins
 from askance.detectors.conformal import table
 from askance.detectors.margins import NOISE, around, nudged, spread
 from askance.detectors.readings import Readings
-from askance.detectors.surprisal import Surprisal, harmonic_mean
+from askance.detectors.surprisal import Surprisal
 from askance.errors import CalibrationError, listed
-
-LAST_BITS = 1e-9  # by which a sum of surprisals may differ in another batch: exact ties are common among ranks
 
 
 class Surprisals(NamedTuple):
@@ -25,11 +22,13 @@ class Surprisals(NamedTuple):
         beside_clean: of every reading above, then below, among clean images, [4F, B].
         speaking: of those sides that their detectors call suspicious, the least among clean and among benignly changed
             images, [S, B].
+        plain: on the same sides, of the components as they are, among clean images alone, [P, B].
         doubt: [B].
     """
 
     beside_clean: Tensor
     speaking: Tensor
+    plain: Tensor
     doubt: Tensor
 
 
@@ -52,6 +51,7 @@ class Background(nn.Module):
     benign: Tensor
     doubts: Tensor
     _speaking: Tensor
+    _plain: Tensor
 
     def __init__(
         self,
@@ -76,8 +76,9 @@ class Background(nn.Module):
         self._doubt = Surprisal(doubts, ~either_way[:1], 2 * NOISE * spread(doubts))
         lower = torch.tensor([name in self.two_sided for name in names], device=clean.device)
         sides = torch.cat([torch.ones_like(lower.repeat(2)), lower.repeat(2)])
+        as_they_are = torch.cat([torch.ones_like(lower), torch.zeros_like(lower)]).repeat(2)
         self.register_buffer("_speaking", sides.nonzero()[:, 0], persistent=False)
-        self._unfamiliar = Surprisal(clean[: len(names)], lower, tolerance[: len(names)])
+        self.register_buffer("_plain", (sides & as_they_are).nonzero()[:, 0], persistent=False)
 
     @classmethod
     def fit(cls, clean: Readings, benign: Readings | None = None) -> Background:
@@ -140,36 +141,7 @@ class Background(nn.Module):
         speaking = beside[self._speaking]
         if self._among_benign is not None:
             speaking = torch.minimum(speaking, self._among_benign(values[:-1])[self._speaking])
-        return Surprisals(beside, speaking, self._doubt(values[-1:])[0])
-
-    def reasons(self, readings: Readings) -> dict[str, Tensor]:
-        """How unfamiliar and how doubtful images are, {reason: float64 [B]}, higher = more so.
-
-        Unfamiliar is -log of the harmonic mean p of the components as they are, on the sides that their detectors call
-        suspicious, among clean images alone: drift and other cameras are to show, so that neither the classifier's
-        answer nor a benign change excuses anything. Doubtful is less the margin.
-
-        Raises:
-            CalibrationError: a component is missing.
-        """
-        unfamiliar = harmonic_mean(self._unfamiliar(self._raw(readings)))
-        return {UNFAMILIAR: unfamiliar, DOUBTFUL: -margins(readings.logits)}
-
-    def reason_ends(self, readings: Readings) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same as low, and as high, as the margins of components and logits allow, {reason: (low, high)}.
-
-        A side's surprisal rises or falls with its component, and their mean rises with each. Doubt does with the
-        predicted class's logit, unless another is as close as that (`is_close`).
-        """
-        one, other = map(self._unfamiliar, around(self._raw(readings), self.clean[: len(self.names)]))
-        doubts = torch.stack([-margins(logits) for logits in nudged(readings.logits)])
-        return {
-            UNFAMILIAR: (
-                harmonic_mean(torch.minimum(one, other)) - LAST_BITS,
-                harmonic_mean(torch.maximum(one, other)) + LAST_BITS,
-            ),
-            DOUBTFUL: (doubts.amin(dim=0), doubts.amax(dim=0)),
-        }
+        return Surprisals(beside, speaking, beside[self._plain], self._doubt(values[-1:])[0])
 
 
 def _completed(conditioning: Conditioning, raw: Tensor, logits: Tensor) -> Tensor:

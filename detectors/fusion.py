@@ -7,13 +7,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from askance.detectors.background import LAST_BITS, Background, Surprisals
+from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
+from askance.detectors.background import Background, Surprisals
+from askance.detectors.conditioning import margins
+from askance.detectors.margins import nudged
 from askance.detectors.readings import Readings
 from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
 
 EVEN_ODDS = 0.01  # the p at which an untrained opinion gives even odds
 TAIL = 0.95  # the quantile of clean scores that is to be the same whatever class is predicted
+LAST_BITS = 1e-9  # by which a sum of surprisals may differ in another batch: exact ties are common among ranks
 FEW = 50.0  # clean images of a class by which half of what it differs by is believed
 
 
@@ -89,9 +93,25 @@ class Fusion(nn.Module):
         Raises:
             CalibrationError: a component is missing.
         """
-        found = self._surprisals(readings)
+        return self.scores(readings)[FUSED]
+
+    def scores(self, readings: Readings) -> dict[str, Tensor]:
+        """Fused scores, and how unfamiliar and how doubtful images are, {name: float64 [B]}, higher = more so.
+
+        Unfamiliar is -log of the harmonic mean p of the components as they are, on the sides that their detectors call
+        suspicious, among clean images alone: drift and other cameras are to show, so that neither the classifier's
+        answer nor a benign change excuses anything. Doubtful is less the margin.
+
+        Raises:
+            CalibrationError: a component is missing.
+        """
+        found = self.background.surprisals(self.background.values(readings))
         added = _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases.unsqueeze(1))
-        return added - self._offset(readings)
+        return {
+            FUSED: added - self._offset(readings),
+            UNFAMILIAR: harmonic_mean(found.plain),
+            DOUBTFUL: -margins(readings.logits),
+        }
 
     def features(self, readings: Readings) -> Tensor:
         """What trained opinions weigh, float64 [4F, B].
@@ -104,14 +124,12 @@ class Fusion(nn.Module):
     def _offset(self, readings: Readings) -> Tensor:
         return self.offsets[readings.logits.argmax(dim=1)]
 
-    def _surprisals(self, readings: Readings) -> Surprisals:
-        return self.background.surprisals(self.background.values(readings))
-
-    def range(self, readings: Readings) -> tuple[Tensor, Tensor]:
-        """The least and the greatest score, each [B], where components and logits are off by their margins either way.
+    def ends(self, readings: Readings) -> dict[str, tuple[Tensor, Tensor]]:
+        """The least and the greatest of each of `scores`, [B] each, for components and logits off by their margins.
 
         What conditioning leaves of a component, and with it each surprisal, rises or falls with the component: the ends
-        of a sum are reached at the ends of its terms. The predicted class is taken as it is.
+        of a sum are reached at the ends of its terms. The predicted class is taken as it is, unless another is as close
+        as that (`is_close`).
         """
         one, other = (self.background.surprisals(values) for values in self.background.ends(readings))
         low = Surprisals(*map(torch.minimum, one, other))
@@ -119,10 +137,15 @@ class Fusion(nn.Module):
         up, down = self.weights.clamp_min(0), self.weights.clamp_max(0)
         least, most = roots(low.beside_clean), roots(high.beside_clean)
         biases, offset = self.biases.unsqueeze(1), self._offset(readings)
-        return (
-            _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset - LAST_BITS,
-            _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset + LAST_BITS,
-        )
+        doubts = torch.stack([-margins(logits) for logits in nudged(readings.logits)])
+        return {
+            FUSED: (
+                _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset - LAST_BITS,
+                _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset + LAST_BITS,
+            ),
+            UNFAMILIAR: (harmonic_mean(low.plain) - LAST_BITS, harmonic_mean(high.plain) + LAST_BITS),
+            DOUBTFUL: (doubts.amin(dim=0), doubts.amax(dim=0)),
+        }
 
 
 def _weighed(weights: Tensor, features: Tensor) -> Tensor:

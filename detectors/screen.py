@@ -25,6 +25,7 @@ from askance.answers import (
     Verdict,
 )
 from askance.detectors.background import Background
+from askance.detectors.conditioning import margins
 from askance.detectors.conformal import least_favourable, p_value, table
 from askance.detectors.detector import Detector, Reading, tap_for
 from askance.detectors.fusion import Fusion
@@ -110,6 +111,11 @@ class Calibration:
         """The tables of the reasons beside `MANIPULATED`, which is the fused score: {reason: sorted [m]}."""
         return {UNFAMILIAR: self.fused.unfamiliar, DOUBTFUL: self.doubtful}
 
+    @property
+    def judged(self) -> dict[str, Tensor]:
+        """The tables of what a fusion gives, {name: sorted [m]}: the fused score's own, and those of the reasons."""
+        return {FUSED: self.fused.table, **self.reasons}
+
     @classmethod
     def fit(
         cls,
@@ -141,10 +147,11 @@ class Calibration:
         def fused(names: tuple[str, ...]) -> Fused:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
-            clean = table(fusion.score(fuse))
-            mild = None if benign is None else benign[1]
-            least = clean if mild is None else least_favourable(clean, table(fusion.score(mild)))
-            return Fused(fusion, least, table(fusion.background.reasons(fuse)[UNFAMILIAR]))
+            of_clean = {name: table(scores) for name, scores in fusion.scores(fuse).items()}
+            mild, least = None if benign is None else benign[1], of_clean[FUSED]
+            if mild is not None:
+                least = least_favourable(least, table(fusion.score(mild)))
+            return Fused(fusion, least, of_clean[UNFAMILIAR])
 
         names = background.names
         alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
@@ -152,7 +159,7 @@ class Calibration:
             Levels() if levels is None else levels,
             {name: table(scores) for name, scores in calibrate.scores.items()},
             fused(names),
-            table(background.reasons(fuse)[DOUBTFUL]),
+            table(-margins(fuse.logits)),
             fused(alone) if viewers else None,
         )
 
@@ -244,10 +251,9 @@ class Screen:
         }
         start = time.perf_counter()
         read = Readings.of_batch(readings, capture.logits)
-        fused = self.calibration.fused.fusion.score(read)
-        reasons = self.calibration.fused.fusion.background.reasons(read)
-        scores = {name: reading.score for name, reading in readings.items()} | {FUSED: fused} | reasons
-        tables = {**self.calibration.tables, FUSED: self.calibration.fused.table, **self.calibration.reasons}
+        reasons = self.calibration.reasons
+        scores = {name: one.score for name, one in readings.items()} | self.calibration.fused.fusion.scores(read)
+        tables = {**self.calibration.tables, **self.calibration.judged}
         columns = {
             name: (values.tolist(), p_value(values.to(tables[name].dtype), tables[name]).tolist())
             for name, values in scores.items()
@@ -297,9 +303,8 @@ class Screen:
             low, high = around(scores[name], clean)
             slack = 0.0 if (own := readings[name].slack) is None else own
             ends[name] = (low - slack, high + slack, clean)
-        ends[FUSED] = (*calibration.fused.fusion.range(read), calibration.fused.table)
-        for name, (low, high) in calibration.fused.fusion.background.reason_ends(read).items():
-            ends[name] = (low, high, calibration.reasons[name])
+        for name, (low, high) in calibration.fused.fusion.ends(read).items():
+            ends[name] = (low, high, calibration.judged[name])
         alphas = [alpha for _, alpha in calibration.levels.items()]
         undecided = [is_close(read.logits), *(one.tied for one in readings.values() if one.tied is not None)]
         for low, high, clean in ends.values():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy import readings_of
 
+from askance.answers import FUSED
 from askance.detectors import Fusion, Readings
 from askance.detectors.background import Background
 from askance.detectors.fusion import roots
@@ -124,7 +125,7 @@ def test_the_range_holds_every_score_within_the_margins(seed: int, trained: bool
     fusion = Fusion(background, *opinions(seed)) if trained else Fusion.untrained(background)
     fusion = fusion.levelled(drawn(60, seed))
     asked = drawn(8, seed + 2, shift)
-    low, high = fusion.range(asked)
+    low, high = fusion.ends(asked)[FUSED]
     room = 1e-9
     own = fusion.score(asked)
     assert (low <= own + room).all()
@@ -182,12 +183,12 @@ def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:
     clean = readings_of({"a": torch.zeros(3)}, logits=torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))
     fusion = Fusion.untrained(Background.fit(clean))
     on_it = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[2.0, 0.0]]))
-    low, high = fusion.range(on_it)  # among those that are all but the same
+    low, high = fusion.ends(on_it)[FUSED]  # among those that are all but the same
     assert low < fusion.score(on_it) < high
     assert float(high - low) < 1e-8  # for the last bits of a sum
     assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
     beside = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[1.9955, 0.0]]))  # .004 is the tolerance
-    low, high = fusion.range(beside)
+    low, high = fusion.ends(beside)[FUSED]
     assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
     assert float(high) == pytest.approx(math.log(0.01 + 0.01 / (2 / 4)))
 
@@ -203,7 +204,7 @@ def test_other_weights_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_component_that_is_missing(names: tuple[str, ...]) -> None:
     fusion = Fusion.untrained(Background.fit(CLEAN))
     asked = readings_of(dict.fromkeys(names or ("z",), torch.zeros(1)))
-    for ask in (fusion.score, fusion.features, fusion.range):
+    for ask in (fusion.score, fusion.features, fusion.ends):
         with pytest.raises(CalibrationError, match=r"the fused score was calibrated on .*x/b, which nobody read"):
             ask(asked)
 

@@ -373,9 +373,12 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     """Hand-made scores: the successful attacks score above all clean images, the failed ones below."""
     n = 200
     zeros = torch.zeros(n, dtype=torch.long)
-    clean = SetScores({FUSED: torch.arange(n) / 1.0}, zeros, zeros)
+    ranks = torch.arange(n) / 1.0
+    clean = SetScores({FUSED: ranks}, zeros, zeros, {"x/up": ranks, "x/down": ranks, "x/blind": zeros.float()})
     half = torch.arange(n) < n // 2
-    attacked = SetScores({FUSED: torch.where(half, 1000.0, -1000.0)}, half.long(), zeros)
+    apart = torch.where(half, 1000.0, -1000.0)
+    components = {"x/up": apart, "x/down": -apart, "x/blind": zeros.float()}
+    attacked = SetScores({FUSED: apart}, half.long(), zeros, components)
     first, second = digits_run.config.evaluation.attacks[:2]
     distances = {"linf": half.double(), "l2": 2 * half.double()}
     evidence = Evidence(
@@ -392,6 +395,8 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
     assert result.auroc["fgsm"][FUSED] == 1.0
     assert result.intervals["auroc"]["fgsm"][FUSED] == (1.0, 1.0)
     assert result.failed_auroc["fgsm"][FUSED] == 0.0
+    # of the successful ones, whichever way a component points
+    assert result.component_auroc == {"fgsm": {"x/up": 1.0, "x/down": 1.0, "x/blind": 0.5}, "pgd": {}}
     assert row.flag_rate == {FUSED: {"suspect": 1.0, "adversarial": 1.0}}  # of the successful ones
     assert result.attacks["pgd"].flag_rate == {}
     assert result.attacks["worst_case"].flag_rate == row.flag_rate

@@ -14,8 +14,8 @@ from service_support import noise, tiny_screen
 from torch import Tensor
 from toy import Trained, Whole, readings_of, whole
 
-from askance.answers import DOUBTFUL, MANIPULATED, UNFAMILIAR, Answer, Prediction, Verdict, said_of
-from askance.detectors import Background, Calibration, Readings, Screen
+from askance.answers import DOUBTFUL, FUSED, MANIPULATED, UNFAMILIAR, Answer, Prediction, Verdict, said_of
+from askance.detectors import Background, Calibration, Fusion, Readings, Screen
 from askance.detectors.conformal import p_value
 from askance.detectors.margins import NOISE, around, is_close
 from askance.evaluation import AttackFigures, ClassifierFigures, Evaluation
@@ -24,6 +24,10 @@ from askance.service.client_messages import answer_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
 NAMES = ("x/a", "x/b", "y/c")
+
+
+def scores_of(background: Background, readings: Readings) -> dict[str, Tensor]:
+    return Fusion.untrained(background).scores(readings)
 
 
 def drawn(count: int, seed: int, shift: float = 0.0) -> Readings:
@@ -41,7 +45,7 @@ def test_unfamiliar_by_hand() -> None:
     clean = readings_of({"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([30.0, 10.0, 20.0])}, {"a"})
     asked = readings_of({"a": torch.tensor([2.5, 0.0, 2.5]), "b": torch.tensor([40.0, 20.0, 0.0])})
     ps = ((2 / 4, 1 / 4, 3 / 4), (4 / 4, 3 / 4, 1 / 4), (2 / 4, 4 / 4, 3 / 4))  # a above, b above, a below
-    found = Background.fit(clean).reasons(asked)[UNFAMILIAR]
+    found = scores_of(Background.fit(clean), asked)[UNFAMILIAR]
     assert found.dtype == torch.float64
     assert (-found).exp().tolist() == pytest.approx([3 / sum(1 / p for p in row) for row in ps])
 
@@ -50,9 +54,9 @@ def test_neither_a_benign_change_nor_the_answer_makes_an_image_familiar() -> Non
     clean, asked = drawn(60, 0), drawn(40, 2, 1.0)
     alone = Background.fit(clean)
     among_benign = Background.fit(clean, drawn(60, 1, 1.0))
-    assert torch.equal(among_benign.reasons(asked)[UNFAMILIAR], alone.reasons(asked)[UNFAMILIAR])
+    assert torch.equal(scores_of(among_benign, asked)[UNFAMILIAR], scores_of(alone, asked)[UNFAMILIAR])
     other_answers = replace(asked, logits=asked.logits.flip(1) * 3)
-    assert torch.equal(alone.reasons(other_answers)[UNFAMILIAR], alone.reasons(asked)[UNFAMILIAR])
+    assert torch.equal(scores_of(alone, other_answers)[UNFAMILIAR], scores_of(alone, asked)[UNFAMILIAR])
     # to the fused score benign changes do excuse, and answers matter
     speaking = [one.surprisals(one.values(asked)).speaking for one in (alone, among_benign)]
     assert (speaking[1] < speaking[0]).any()
@@ -61,10 +65,10 @@ def test_neither_a_benign_change_nor_the_answer_makes_an_image_familiar() -> Non
 def test_far_out_is_unfamiliar_on_the_suspicious_sides_alone() -> None:
     made = Background.fit(drawn(300, 0))
     middle = dict.fromkeys(NAMES, torch.zeros(3))
-    usual = float(made.reasons(readings_of(middle, logits=torch.zeros(3, 3)))[UNFAMILIAR][0])
+    usual = float(scores_of(made, readings_of(middle, logits=torch.zeros(3, 3)))[UNFAMILIAR][0])
     for name, two_sided in (("x/a", False), ("x/b", True), ("y/c", False)):
         asked = readings_of(middle | {name: torch.tensor([-9.0, 0.0, 9.0])}, logits=torch.zeros(3, 3))
-        low, typical, high = made.reasons(asked)[UNFAMILIAR].tolist()
+        low, typical, high = scores_of(made, asked)[UNFAMILIAR].tolist()
         assert typical == usual
         assert high > usual + 3
         assert (low > usual + 3) is two_sided
@@ -74,8 +78,8 @@ def test_a_single_pass_knows_its_own_components_alone() -> None:
     clean, asked = drawn(60, 0), drawn(9, 1)
     few = Background.fit(clean).only(("x/b",))
     alone = Background.fit(readings_of({"x/b": clean.components["x/b"]}, {"x/b"}, clean.logits))
-    assert torch.equal(few.reasons(asked)[UNFAMILIAR], alone.reasons(asked)[UNFAMILIAR])
-    assert not torch.equal(few.reasons(asked)[UNFAMILIAR], Background.fit(clean).reasons(asked)[UNFAMILIAR])
+    assert torch.equal(scores_of(few, asked)[UNFAMILIAR], scores_of(alone, asked)[UNFAMILIAR])
+    assert not torch.equal(scores_of(few, asked)[UNFAMILIAR], scores_of(Background.fit(clean), asked)[UNFAMILIAR])
 
 
 # Doubtful
@@ -83,7 +87,7 @@ def test_a_single_pass_knows_its_own_components_alone() -> None:
 
 def test_doubtful_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0, -5.0], [1.0, 1.0, 0.0], [-4.0, 0.0, 7.5]])
-    found = Background.fit(drawn(20, 0)).reasons(readings_of(dict.fromkeys(NAMES, torch.zeros(3)), logits=logits))
+    found = scores_of(Background.fit(drawn(20, 0)), readings_of(dict.fromkeys(NAMES, torch.zeros(3)), logits=logits))
     assert found[DOUBTFUL].tolist() == [-2.0, 0.0, -7.5]
 
 
@@ -95,28 +99,28 @@ def test_tables_are_the_clean_images_of_the_fuse_split() -> None:
     made = Calibration.fit(calibrate, fuse, benign=(changed, changed), viewers=["y"])
     background = made.fused.fusion.background
     for name, table in made.reasons.items():
-        assert torch.equal(table, background.reasons(fuse)[name].sort().values)
+        assert torch.equal(table, scores_of(background, fuse)[name].sort().values)
         assert table.dtype == torch.float64
     assert tuple(made.reasons) == (UNFAMILIAR, DOUBTFUL)
     assert made.single_pass is not None
     single, whole_one = made.in_a_single_pass().reasons, made.reasons
     assert torch.equal(single[DOUBTFUL], whole_one[DOUBTFUL])
     few = background.only(("x/a", "x/b"))
-    assert torch.equal(single[UNFAMILIAR], few.reasons(fuse)[UNFAMILIAR].sort().values)
+    assert torch.equal(single[UNFAMILIAR], scores_of(few, fuse)[UNFAMILIAR].sort().values)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-3, 3))
 def test_p_values_are_in_range_and_of_clean_images_no_smaller_than_promised(seed: int, shift: float) -> None:
     made = Calibration.fit(drawn(60, seed), drawn(99, seed + 1))
-    background = made.fused.fusion.background
-    for name, score in background.reasons(drawn(30, seed + 2, shift)).items():
-        p = p_value(score, made.reasons[name])
+    fusion = made.fused.fusion
+    for name, score in fusion.scores(drawn(30, seed + 2, shift)).items():
+        p = p_value(score, made.judged[name])
         assert (p >= 1 / 100).all()
         assert (p <= 1).all()
     # of the table's own images k of n + 1 are the k least: no level flags more of them than its share
-    for name, score in background.reasons(drawn(99, seed + 1)).items():
-        p = p_value(score, made.reasons[name])
+    for name, score in fusion.scores(drawn(99, seed + 1)).items():
+        p = p_value(score, made.judged[name])
         assert all(float((p <= alpha).double().mean()) <= alpha * 100 / 99 for alpha in (0.01, 0.05, 0.5))
 
 
@@ -131,8 +135,8 @@ def test_the_ends_hold_every_score_within_the_margins(seed: int, up: float, wide
     logits = asked.logits + 0.99 * NOISE * wider * asked.logits.abs().amax(dim=1, keepdim=True) * first
     moved = readings_of(dict(zip(NAMES, raw + 0.99 * up * signs * off, strict=True)), logits=logits)
     for readings in (asked, moved):
-        for name, score in made.reasons(readings).items():
-            low, high = made.reason_ends(asked)[name]
+        for name, score in scores_of(made, readings).items():
+            low, high = Fusion.untrained(made).ends(asked)[name]
             # where two classes all but tie they may change places: such images are judged again for that alone
             kept = ~is_close(asked.logits)
             assert (low[kept] <= score[kept]).all()
@@ -143,8 +147,8 @@ def test_the_ends_reach_over_a_step_either_way() -> None:
     """A reading passes 3 when it is 0.358 above it (of a spread of 179 a thousandth, twice), or below 4 as far."""
     made = Background.fit(readings_of({"a": torch.arange(200.0)}, {"a"}))
     for value, changes in ((3.36, True), (3.64, True), (3.0, False)):  # by 0.179 it may be off
-        (low,), (high,) = made.reason_ends(readings_of({"a": torch.tensor([value])}))[UNFAMILIAR]
-        (score,) = made.reasons(readings_of({"a": torch.tensor([value])}))[UNFAMILIAR]
+        (low,), (high,) = Fusion.untrained(made).ends(readings_of({"a": torch.tensor([value])}))[UNFAMILIAR]
+        (score,) = scores_of(made, readings_of({"a": torch.tensor([value])}))[UNFAMILIAR]
         assert low < score < high
         assert (float(high - low) > 1e-6) is changes, value
 
@@ -181,9 +185,10 @@ def test_scores_are_the_backgrounds_and_p_values_the_tables(trained: Trained, cl
     assert trained.calibration is not None
     with torch.no_grad(), trained.screen().tap as tap:
         read = Readings.of(trained.detectors, tap(trained.part("evaluate")[0]))
-    for name, score in trained.calibration.fused.fusion.background.reasons(read).items():
-        p = p_value(score, trained.calibration.reasons[name]).tolist()
-        differing = [i for i, one in enumerate(clean) if p_of(one, name) != pytest.approx(p[i], abs=1e-9)]
+    for name, score in trained.calibration.fused.fusion.scores(read).items():
+        p = p_value(score, trained.calibration.judged[name]).tolist()
+        said = MANIPULATED if name == FUSED else name
+        differing = [i for i, one in enumerate(clean) if p_of(one, said) != pytest.approx(p[i], abs=1e-9)]
         assert len(differing) <= 3  # a rank on the last bits of another batch
 
 
@@ -233,7 +238,7 @@ def test_an_image_on_a_reasons_threshold_is_judged_again_alone(name: str) -> Non
     background = screen.calibration.fused.fusion.background
     with torch.no_grad():
         read = Readings.of(screen.detectors, screen.tap(images))
-    score = background.reasons(read)[name][2]
+    score = scores_of(background, read)[name][2]
 
     def judged_alone(step: float) -> int:
         """Of images whose class, verdict and other flags nothing decides: all tables but one are out of reach."""
