@@ -1,0 +1,163 @@
+"""The matrix's page: every row of every victim, worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from askance.answers import FUSED
+from askance.detectors.screen import SINGLE_PASS
+from benchmarks.matrix.run import UNTRAINED
+
+Rows = Mapping[str, Any]
+NEAR = 0.005  # of AUROC, by which the fused score may miss the best single reading
+MILD = ("_1", "_2")  # how the names of mild changes end
+PROMISED = {"suspect": 0.08, "adversarial": 0.02}  # of mildly changed images, at the levels of 5% and 1%
+
+
+def page(matrix: Mapping[str, Rows], words: str) -> str:
+    """The whole page in Markdown.
+
+    Args:
+        matrix: {victim: its rows}, as `run.rows_of` has them.
+        words: what stands on top.
+    """
+    sections = [
+        words,
+        "## At a glance",
+        _summary(matrix),
+        "## Mild benign changes",
+        "Share of mildly changed images, still answered right, that are flagged as *manipulated* at the level of 5% "
+        f"and of 1%; over {PROMISED['suspect']:.0%} or {PROMISED['adversarial']:.0%} in bold, in brackets where the "
+        "change alters more than a tenth of the answers.",
+        _benign(matrix),
+        "## Every row, worst first",
+    ]
+    for name, rows in matrix.items():
+        sections += [f"### {name}: {rows['about']}", _layers(rows), _attacks(rows)]
+    return "\n\n".join(sections) + "\n"
+
+
+def behind_baseline(row: Rows) -> bool:
+    """Whether the best baseline is beyond the fused score's interval."""
+    return bool(row["baseline"][1] > row["interval"][1])
+
+
+def behind_reading(row: Rows) -> bool:
+    """Whether the best single reading is beyond the fused score's interval, and by more than NEAR ahead."""
+    if row["reading"] is None:
+        return False
+    best = row["reading"][1]
+    return bool(best > row["interval"][1] and best > row["auroc"][FUSED] + NEAR)
+
+
+def _summary(matrix: Mapping[str, Rows]) -> str:
+    head = (
+        "victim",
+        "accuracy",
+        "rows",
+        "mean AUROC: fused",
+        "one pass",
+        "untrained",
+        "best baseline",
+        "least AUROC",
+        "caught at 5% / 1%",
+        "behind the best baseline",
+        "behind the best reading",
+        "clean flagged",
+        "worst class",
+    )
+    return _table(head, [_glance(name, rows) for name, rows in matrix.items()])
+
+
+def _glance(name: str, rows: Rows) -> tuple[str, ...]:
+    attacks = list(rows["attacks"].values())
+    least = min(rows["attacks"], key=lambda one: rows["attacks"][one]["auroc"][FUSED])
+    worst = max(rows["classes"], key=lambda one: rows["classes"][one]["suspect"])
+    return (
+        name,
+        f"{rows['accuracy']:.1%}",
+        str(len(attacks)),
+        *(_number(_mean(one["auroc"].get(scorer) for one in attacks)) for scorer in (FUSED, SINGLE_PASS, UNTRAINED)),
+        _number(_mean(one["baseline"][1] for one in attacks)),
+        f"{_number(rows['attacks'][least]['auroc'][FUSED])} `{least}`",
+        " / ".join(f"{sum(one['caught'][level] for one in attacks) / len(attacks):.0%}" for level in PROMISED),
+        str(sum(map(behind_baseline, attacks))),
+        str(sum(map(behind_reading, attacks))),
+        " / ".join(f"{rows['clean'][level]:.1%}" for level in PROMISED),
+        f"{rows['classes'][worst]['suspect']:.1%} <sub>{worst}, {rows['classes'][worst]['images']}</sub>",
+    )
+
+
+def _benign(matrix: Mapping[str, Rows]) -> str:
+    mild = [name for name in next(iter(matrix.values()))["controls"] if name.endswith(MILD)]
+    rows = ((f"`{name}`", *(_flags(one["controls"][name]) for one in matrix.values())) for name in mild)
+    return _table(("change", *matrix), rows)
+
+
+def _flags(control: Mapping[str, Any]) -> str:
+    if not control["counted"]:
+        return ""
+    cells = [
+        f"**{control[level]:.1%}**" if control[level] > most else f"{control[level]:.1%}"
+        for level, most in PROMISED.items()
+    ]
+    text = " / ".join(cells)
+    return text if control["accuracy"] >= 0.9 else f"({text})"
+
+
+def _layers(rows: Rows) -> str:
+    passes = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows["forward_passes"].items())
+    return f"Layers {', '.join(f'`{name}`' for name in rows['layers'])}; forward passes: {passes}."
+
+
+def _attacks(rows: Rows) -> str:
+    head = (
+        "attack",
+        "successful",
+        "fused",
+        "one pass",
+        "untrained",
+        "best baseline",
+        "best reading",
+        "caught at 5% / 1%",
+    )
+    attacks = sorted(rows["attacks"].items(), key=lambda row: row[1]["auroc"][FUSED])
+    return _table(head, [_attack(name, row) for name, row in attacks])
+
+
+def _attack(name: str, row: Rows) -> tuple[str, ...]:
+    low, high = row["interval"]
+    return (
+        f"`{name}`",
+        f"{row['successful']}/{row['attempted']}",
+        f"{_number(row['auroc'][FUSED])} <sub>{_number(low)} to {_number(high)}</sub>",
+        *(_number(row["auroc"].get(scorer)) for scorer in (SINGLE_PASS, UNTRAINED)),
+        _named(row["baseline"], behind=behind_baseline(row)),
+        "" if row["reading"] is None else _named(row["reading"], behind=behind_reading(row)),
+        " / ".join(f"{row['caught'][level]:.0%}" for level in PROMISED),
+    )
+
+
+def _named(best: Sequence[Any], *, behind: bool) -> str:
+    name, value = best
+    figure = f"**{_number(value)}**" if behind else _number(value)
+    return f"{figure} <sub>{name.replace('_', ' ')}</sub>"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are there; None where none is."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _number(value: float | None) -> str:
+    """0.9871 -> .987, 1.0 -> 1.0; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1.0"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
