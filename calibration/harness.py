@@ -13,7 +13,7 @@ from torch import Tensor
 
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
-from askance.calibration.baselines import BASELINES, Baseline, Observation, observe
+from askance.calibration.baselines import BASELINES, Baseline, Need, Observation, observe
 from askance.calibration.benign import LEARNED, PROMISED, benign_readings, of_both
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
@@ -80,10 +80,14 @@ class Harness:
         return self.scores(f"split-{name}", self.inputs.splits[name])
 
     def observation(self, name: str, images: Images, pixels: Tensor | None = None) -> Observation:
-        """What the baselines read of a set of images, or of `pixels` in their place."""
-        stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers)
+        """What the baselines need of a set of images, or of `pixels` in their place."""
+        needs = frozenset[Need]().union(*(BASELINES[one].needs for one in self.inputs.settings.evaluation.baselines))
+        if not needs:  # our detectors have read the logits
+            scores = self.scores(name, images, pixels)
+            return Observation(scores.readings.logits, scores.labels, {}, {})
+        stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers, *sorted(needs))
         stream = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
-        kept = self.stages.run(stage, lambda: observe(self.tap, stream, f"baselines: {name}").tensors())
+        kept = self.stages.run(stage, lambda: observe(self.tap, stream, needs, f"baselines: {name}").tensors())
         return Observation.from_tensors(kept)
 
     @property
@@ -307,8 +311,8 @@ class _Scorers:
     def _fitted_baselines(self) -> tuple[Baseline, ...]:
         harness, splits = self._harness, self._harness.inputs.splits
         baselines = tuple(BASELINES[name]() for name in harness.inputs.settings.evaluation.baselines)
-        if not baselines:
-            return ()
+        if not any(baseline.learns() for baseline in baselines):
+            return baselines
         clean = harness.observation("split-fit", splits["fit"][:MOST_FITTED_IMAGES])
         tune = harness.observation("split-calibrate", splits["calibrate"])
         attacked = [harness.observation(f"seen-{name}", *found) for name, found in harness.seen.items()]

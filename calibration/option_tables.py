@@ -29,12 +29,17 @@ def attacks_table() -> str:
 
 
 def baselines_table() -> str:
-    """Every baseline, what it is, and whether it wants a seen attack."""
+    """Every baseline, what it is, what is read for it beside the logits, and whether it wants a seen attack."""
     rows = (
-        (f"`{name}`", baseline.title, "yes" if baseline.learns_from_attacks else "")
+        (
+            f"`{name}`",
+            baseline.title,
+            ", ".join(sorted(baseline.needs)),
+            "yes" if baseline.learns_from_attacks else "",
+        )
         for name, baseline in BASELINES.items()
     )
-    return _table(("name", "baseline", "trained on the seen attack"), rows)
+    return _table(("name", "baseline", "reads", "trained on the seen attack"), rows)
 
 
 def controls_table() -> str:

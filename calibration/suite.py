@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +22,7 @@ from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
+from askance.errors import CalibrationError
 
 PIECE_IMAGES = 50  # batch mates share nothing but an attack's random numbers, which go by the piece
 WORTH_PROCESSES_SECONDS = 20.0  # of work left, that pay for starting processes
@@ -95,6 +97,9 @@ def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Te
 
     Returns:
         The attacked images of each, float32 [N, C, H, W] in [0, 1].
+
+    Raises:
+        CalibrationError: a process that makes them was ended.
     """
     identity = target.identity()
     results: list[list[Tensor | None]] = []
@@ -153,6 +158,11 @@ def _in_processes(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> I
         try:
             for future in track(_Completed(futures), "attacks"):
                 yield futures[future], torch.from_numpy(future.result())
+        except BrokenProcessPool:
+            raise CalibrationError(
+                "a process that makes attacked images was ended: memory ran out, or the script that calibrates has no "
+                'if __name__ == "__main__": around what it does, which processes then do again; what is made is cached'
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from calibration_support import DigitsRun
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from askance.calibration.baselines import (
     BASELINES,
-    Baseline,
     Energy,
     FeatureSqueezing,
     LocalIntrinsicDimensionality,
@@ -26,12 +28,15 @@ from askance.calibration.baselines import (
 )
 from askance.calibration.baselines.lid import local_intrinsic_dimensionality
 from askance.calibration.baselines.squeezers import non_local_means, squeezers
+from askance.calibration.harness import Harness
+from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
+from askance.calibration.stages import Stages
 from askance.calibration.weighing import learn_weights
 
 
 def test_which_baselines_are_fitted_and_to_what() -> None:
-    fitted = {name for name, baseline in BASELINES.items() if baseline.fit is not Baseline.fit}
+    fitted = {name for name, baseline in BASELINES.items() if baseline.learns()}
     trained = {name for name, baseline in BASELINES.items() if baseline.learns_from_attacks}
     assert (fitted, trained) == ({"mahalanobis", "lid", "knn"}, {"mahalanobis", "lid"})
 
@@ -227,3 +232,44 @@ def test_sets_count_alike() -> None:
     calm, _ = learn_weights([clean, attacked(0, 30)], [few, many])
     assert calm[0] < 0.6 * weights[0]
     assert calm[1] > 0.8 * weights[1]
+
+
+# In a calibration
+
+
+@pytest.fixture
+def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
+    return Harness(load_inputs(digits_run.config), digits_run.bundle.detectors(), Stages(tmp_path, {}, resume=False))
+
+
+def with_baselines(harness: Harness, *names: str) -> Harness:
+    settings = harness.inputs.settings
+    evaluation = settings.evaluation.model_copy(update={"baselines": names})
+    inputs = replace(harness.inputs, settings=settings.model_copy(update={"evaluation": evaluation}))
+    return Harness(inputs, harness.detectors, harness.stages)
+
+
+def test_nothing_is_read_that_no_baseline_needs(harness: Harness, tmp_path: Path) -> None:
+    """The logits are those that our detectors have read: squeezing every image took longer than all else."""
+    few = harness.inputs.splits["evaluate"][:20]
+    found = {
+        names: with_baselines(harness, *names).observation("few", few)
+        for names in (
+            ("max_softmax", "energy"),
+            ("max_softmax", "knn"),
+            ("feature_squeezing",),
+            ("lid", "feature_squeezing"),
+        )
+    }
+    layers = len(harness.tap.layers)
+    assert [(len(one.features), len(one.squeezed)) for one in found.values()] == [
+        (0, 0),
+        (layers, 0),
+        (0, 3),
+        (layers, 3),
+    ]
+    for one in found.values():
+        assert torch.equal(one.logits, harness.scores("few", few).readings.logits)
+        assert torch.equal(one.labels, few.y)
+    kept = [path.name.partition("-few")[0] for path in tmp_path.glob("*few*")]
+    assert sorted(kept) == ["baselines", "baselines", "baselines", "read"]  # the first read nothing of its own

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_baselines import CLEAN, OTHER, SEEN, TUNE
 
-from askance.calibration.baselines import BASELINES, Baseline, Observation
+from askance.calibration.baselines import BASELINES, Baseline, Need, Observation
 
 
 @pytest.fixture(params=list(BASELINES))
@@ -57,6 +57,20 @@ def test_fitting_is_deterministic(name: str) -> None:
 def test_what_is_obviously_odd_scores_higher(name: str) -> None:
     baseline = fitted(name)
     assert baseline.score(odd(OTHER)).median() > baseline.score(OTHER).median()
+
+
+def test_it_reads_nothing_but_what_it_states_to_need(name: str) -> None:
+    needs = BASELINES[name].needs
+
+    def only_needed(full: Observation) -> Observation:
+        features = full.features if Need.FEATURES in needs else {}
+        return Observation(full.logits, full.labels, features, full.squeezed if Need.SQUEEZED in needs else {})
+
+    baseline = BASELINES[name]().fit(only_needed(CLEAN), only_needed(TUNE), [only_needed(one) for one in SEEN])
+    assert torch.equal(baseline.score(only_needed(OTHER)), fitted(name).score(OTHER))
+    if needs:  # and that it does need
+        with pytest.raises((IndexError, KeyError, ValueError, RuntimeError)):
+            baseline.score(replace(OTHER, features={}, squeezed={}))
 
 
 def test_only_those_that_say_so_learn_from_attacks(name: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,12 @@ from torch import Tensor
 from toy import Trained
 
 from askance.calibration import attacks, suite
-from askance.calibration.attacks import FGSM, PGD
+from askance.calibration.attacks import FGSM, PGD, PixelClassifier
 from askance.calibration.cache import ImageCache, cache_folder
 from askance.calibration.digests import tensor_digest
 from askance.calibration.harness import targets
 from askance.calibration.suite import PIECE_IMAGES, AttackJob, Target, run
-from askance.errors import ConfigError
+from askance.errors import CalibrationError, ConfigError
 
 SHORT = PGD(name="p", kind="pgd", epsilon=0.2, steps=3)
 
@@ -84,6 +87,25 @@ def test_processes_give_what_one_gives(
     elsewhere = run(target, both, ImageCache(tmp_path / "elsewhere"))
     for a, b in zip(here, elsewhere, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+class Fatal(Target):
+    """Its classifier ends any process but the first that builds it, as the kernel does where memory runs out."""
+
+    def build(self) -> PixelClassifier:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().build()
+
+
+def test_processes_that_are_ended_are_told_of_in_a_line(
+    trained: Trained, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "WORTH_PROCESSES_SECONDS", -1.0)
+    fatal = Fatal(target.factory, target.arguments, target.weights, target.preprocessing)
+    with pytest.raises(CalibrationError, match="memory ran out, or the script that calibrates has no if __name__"):
+        run(fatal, [job(trained)], ImageCache(tmp_path))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1  # what was made before is kept
 
 
 def test_a_killed_run_keeps_the_pieces_it_made(

@@ -9,7 +9,7 @@ from askance.calibration.baselines.knn import NearestNeighbors
 from askance.calibration.baselines.lid import LocalIntrinsicDimensionality
 from askance.calibration.baselines.mahalanobis import Mahalanobis
 from askance.calibration.baselines.max_softmax import MaxSoftmax
-from askance.calibration.baselines.observation import Observation, observe
+from askance.calibration.baselines.observation import Need, Observation, observe
 from askance.plugins import Family
 
 BASELINES: Family[Baseline] = Family(
@@ -29,6 +29,7 @@ __all__ = [
     "Mahalanobis",
     "MaxSoftmax",
     "NearestNeighbors",
+    "Need",
     "Observation",
     "observe",
 ]

@@ -14,13 +14,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from askance.calibration.baselines.baseline import Baseline
-from askance.calibration.baselines.observation import Observation
+from askance.calibration.baselines.observation import Need, Observation
 
 
 class LayerEnsemble(Baseline):
     """One reading per layer, weighed."""
 
     learns_from_attacks: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FEATURES})
 
     _weights: Pipeline
 

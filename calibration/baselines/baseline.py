@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from askance.calibration.baselines.observation import Observation
+from askance.calibration.baselines.observation import Need, Observation
 
 
 class Baseline(ABC):
@@ -20,6 +20,13 @@ class Baseline(ABC):
     """What it is, and its paper."""
     learns_from_attacks: ClassVar[bool] = False
     """Whether it is fitted to attacked images, too: a config that names it must give a seen attack."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What it reads of an image beside the logits: an Observation may be without the rest."""
+
+    @classmethod
+    def learns(cls) -> bool:
+        """Whether it has to be fitted."""
+        return cls.fit is not Baseline.fit
 
     def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
         """Learn; a baseline that needs no fitting does nothing.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from askance.calibration.baselines.baseline import Baseline
-from askance.calibration.baselines.observation import Observation
+from askance.calibration.baselines.observation import Need, Observation
 
 
 class FeatureSqueezing(Baseline):
@@ -16,6 +16,7 @@ class FeatureSqueezing(Baseline):
 
     name: ClassVar[str] = "feature_squeezing"
     title: ClassVar[str] = "feature squeezing, Xu et al. (2018)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SQUEEZED})
 
     def score(self, inputs: Observation) -> Tensor:
         """In [0, 2]."""

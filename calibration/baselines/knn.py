@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 from torch import Tensor
 
 from askance.calibration.baselines.baseline import Baseline
-from askance.calibration.baselines.observation import Observation
+from askance.calibration.baselines.observation import Need, Observation
 
 NEIGHBORS = 50  # Sun et al. use 50 for CIFAR-10
 
@@ -21,6 +21,7 @@ class NearestNeighbors(Baseline):
 
     name: ClassVar[str] = "knn"
     title: ClassVar[str] = "deep nearest neighbours, Sun et al. (2022)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FEATURES})
 
     def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
         """Remember the clean features."""

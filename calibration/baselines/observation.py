@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -14,6 +15,13 @@ from askance.calibration.progress import track
 from askance.detectors import Tap
 
 
+class Need(StrEnum):
+    """What is read for baselines beside the logits; nothing is that none of them states to need."""
+
+    FEATURES = "features"  # of the tapped layers
+    SQUEEZED = "squeezed"  # what the classifier says of squeezed copies: as many forward passes more
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the baselines read of N images.
@@ -21,8 +29,9 @@ class Observation:
     Attributes:
         logits: [N, K].
         labels: [N], the true classes.
-        features: {layer: [N, C]}, feature maps averaged over their positions (as in Lee et al. 2018), shallow to deep.
-        squeezed: {squeezer: [N, K]}, the softmax of squeezed images.
+        features: {layer: [N, C]}, feature maps averaged over their positions (as in Lee et al. 2018), shallow to deep;
+            empty where no baseline needs them.
+        squeezed: {squeezer: [N, K]}, the softmax of squeezed images; likewise.
     """
 
     logits: Tensor
@@ -64,16 +73,17 @@ class Observation:
 
 
 @torch.no_grad()
-def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
+def observe(tap: Tap, stream: ImageStream, needs: Collection[Need], description: str) -> Observation:
     """Read what the baselines need of every image of `stream`, through its tapped layers and the squeezers.
 
     Args:
         tap: over the classifier and the layers that the baselines read; the stream's own tap is not used.
         stream: the images.
+        needs: what to read beside the logits.
         description: of the progress bar.
     """
     logits, labels = [], []
-    features: dict[str, list[Tensor]] = {layer: [] for layer in tap.layers}
+    features: dict[str, list[Tensor]] = {layer: [] for layer in tap.layers if Need.FEATURES in needs}
     squeezed: dict[str, list[Tensor]] = {}
     for rows in track(stream.slices(), description):
         pixels, truth = stream.batch(rows)
@@ -83,7 +93,8 @@ def observe(tap: Tap, stream: ImageStream, description: str) -> Observation:
         for layer, parts in features.items():
             activation = capture.activations[layer]
             parts.append(activation.flatten(2).mean(dim=2) if activation.ndim > 2 else activation)
-        for name, squeeze in squeezers(pixels.shape[1]).items():
+        copies = squeezers(pixels.shape[1]) if Need.SQUEEZED in needs else {}
+        for name, squeeze in copies.items():
             squeezed.setdefault(name, []).append(tap(squeeze(pixels)).logits.softmax(dim=1))
     return Observation(
         torch.cat(logits),
