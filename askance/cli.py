@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from askance import drafting
-from askance.drafting import ConfigArgument, in_a_folder
+from askance.drafting import ConfigArgument, JsonOption
 
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
@@ -48,10 +48,6 @@ def _host_and_port(target: str) -> str:
     return target
 
 
-JsonOption = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=in_a_folder),
-]
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -40,6 +40,11 @@ def _keywords(text: str) -> dict[str, Any]:
     return found
 
 
+def _names(text: str) -> tuple[str, ...]:
+    listed = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return tuple(name.strip() for name in listed if name.strip())
+
+
 def _part(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
@@ -65,6 +70,19 @@ MeanOption = Annotated[
     Any, typer.Option("--mean", metavar="R,G,B", help="Of its normalisation [default: guessed].", parser=_numbers)
 ]
 StdOption = Annotated[Any, typer.Option("--std", metavar="R,G,B", help="Of the same.", parser=_numbers)]
+NamesOption = Annotated[
+    Any,
+    typer.Option(
+        "--class-names",
+        metavar="A,B,...|FILE",
+        help="In the order of the logits; a file has one on each line [default: the data's own].",
+        parser=_names,
+    ),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=in_a_folder),
+]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="SOURCE", help="Images: folder:PATH, npz:PATH, torchvision:NAME, ..."),
@@ -90,6 +108,7 @@ def layers(
     output: OutputOption = None,
     shape: ShapeOption = None,
     data: DataOption = None,
+    json: JsonOption = None,
 ) -> None:
     """Prove a classifier, and list its layers in the order in which they run: what each gives for an image, how far
     through the forward pass it stands, and whether a detector can tap it.
@@ -98,7 +117,7 @@ def layers(
     from askance.calibration.layers import layers_of
     from askance.calibration.proof import PROVED_IMAGES
     from askance.calibration.subject import Subject, known, of_config, on_noise
-    from askance.output import print_layers
+    from askance.output import also_as_json, layer_rows, print_layers
 
     if (config is None) == (classifier is None):
         raise typer.BadParameter("expected a CONFIG, or --classifier and --weights: one of the two")
@@ -117,7 +136,9 @@ def layers(
                 known_one.config.preprocessing,
                 known_one.pools["train"][:PROVED_IMAGES].pixels(),
             )
-    print_layers(layers_of(*found))
+    listed = layers_of(*found)
+    with also_as_json(json, {"layers": layer_rows(listed)}):
+        print_layers(listed)
 
 
 def init(
@@ -138,6 +159,7 @@ def init(
     shape: ShapeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    class_names: NamesOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="CONFIG", help="Where the config goes; must not exist.", callback=in_a_folder),
@@ -162,7 +184,7 @@ def init(
     path = Path("draft.toml") if out is None else out
     if path.exists() and not dry_run:
         raise ConfigError(f"{path} exists: choose another path, or remove it first")
-    subject = Subject(classifier, weights, arguments or {}, output, shape, mean, std)
+    subject = Subject(classifier, weights, arguments or {}, output, shape, mean, std, class_names)
     found = known(subject, data, test_data, gradients=True)
     drafted = draft(found, data, test_data, trained_on, path)
     for note in drafted.notes:
@@ -181,14 +203,15 @@ def init(
     console.print(f"{path} is written: read it, then askance calibrate {path} --out BUNDLE", soft_wrap=True)
 
 
-def validate(config: ConfigArgument) -> int:
+def validate(config: ConfigArgument, json: JsonOption = None) -> int:
     """Load CONFIG, its data and its classifier, and say all that is wrong, a line each; exit code 2 if anything is."""
     from askance.calibration.validation import mistakes_in
+    from askance.output import also_as_json
 
-    mistakes = mistakes_in(config)
-    for line in mistakes:
-        typer.echo(f"askance: {config}: {' '.join(line.split())}", err=True)
-    if mistakes:
-        return 2
-    print(f"{config} is valid: askance calibrate {config} --out BUNDLE")  # noqa: T201
-    return 0
+    mistakes = [" ".join(line.split()) for line in mistakes_in(config)]
+    with also_as_json(json, {"config": str(config), "valid": not mistakes, "mistakes": mistakes}):
+        for line in mistakes:
+            typer.echo(f"askance: {line}", err=True)
+        if not mistakes:
+            print(f"{config} is valid: askance calibrate {config} --out BUNDLE")  # noqa: T201
+    return 2 if mistakes else 0

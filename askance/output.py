@@ -158,6 +158,22 @@ def print_shifts(shifts: Mapping[str, Shift]) -> None:
     console.print(table)
 
 
+def layer_rows(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """The same as JSON: `shape` of what a layer gives for one image, `taps` what can tap it or why nothing can."""
+    return [
+        {
+            "layer": one.name,
+            "class": one.kind,
+            "shape": list(one.shape),
+            "width": one.width,
+            "depth": one.depth,
+            "taps": one.taps,
+            "usable": not one.fault,
+        }
+        for one in layers
+    ]
+
+
 def print_layers(layers: Sequence[Layer]) -> None:
     """A line per layer, in the order given."""
     table = Table()

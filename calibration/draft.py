@@ -97,9 +97,11 @@ def _classifier(known: Known, beside: Path) -> str:
     if config.arguments:
         lines.append(f"arguments = {_toml(config.arguments)}")
     lines.append(f"weights = {_toml(_path(config.weights, beside))}")
+    names = _toml(list(known.pools["train"].classes))
     if known.unlabelled == set(known.pools):
-        names = known.pools["train"].classes
-        lines.append(f"class_names = {_toml(list(names))}  # in the order of the logits: the images have no labels")
+        lines.append(f"class_names = {names}  # in the order of the logits: the images have no labels")
+    elif config.class_names is not None:
+        lines.append(f"class_names = {names}  # in the order of the data's own")
     if config.output is not None:
         lines.append(f"output = {_toml(config.output)}")
     lines += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from askance.calibration.config import ClassifierConfig, Config
-from askance.calibration.data import require_same_classes
+from askance.calibration.data import named, require_same_classes
 from askance.calibration.explain import explain
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_classifier
@@ -43,6 +43,7 @@ class Subject:
         factory, arguments, weights, output: as in a config's [classifier].
         shape: (C, H, W) of what it takes; None: as the images are.
         mean, std: of its normalisation; None where they are to be guessed.
+        class_names: as in a config's [classifier].
     """
 
     factory: str
@@ -52,16 +53,26 @@ class Subject:
     shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def config(self, preprocessing: Preprocessing) -> ClassifierConfig:
-        """The same as a config's section."""
-        return ClassifierConfig(
-            factory=self.factory,
-            arguments=dict(self.arguments),
-            weights=self.weights,
-            preprocessing=preprocessing,
-            output=self.output,
-        )
+        """The same as a config's section.
+
+        Raises:
+            ConfigError: the class names cannot be any.
+        """
+        section = {
+            "factory": self.factory,
+            "arguments": dict(self.arguments),
+            "weights": self.weights,
+            "preprocessing": preprocessing,
+            "class_names": self.class_names,
+            "output": self.output,
+        }
+        try:
+            return ClassifierConfig.model_validate(section)
+        except ValidationError as error:
+            raise ConfigError(explain(error, ClassifierConfig)) from None
 
     def preprocessing(self, shape: tuple[int, ...], scale: Scale, resize: str = "refuse") -> Preprocessing:
         """Of images of a shape (C, H, W).
@@ -134,6 +145,10 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
         ConfigError, DataError: something cannot be used as asked.
     """
     pools, resize = _pools(subject, source, test_source)
+    pools = {
+        name: replace(pool, classes=named(subject.class_names, pool.classes)) if pool.labelled else pool
+        for name, pool in pools.items()
+    }
     images = pools["train"]
     shape = tuple(images.x.shape[1:])
     if subject.shape not in (None, shape):
@@ -162,7 +177,7 @@ def known(subject: Subject, source: str, test_source: str | None = None, *, grad
         classifier,
         weights,
         subject.config(preprocessing),
-        with_predictions(classifier, preprocessing, pools, None),
+        with_predictions(classifier, preprocessing, pools, subject.class_names),
         unlabelled,
         why,
     )

@@ -36,13 +36,14 @@ TRIED_IMAGES = 2  # under each layer, as when a calibration begins
 
 
 def mistakes_in(path: Path) -> list[str]:
-    """All that speaks against calibrating by a config, a line each; what depends on something mistaken is not tried.
+    """All that speaks against calibrating by a config, a line each with its path; what depends on something mistaken is
+    not tried.
 
     Args:
         path: of the config.
     """
     try:
-        return _Validation(read_toml(path), path.parent).mistakes
+        return [f"{path}: {mistake}" for mistake in _Validation(read_toml(path), path.parent).mistakes]
     except ConfigError as error:
         return [str(error)]
 

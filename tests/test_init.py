@@ -161,3 +161,38 @@ def test_arguments_as_toml_spells_them() -> None:
     assert tomllib.loads(f"a = {_toml(arguments)}")["a"] == arguments
     with pytest.raises(ConfigError, match="an argument is null"):
         _toml({"weights": None})
+
+
+def test_class_names_from_the_command_line_or_a_file(
+    named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_source("sklearn:digits")
+    np.savez(tmp_path / "unlabelled.npz", x=digits.x[:, 0].numpy())
+    np.savez(tmp_path / "labelled.npz", x=digits.x[:, 0].numpy(), y=digits.y.numpy(), classes=digits.classes)
+    names = [f"digit {i}" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    for data in ("unlabelled", "labelled"):
+        for i, given in enumerate((",".join(names), str(tmp_path / "names.txt"))):
+            out = tmp_path / f"{data}{i}.toml"
+            asked = ["--data", f"npz:{tmp_path / f'{data}.npz'}", "--trained-on", "none", "--class-names", given]
+            said(capsys, [*named, *asked, "--out", str(out)])
+            assert load_config(out).classifier.class_names == tuple(names)
+            assert mistakes_in(out) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("a,b,a,c,d,e,f,g,h,i", "two classes are called 'a'"),
+        ("a,b", "2 class names"),
+        ("nine,eight,seven,six,five,four,three,two,one,zero", "'nine'"),  # the data's own names in another order
+    ],
+)
+def test_class_names_that_cannot_be(
+    named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str, message: str
+) -> None:
+    asked = ["--data", "sklearn:digits", "--trained-on", "none", "--class-names", names]
+    error = said(capsys, [*named, *asked, "--out", str(tmp_path / "c.toml")], code=2)
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "c.toml").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,23 @@ def test_a_shipped_config_works_wherever_it_is_written(tmp_path: Path, capsys: p
         "no config 'mnits': did you mean 'mnist'? known: cifar10, digits, fashion_mnist, mnist"
         in capsys.readouterr().err
     )
+
+
+def test_layers_as_json(tmp_path: Path) -> None:
+    weights, out = tmp_path / "w.pt", tmp_path / "layers.json"
+    torch.save(resnet20().state_dict(), weights)
+    asked = ["layers", "--classifier", "resnet20", "--weights", str(weights), "--shape", "3,32,32", "--json", str(out)]
+    assert run(asked) == 0
+    rows = {row["layer"]: row for row in json.loads(out.read_text())["layers"]}
+    assert list(rows)[0] == "conv1"
+    assert rows["layer2"]["shape"] == [32, 16, 16]
+    assert rows["layer2"]["width"] == 32 * 16 * 16
+    assert rows["linear"] == {
+        "layer": "linear",
+        "class": "Linear",
+        "shape": [10],
+        "width": 10,
+        "depth": 1.0,
+        "taps": "all detectors",
+        "usable": True,
+    }

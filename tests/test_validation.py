@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def starts(lines: list[str], *expected: str) -> None:
     assert len(lines) == len(expected), lines
 
 
+def within(path: Path) -> list[str]:
+    """What is wrong with a config's content, without its path."""
+    lines = mistakes_in(path)
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
 def edited(digits_run: DigitsRun, folder: Path, **changes: str) -> Path:
     """The digits config in another folder, with its weights and word vectors beside it, and lines replaced."""
     (folder / "weights").mkdir()
@@ -57,7 +65,7 @@ def test_every_mistake_of_the_text_is_told_at_once(tmp_path: Path, capsys: pytes
     path = tmp_path / "c.toml"
     path.write_text(BROKEN)
     starts(
-        mistakes_in(path),
+        within(path),
         "name: String should match pattern",
         "detectors.library_network.thresholds.conv2: Input should be less than or equal to 1, got 3",
         "the key 'evaluation.attacks.0.epsilon' is missing",
@@ -87,7 +95,7 @@ def test_splits_levels_vectors_and_layers(digits_run: DigitsRun, tmp_path: Path)
         fit='"train[650:3000]"',
     )
     starts(
-        mistakes_in(path),
+        within(path),
         "split 'train[650:3000]' is empty or beyond the 1797 images of the pool 'train'",
         "the splits calibrate = 'train[:20]' and fuse = 'train[15:650]' overlap",
     )
@@ -101,7 +109,7 @@ def test_splits_levels_vectors_and_layers(digits_run: DigitsRun, tmp_path: Path)
         file='"none.txt"',
     )
     starts(
-        mistakes_in(path),
+        within(path),
         "the false-positive target adversarial (split calibrate) = 0.01 needs at least 99 calibration samples, got 20",
         f"cannot read the word vectors {tmp_path / 'none.txt'}",
         "detectors.library_network: the classifier has no layer 'conv3': did you mean 'conv",
@@ -119,7 +127,22 @@ def test_a_right_config_says_what_to_do_next(
     assert capsys.readouterr().out == f"{path} is valid: askance calibrate {path} --out BUNDLE\n"
 
 
-def test_a_file_that_is_no_config(tmp_path: Path) -> None:
+def test_a_file_that_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     starts(mistakes_in(tmp_path / "none.toml"), "cannot read the config")
     (tmp_path / "c.toml").write_text("[data")
     starts(mistakes_in(tmp_path / "c.toml"), f"{tmp_path / 'c.toml'} is not valid TOML")
+    assert run(["validate", str(tmp_path / "none.toml")]) == 2
+    assert capsys.readouterr().err.count("none.toml") == 1  # its path is told once
+
+
+def test_mistakes_as_json(digits_run: DigitsRun, tmp_path: Path) -> None:
+    out, broken = tmp_path / "out.json", tmp_path / "b.toml"
+    broken.write_text("")
+    for path, code in ((edited(digits_run, tmp_path), 0), (broken, 2)):
+        assert run(["validate", str(path), "--json", str(out)]) == code
+        assert json.loads(out.read_text()) == {
+            "config": str(path),
+            "valid": code == 0,
+            "mistakes": [] if code == 0 else mistakes_in(path),
+        }
+    assert len(mistakes_in(broken)) > 3
