@@ -135,7 +135,7 @@ def test_layers_as_json(tmp_path: Path) -> None:
     asked = ["layers", "--classifier", "resnet20", "--weights", str(weights), "--shape", "3,32,32", "--json", str(out)]
     assert run(asked) == 0
     rows = {row["layer"]: row for row in json.loads(out.read_text())["layers"]}
-    assert list(rows)[0] == "conv1"
+    assert next(iter(rows)) == "conv1"
     assert rows["layer2"]["shape"] == [32, 16, 16]
     assert rows["layer2"]["width"] == 32 * 16 * 16
     assert rows["linear"] == {
