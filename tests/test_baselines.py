@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from askance.calibration.baselines import (
     MaxSoftmax,
     NearestNeighbors,
     Observation,
+    Recovery,
     knn,
     lid,
 )
@@ -33,12 +35,13 @@ from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
 from askance.calibration.stages import Stages
 from askance.calibration.weighing import learn_weights
+from askance.errors import CalibrationError
 
 
 def test_which_baselines_are_fitted_and_to_what() -> None:
     fitted = {name for name, baseline in BASELINES.items() if baseline.learns()}
     trained = {name for name, baseline in BASELINES.items() if baseline.learns_from_attacks}
-    assert (fitted, trained) == ({"mahalanobis", "lid", "knn"}, {"mahalanobis", "lid"})
+    assert (fitted, trained) == ({"mahalanobis", "lid", "knn", "recovery"}, {"mahalanobis", "lid"})
 
 
 def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
@@ -49,6 +52,7 @@ def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
     logits = 2 * means + torch.randn(count, 3, generator=g)
     features = {
         "early": torch.randn(count, 6, generator=g) + shift,
+        "middle": means @ torch.ones(3, 5).tril() + 0.5 * torch.randn(count, 5, generator=g) + 2 * shift,
         "late": torch.cat([means, means], dim=1) + 0.5 * torch.randn(count, 6, generator=g) + shift,
         "linear": logits,
     }
@@ -63,7 +67,7 @@ SEEN = [observation(200, 3, shift=1.0), observation(100, 4, shift=0.7)]
 def test_every_baseline_is_there_and_ranks_the_moved_above_the_clean() -> None:
     baselines = [baseline.fit(CLEAN, TUNE, SEEN) for baseline in (kind() for kind in BASELINES.values())]
     assert [baseline.name for baseline in baselines] == [
-        "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn",
+        "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn", "recovery",
     ]  # fmt: skip
     moved = observation(300, 5, shift=1.0)
     for baseline in baselines:
@@ -71,14 +75,14 @@ def test_every_baseline_is_there_and_ranks_the_moved_above_the_clean() -> None:
         assert baseline.score(OTHER).dtype == torch.float64
         figures = detection(baseline.score(OTHER), baseline.score(moved))
         assert figures is not None
-        if baseline.name in ("mahalanobis", "lid", "knn"):
+        if baseline.name in ("mahalanobis", "lid", "knn", "recovery"):
             assert figures["auroc"] > 0.8, baseline.name
     assert all(baseline.title for baseline in baselines)
 
 
 def test_observations_survive_a_stage_in_order() -> None:
     back = Observation.from_tensors(dict(sorted(CLEAN.tensors().items(), reverse=True)))
-    assert list(back.features) == ["early", "late", "linear"]
+    assert list(back.features) == ["early", "middle", "late", "linear"]
     assert torch.equal(back.features["late"], CLEAN.features["late"])
     assert torch.equal(back.squeezed["bits"], CLEAN.squeezed["bits"])
     assert len(back[torch.arange(600) < 10]) == 10
@@ -100,6 +104,44 @@ def test_feature_squeezing_takes_the_farthest_copy() -> None:
     logits = torch.zeros(1, 2)
     squeezed = {"a": torch.tensor([[0.6, 0.4]]), "b": torch.tensor([[0.1, 0.9]])}
     assert FeatureSqueezing().score(Observation(logits, torch.zeros(1), {}, squeezed)).tolist() == pytest.approx([0.8])
+
+
+def test_recovery_by_hand() -> None:
+    """Adapters that recover nothing: the errors are the squared activations themselves."""
+
+    class Nothing(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width = width
+
+        def forward(self, deepest: Tensor) -> Tensor:
+            return torch.zeros(len(deepest), self.width)
+
+    made = Recovery()
+    made._adapters = [Nothing(2), Nothing(1)]
+    features = {
+        "a": torch.tensor([[1.0, 1.0], [0.0, 0.0]]),
+        "b": torch.tensor([[0.0], [3.0]]),
+        "c": torch.zeros(2, 4),
+    }
+    inputs = Observation(torch.zeros(2, 3), torch.zeros(2), features, {})
+    expected = []
+    for errors in ((2.0, 0.0), (0.0, 9.0)):
+        total = sum(math.exp(one) for one in errors)
+        shares = [math.exp(one) / total for one in errors]
+        uneven = sum(math.log(2) + share * math.log(share + 1e-8) for share in shares)
+        expected.append(uneven * math.log(sum(errors) / 2 + 1e-8))
+    assert made._recovered(inputs).tolist() == pytest.approx(expected)
+    made._usual = torch.tensor([expected[0] - 1, expected[0] + 1, expected[1] - 1], dtype=torch.float64)
+    # of three usual ones 1 and 3 are below: the quantiles of 3/8 and 7/8
+    quantiles = [NormalDist().inv_cdf(share) for share in (1.5 / 4, 3.5 / 4)]
+    assert made.score(inputs).tolist() == pytest.approx([one**2 for one in quantiles])
+
+
+def test_recovery_wants_layers_to_recover() -> None:
+    few = replace(CLEAN, features={name: CLEAN.features[name] for name in ("middle", "late", "linear")})
+    with pytest.raises(CalibrationError, match="needs three tapped layers before the logits, got 2: tap more"):
+        Recovery().fit(few, few, [])
 
 
 def test_nearest_neighbours_against_all_distances() -> None:
@@ -134,7 +176,7 @@ def test_lid_by_hand_and_against_a_loop() -> None:
     reference = CLEAN.features["late"][rows].double().numpy()
     for i in range(5):
         r = np.sort(cdist(OTHER.features["late"][i : i + 1].double().numpy(), reference)[0])[: lid.NEIGHBORS]
-        assert readings[i, 1] == pytest.approx(-1 / np.mean(np.log(r / r[-1])))
+        assert readings[i, list(CLEAN.features).index("late")] == pytest.approx(-1 / np.mean(np.log(r / r[-1])))
 
 
 def test_lid_finds_the_dimension_of_a_ball() -> None:
@@ -265,8 +307,8 @@ def test_nothing_is_read_that_no_baseline_needs(harness: Harness, tmp_path: Path
     assert [(len(one.features), len(one.squeezed)) for one in found.values()] == [
         (0, 0),
         (layers, 0),
-        (0, 3),
-        (layers, 3),
+        (0, 2),
+        (layers, 2),
     ]
     for one in found.values():
         assert torch.equal(one.logits, harness.scores("few", few).readings.logits)

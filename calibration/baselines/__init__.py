@@ -10,12 +10,13 @@ from askance.calibration.baselines.lid import LocalIntrinsicDimensionality
 from askance.calibration.baselines.mahalanobis import Mahalanobis
 from askance.calibration.baselines.max_softmax import MaxSoftmax
 from askance.calibration.baselines.observation import Need, Observation, observe
+from askance.calibration.baselines.recovery import Recovery
 from askance.plugins import Family
 
 BASELINES: Family[Baseline] = Family(
     "askance.baselines",
     Baseline,
-    (MaxSoftmax, Energy, Mahalanobis, LocalIntrinsicDimensionality, FeatureSqueezing, NearestNeighbors),
+    (MaxSoftmax, Energy, Mahalanobis, LocalIntrinsicDimensionality, FeatureSqueezing, NearestNeighbors, Recovery),
     name_of=lambda baseline: baseline.name,
 )
 """All baselines by name, in the order of the tables."""
@@ -31,5 +32,6 @@ __all__ = [
     "NearestNeighbors",
     "Need",
     "Observation",
+    "Recovery",
     "observe",
 ]
