@@ -21,7 +21,7 @@ BENIGN_IMAGES = 100  # that each change is made of, unless somebody says otherwi
 
 KINDS = (
     *("gaussian", "blur", "jpeg", "resize", "pixelate", "shift"),
-    *("brightness", "dimming", "contrast", "gamma", "fog"),
+    *("brightness", "dimming", "contrast", "gamma", "fog", "shading"),
 )
 SEVERITIES = (1, 2)
 LEARNED = 0.5  # the share of answers that a change may not alter, for the fused score to learn from it

@@ -123,6 +123,15 @@ def _fog(pixels: Tensor, amount: float, generator: Generator) -> Tensor:
     return pixels + amount * density * (1 - pixels)
 
 
+def _shading(pixels: Tensor, amount: float, generator: Generator) -> Tensor:
+    """Light that falls off evenly from one side to the other, whichever for each image."""
+    angles = 2 * math.pi * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    rows, columns = (torch.linspace(-1, 1, side) for side in pixels.shape[2:])
+    along = angles.sin() * rows[:, None] + angles.cos() * columns
+    low, high = along.amin(dim=(2, 3), keepdim=True), along.amax(dim=(2, 3), keepdim=True)
+    return pixels * (1 - amount * (along - low) / (high - low).clamp_min(1e-6))
+
+
 def _vignette(pixels: Tensor, amount: float, _generator: Generator) -> Tensor:
     """Darker towards the corners, by the square of the distance from the centre."""
     rows, columns = (torch.linspace(-1, 1, side) ** 2 for side in pixels.shape[2:])
@@ -160,6 +169,7 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
         "contrast": Control(_contrast, "factor, about each image's mean", (0.8, 0.6, 0.4)),
         "gamma": Control(lambda x, amount, _: x**amount, "exponent", (1.2, 1.5, 2.0)),
         "fog": Control(_fog, "density of a white veil where it is densest", (0.15, 0.3, 0.5)),
+        "shading": Control(_shading, "share by which it is darker at the far side from the light", (0.2, 0.4, 0.6)),
         "vignette": Control(_vignette, "share by which the corners are darker", (0.2, 0.4, 0.6)),
         "rotation": Control(_rotation, "degrees, either way", (2, 5, 10)),
     }

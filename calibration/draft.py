@@ -177,9 +177,10 @@ def _detectors(taps: Taps, shares: Shares, *, learns_errors: bool) -> list[str]:
             f"side = {side}  # {side * side} units: four images or more for each"
         )
         sections.append(
-            "# One more detector, which looks at some ten altered views of each image: that many forward passes more.\n"
-            "# [detectors.constellation]\n"
-            f"# displacement_layers = {_toml(list(taps.mapped[:2]))}"
+            "[detectors.constellation]\n"
+            "# Looks at altered views of each image: a forward pass for each, and often most of what is caught\n"
+            "# (docs/results/matrix.md). A server does without them on --single-pass.\n"
+            f"displacement_layers = {_toml(list(taps.mapped[:2]))}"
         )
     return sections
 

@@ -36,7 +36,7 @@ class ConstellationOptions(Options):
     """
 
     displacement_layers: tuple[str, ...] = Field(min_length=1)
-    noise_views: int = 8
+    noise_views: int = 1
     noise: float = Field(default=0.02, gt=0)
     bit_depths: tuple[int, ...] = (4,)
     median_sizes: tuple[int, ...] = (2,)

@@ -24,7 +24,7 @@ COUNT = len(KINDS) * len(SEVERITIES)
 
 def test_every_kind_at_every_mild_severity() -> None:
     changes = mild_changes()
-    assert len(changes) == len({change.name for change in changes}) == COUNT == 22
+    assert len(changes) == len({change.name for change in changes}) == COUNT == 24
     assert (changes[0].kind, changes[0].severity) == ("gaussian", 1)
     assert (changes[1].kind, changes[1].severity) == ("gaussian", 2)
     assert set(CONTROLS) - set(KINDS) == {"clip", "uniform", "webp", "vignette", "rotation"}

@@ -17,8 +17,8 @@ from askance.detectors.conformal import table
 
 AMOUNTS: dict[str, float] = {
     "clip": 0, "uniform": 0.05, "gaussian": 0.05, "blur": 0.7, "jpeg": 75, "webp": 75, "resize": 0.6, "pixelate": 0.6,
-    "shift": 1, "brightness": 0.1, "dimming": 0.8, "contrast": 0.8, "gamma": 1.5, "fog": 0.3, "vignette": 0.4,
-    "rotation": 5,
+    "shift": 1, "brightness": 0.1, "dimming": 0.8, "contrast": 0.8, "gamma": 1.5, "fog": 0.3, "shading": 0.4,
+    "vignette": 0.4, "rotation": 5,
 }  # fmt: skip
 WITH_SEVERITIES = [kind for kind, one in CONTROLS.items() if one.severities]
 
@@ -98,6 +98,18 @@ def test_pixelation_makes_blocks() -> None:
             assert len(changed[0, 0, i : i + 4, j : j + 4].unique()) == 1
 
 
+def test_shading_falls_off_from_one_side_whichever() -> None:
+    changed = control(row("shading", amount=0.4), torch.full((200, 1, 7, 5), 0.5))[:, 0]
+    flat = changed.flatten(1)
+    assert flat.amax(dim=1).tolist() == pytest.approx([0.5] * 200)
+    assert flat.amin(dim=1).tolist() == pytest.approx([0.5 * 0.6] * 200)
+    # evenly: a plane, whose second differences are nothing
+    assert changed.diff(n=2, dim=1).abs().max() < 1e-6
+    assert changed.diff(n=2, dim=2).abs().max() < 1e-6
+    brighter_above = changed[:, 0].mean(dim=1) > changed[:, -1].mean(dim=1)
+    assert 60 < int(brighter_above.sum()) < 140
+
+
 def test_a_vignette_darkens_with_the_square_of_the_distance() -> None:
     changed = control(row("vignette", amount=0.4), torch.full((1, 1, 5, 5), 0.5))[0, 0]
     assert changed[2, 2] == 0.5
@@ -160,7 +172,7 @@ def test_amounts_of_severities(kind: str, severity: int, side: int, amount: floa
 def test_all_is_every_kind_at_every_severity() -> None:
     attacks = [{"name": "f", "kind": "fgsm", "epsilon": 0.1}]
     short = EvaluationConfig.model_validate({"attacks": attacks, "controls": "all"})
-    assert len(short.controls) == 3 * len(WITH_SEVERITIES) == 42
+    assert len(short.controls) == 3 * len(WITH_SEVERITIES) == 45
     assert [one.name for one in short.controls[:4]] == ["gaussian_1", "gaussian_2", "gaussian_3", "blur_1"]
     own = {"name": "clip", "kind": "clip"}
     among = EvaluationConfig.model_validate({"attacks": attacks, "controls": [own, "all"]})

@@ -15,6 +15,7 @@ from askance.calibration.sharing import OPTIMISTIC
 from askance.calibration.sources import load_source
 from askance.calibration.subject import CIFAR10, IMAGENET, MNIST, Subject
 from askance.calibration.validation import mistakes_in
+from askance.detectors.constellation import ConstellationOptions
 from askance.errors import ConfigError
 
 
@@ -62,6 +63,7 @@ def test_the_config_is_what_calibrate_takes(
     }
     assert wanted["introspection"].model_dump()["hidden_layers"] == ("relu3", "fc2")
     assert wanted["self_organizing_map"].model_dump()["side"] == 14
+    assert wanted["constellation"] == ConstellationOptions(displacement_layers=("conv1", "conv2"))
     assert config.evaluation.ladder
     assert [one.kind for one in (*config.evaluation.seen, *config.evaluation.attacks)] == ["fgsm", "pgd"]
     assert "# The classifier is taken to have been trained on none of these images." in text

@@ -13,14 +13,13 @@ from askance.errors import AskanceError, did_you_mean
 from askance.output import write_json
 from askance.writing import PUBLIC, write_whole
 from benchmarks.matrix.report import page
-from benchmarks.matrix.run import calibrated, rows_of
+from benchmarks.matrix.run import RUNS, calibrated, rows_of
 from benchmarks.matrix.victims import VICTIMS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "docs" / "results" / "matrix.json"
 PAGE = FIGURES.with_suffix(".md")
 WORDS = Path(__file__).with_name("page.md")
-RUNS = ROOT / "build" / "matrix"
 
 
 def main(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from askance.evaluation import Evaluation
 from benchmarks.matrix.suite import suite
 from benchmarks.matrix.victims import Victim
 
+RUNS = Path(__file__).resolve().parents[2] / "build" / "matrix"
 BASELINES = ("max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn")
 UNTRAINED = "fused_untrained"
 ATTACKED = 150
 
 
 def inputs_for(victim: Victim, folder: Path) -> CalibrationInputs:
-    """A calibration of the victim: every default by the rule of `askance init`, the views that it offers with it.
+    """A calibration of the victim: every default by the rule of `askance init`.
 
     Args:
         victim: whose weights are made.
@@ -40,7 +40,7 @@ def inputs_for(victim: Victim, folder: Path) -> CalibrationInputs:
     source, test_source = victim.images(folder)
     found = known(victim.subject(), source, test_source, gradients=True)
     drafted = draft(found, source, test_source, "train", folder / f"{victim.name}.toml")
-    inputs = inputs_of(_with_views(drafted.text), found)
+    inputs = inputs_of(drafted.text, found)
     budget, _ = budget_for(found.classifier, found.config.preprocessing, found.pools["test"])
     rows = suite(int(budget.partition("/")[0]) / 255, math.prod(found.config.preprocessing.shape))
     evaluation = EvaluationConfig.model_validate(
@@ -59,11 +59,6 @@ def calibrated(victim: Victim, folder: Path) -> Bundle:
     if out.exists():
         return Bundle.open(out)
     return calibrate_inputs(inputs_for(victim, folder / "images"), out, resume=out.with_suffix(".partial").exists())
-
-
-def _with_views(text: str) -> str:
-    """A draft with the detector switched on that it offers in comments."""
-    return re.sub(r"^# (\[detectors\.constellation\]|displacement_layers = .*)$", r"\1", text, flags=re.MULTILINE)
 
 
 def rows_of(victim: Victim, bundle: Bundle) -> dict[str, Any]:
