@@ -10,9 +10,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from askance.calibration import harness
 from askance.classifiers import build_classifier, load_weights
+from askance.detectors import conditioning, fusion
 from askance.detectors.constellation import ConstellationOptions
 from benchmarks.matrix import __main__ as command
+from benchmarks.matrix.choices import DEFAULT, SETTINGS, changed, left_out
 from benchmarks.matrix.glyphs import glyphs
 from benchmarks.matrix.report import behind_baseline, behind_reading, page
 from benchmarks.matrix.run import inputs_for
@@ -62,7 +65,7 @@ def test_a_row_is_behind_only_beyond_its_interval() -> None:
 
 def test_the_page_has_every_row_worst_first_and_says_where_another_is_ahead() -> None:
     good, bad = attack(0.99, 0.98, 1.0, 0.5, 0.99), attack(0.8, 0.75, 0.85, 0.9, 0.95)
-    text = page({"mine": rows(pgd=good, patch=bad)}, "# Words")
+    text = page({"mine": rows(pgd=good, patch=bad)}, {}, "# Words")
     assert text.startswith("# Words\n\n## At a glance\n\n| victim |")
     assert "| mine | 90.0% | 2 | .895 |  | .500 | .700 | .800 `patch` | 90% / 50% | 1 | 1 | 5.0% / 1.0% | 10.0%" in text
     assert text.index("| `patch` |") < text.index("| `pgd` |")
@@ -128,3 +131,46 @@ def test_a_misspelt_victim_is_told_of_the_nearest() -> None:
     result = CliRunner().invoke(app, ["digit"])
     assert result.exit_code == 2
     assert "digits" in result.output
+
+
+def test_the_page_has_what_the_others_would_have_chosen() -> None:
+    choices = {
+        "a": {"means": {DEFAULT: 0.6, "other": 0.9}, "chosen": DEFAULT, "chosen_gives": 0.6, "as_it_is": 0.6},
+        "b": {"means": {DEFAULT: 0.9, "other": 0.8}, "chosen": "other", "chosen_gives": 0.8, "as_it_is": 0.9},
+    }
+    text = page({"a": rows(pgd=attack(0.9, 0.8, 1.0, 0.5, 0.5))}, choices, "# Words")
+    assert f"| {DEFAULT} | .6000 | .9000 |\n| other | .9000 | .8000 |" in text
+    assert "| b | .9000 | other | .8000 |" in text
+
+
+# Constants, left-one-out
+
+
+def test_each_victim_is_tried_with_what_the_others_would_have_chosen() -> None:
+    """By hand: `a` alone gains from the other setting, so the other two keep the one there is, and it takes theirs."""
+    found = {
+        "a": {DEFAULT: {"x": 0.5, "y": 0.7}, "other": {"x": 0.9, "y": 0.9}},
+        "b": {DEFAULT: {"x": 0.9}, "other": {"x": 0.8}},
+        "c": {DEFAULT: {"x": 0.8}, "other": {"x": 0.75}},
+    }
+    result = left_out(found)
+    assert (result["a"]["chosen"], result["a"]["chosen_gives"], result["a"]["as_it_is"]) == (DEFAULT, 0.6, 0.6)
+    for victim, gives in (("b", 0.8), ("c", 0.75)):  # .3 - .05 and .3 - .1 for the other setting
+        assert (result[victim]["chosen"], result[victim]["chosen_gives"]) == ("other", gives)
+    assert result["a"]["means"] == {DEFAULT: 0.6, "other": 0.9}
+
+
+def constants() -> list[Any]:
+    places = (fusion.EVEN_ODDS, fusion.TAIL, fusion.FEW, conditioning.KNOTS)
+    return [*places, *(vars(harness)[name] for name in ("LEARNED", "learn_weights"))]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_changes_one_thing_and_puts_it_back(name: str) -> None:
+    before = constants()
+    rungs = ("ladder_barely_l2_1", "ladder_sure_linf_1", "ladder_step_1")
+    with changed(SETTINGS[name]) as wanted:
+        differing = sum(one != other for one, other in zip(before, constants(), strict=True))
+        dropped = sum(not wanted(rung) for rung in rungs)
+    assert differing + dropped == (0 if name == DEFAULT else 1)
+    assert constants() == before

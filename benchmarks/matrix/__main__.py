@@ -12,12 +12,12 @@ from askance.calibration.progress import say
 from askance.errors import AskanceError, did_you_mean
 from askance.output import write_json
 from askance.writing import PUBLIC, write_whole
+from benchmarks.matrix.choices import CHOICES
 from benchmarks.matrix.report import page
-from benchmarks.matrix.run import RUNS, calibrated, rows_of
+from benchmarks.matrix.run import RESULTS, RUNS, calibrated, rows_of
 from benchmarks.matrix.victims import VICTIMS
 
-ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ROOT / "docs" / "results" / "matrix.json"
+FIGURES = RESULTS / "matrix.json"
 PAGE = FIGURES.with_suffix(".md")
 WORDS = Path(__file__).with_name("page.md")
 
@@ -51,7 +51,8 @@ def _run(name: str, folder: Path) -> None:
     matrix = (json.loads(FIGURES.read_text()) if FIGURES.exists() else {}) | {name: rows}
     matrix = {one: matrix[one] for one in VICTIMS if one in matrix}
     write_json(FIGURES, matrix)
-    write_whole(PAGE, page(matrix, WORDS.read_text().rstrip()).encode(), PUBLIC)
+    choices = json.loads(CHOICES.read_text()) if CHOICES.exists() else {}
+    write_whole(PAGE, page(matrix, choices, WORDS.read_text().rstrip()).encode(), PUBLIC)
 
 
 if __name__ == "__main__":

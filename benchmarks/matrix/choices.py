@@ -23,7 +23,7 @@ from askance.calibration.stages import Stages, alone_in
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Bundle, conditioning, fusion
 from askance.output import write_json
-from benchmarks.matrix.run import RUNS, inputs_for
+from benchmarks.matrix.run import RESULTS, RUNS, inputs_for
 from benchmarks.matrix.victims import VICTIMS, Victim
 
 Setting = Mapping[str, Any]
@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, Setting] = {
     "no steps that never stop": {"without": "sure"},
     "no L2 steps": {"without": "l2"},
 }
+CHOICES = RESULTS / "matrix_choices.json"
 FEWEST = 10  # successful images of a row, to be counted
 
 
@@ -111,12 +112,14 @@ def left_out(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str
 
 
 def main(
-    json_file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the figures go, as JSON.")],
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the bundles.")] = RUNS,
 ) -> None:
-    """Try other constants of the fused score on every victim that has a bundle, and leave each out in turn."""
+    """Try other constants of the fused score on every victim that has a bundle, and leave each out in turn.
+
+    The figures go to docs/results/matrix_choices.json, from where `make matrix` takes them onto its page.
+    """
     made = [victim for name, victim in VICTIMS.items() if (folder / name).exists()]
-    write_json(json_file, left_out({victim.name: aurocs(victim, folder) for victim in made}))
+    write_json(CHOICES, left_out({victim.name: aurocs(victim, folder) for victim in made}))
 
 
 if __name__ == "__main__":

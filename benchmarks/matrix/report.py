@@ -15,11 +15,12 @@ MILD = ("_1", "_2")  # how the names of mild changes end
 PROMISED = {"suspect": 0.08, "adversarial": 0.02}  # of mildly changed images, at the levels of 5% and 1%
 
 
-def page(matrix: Mapping[str, Rows], words: str) -> str:
+def page(matrix: Mapping[str, Rows], choices: Mapping[str, Any], words: str) -> str:
     """The whole page in Markdown.
 
     Args:
         matrix: {victim: its rows}, as `run.rows_of` has them.
+        choices: as `choices.left_out` has them; empty where nobody has made them.
         words: what stands on top.
     """
     sections = [
@@ -31,6 +32,7 @@ def page(matrix: Mapping[str, Rows], words: str) -> str:
         f"and of 1%; over {PROMISED['suspect']:.0%} or {PROMISED['adversarial']:.0%} in bold, in brackets where the "
         "change alters more than a tenth of the answers.",
         _benign(matrix),
+        *(_choices(choices) if choices else ()),
         "## Every row, worst first",
     ]
     for name, rows in matrix.items():
@@ -93,6 +95,22 @@ def _benign(matrix: Mapping[str, Rows]) -> str:
     mild = [name for name in next(iter(matrix.values()))["controls"] if name.endswith(MILD)]
     rows = ((f"`{name}`", *(_flags(one["controls"][name]) for one in matrix.values())) for name in mild)
     return _table(("change", *matrix), rows)
+
+
+def _choices(choices: Mapping[str, Any]) -> list[str]:
+    settings = next(iter(choices.values()))["means"]
+    means = [(name, *(f"{one['means'][name]:.4f}".lstrip("0") for one in choices.values())) for name in settings]
+    chosen = [
+        (victim, f"{one['as_it_is']:.4f}".lstrip("0"), one["chosen"], f"{one['chosen_gives']:.4f}".lstrip("0"))
+        for victim, one in choices.items()
+    ]
+    return [
+        "## Constants, left one out",
+        "Mean AUROC over the rows of each victim, the fused score made by other constants (`python -m "
+        "benchmarks.matrix.choices`); and for each victim the setting that is best on the mean of the others.",
+        _table(("setting", *choices), means),
+        _table(("victim", "as it is", "chosen by the others", "with that"), chosen),
+    ]
 
 
 def _flags(control: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ from askance.evaluation import Evaluation
 from benchmarks.matrix.suite import suite
 from benchmarks.matrix.victims import Victim
 
-RUNS = Path(__file__).resolve().parents[2] / "build" / "matrix"
+ROOT = Path(__file__).resolve().parents[2]
+RUNS, RESULTS = ROOT / "build" / "matrix", ROOT / "docs" / "results"
 BASELINES = ("max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn")
 UNTRAINED = "fused_untrained"
 ATTACKED = 150
