@@ -21,7 +21,7 @@ from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs
-from askance.calibration.ladder import PROBES, first_budget, ladder
+from askance.calibration.ladder import PROBES, first_budgets, ladder
 from askance.calibration.progress import say
 from askance.calibration.scoring import Scores, score
 from askance.calibration.sources import load_source
@@ -139,9 +139,13 @@ class Harness:
             answers = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
             return float((torch.cat([one.predicted for one in answers]) != images.y).double().mean())
 
-        budget = first_budget(success)
-        rungs = ladder(budget, math.prod(self.inputs.preprocessing.shape))
-        say(f"the ladder: {len(rungs)} rungs, L-infinity from {budget:.3g}")
+        pixels = math.prod(self.inputs.preprocessing.shape)
+        budgets = first_budgets(success, pixels)
+        rungs = ladder(budgets, pixels)
+        say(
+            f"the ladder: {len(rungs)} rungs, from {budgets['linf']:.3g} in each pixel (L-infinity), "
+            f"and from as much as {budgets['l2']:.3g} in each (L2)"
+        )
         return rungs
 
     def benign(self, split: str) -> Readings | None:

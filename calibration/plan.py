@@ -8,7 +8,7 @@ from askance.calibration.attacks import Attack
 from askance.calibration.benign import mild_changes
 from askance.calibration.config import Settings
 from askance.calibration.inputs import CalibrationInputs
-from askance.calibration.ladder import SMALLEST, ladder
+from askance.calibration.ladder import BUDGETS, SMALLEST, ladder
 from askance.calibration.pace import in_words, seconds_per_image
 from askance.detectors import DETECTORS, Detector
 from askance.errors import listed
@@ -25,7 +25,7 @@ def plan(inputs: CalibrationInputs, detectors: Mapping[str, Detector]) -> list[s
     evaluation = settings.evaluation
     sizes = {name: len(images) for name, images in inputs.splits.items()}
     read = ("calibrate", "fuse", "evaluate")
-    rungs = ladder(SMALLEST, 1) if evaluation.ladder else evaluation.seen
+    rungs = ladder(dict.fromkeys(BUDGETS, SMALLEST), 1) if evaluation.ladder else evaluation.seen
     attacks = (*rungs, *evaluation.attacks)
     names = ["the ladder"] * evaluation.ladder + [one.name for one in (*evaluation.seen, *evaluation.attacks)]
     pace = seconds_per_image(inputs)

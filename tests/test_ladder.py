@@ -21,7 +21,7 @@ from askance.calibration.attacks import FGSM, Attack, StoppedPGD
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.harness import FEWEST_SUCCESSES, Harness, calibration_of
 from askance.calibration.inputs import load_inputs
-from askance.calibration.ladder import BUDGETS, KINDS, LARGEST, SMALLEST, first_budget, ladder
+from askance.calibration.ladder import BUDGETS, KINDS, LARGEST, SMALLEST, first_budgets, ladder
 from askance.calibration.pipeline import evaluate_bundle
 from askance.calibration.stages import Stages
 from askance.errors import CalibrationError
@@ -34,17 +34,25 @@ from askance.evaluation import Evaluation
     ("needed", "found"),
     [(0.0, 1), (1 / 255, 1), (1.5 / 255, 2), (8 / 255, 8), (8.1 / 255, 16), (64 / 255, 64), (0.9, 64)],
 )
-def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int) -> None:
-    """Or until they are as great as any: an attack that has to be seen is none to learn from."""
+@pytest.mark.parametrize("norm", BUDGETS)
+def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int, norm: str) -> None:
+    """Or until they are as great as any: an attack that has to be seen is none to learn from. Each norm by itself: to
+    the other one the classifier gives way at once.
+    """
     tried: list[float] = []
+    length = {"linf": 1.0, "l2": 28.0}[norm]
 
     def success(attack: Attack) -> float:
         assert isinstance(attack, StoppedPGD)
-        assert (attack.norm, attack.margin) == ("linf", 0.0)
-        tried.append(attack.epsilon)
-        return 0.3 if attack.epsilon >= needed else 0.29
+        assert attack.margin == 0
+        if attack.norm != norm:
+            return 1.0
+        tried.append(attack.epsilon / length)
+        return 0.3 if attack.epsilon / length >= needed * (1 - 1e-9) else 0.29
 
-    assert first_budget(success) == pytest.approx(found / 255)
+    first = first_budgets(success, 784)
+    assert first.pop(norm) == pytest.approx(found / 255)
+    assert list(first.values()) == pytest.approx([1 / 255])
     assert tried == pytest.approx([2**i / 255 for i in range(len(tried))])
     assert max(tried, default=0.0) <= LARGEST + 1e-9
 
@@ -53,18 +61,19 @@ def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int
 @pytest.mark.parametrize("pixels", [64, 3 * 32 * 32, 3 * 224 * 224])
 def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
     """Steps that stop at once, steps that never stop, and a single step."""
-    rungs = ladder(budget, pixels)
+    first = {"linf": budget, "l2": max(SMALLEST, budget / 4)}
+    rungs = ladder(first, pixels)
     names = [rung.name for rung in rungs]
     assert len(set(names)) == len(names)
     stopped = [rung for rung in rungs if isinstance(rung, StoppedPGD)]
     steps = [rung for rung in rungs if isinstance(rung, FGSM)]
     assert {rung.kind for rung in rungs} == KINDS
     assert len(stopped) + len(steps) == len(rungs)
-    linf = [budget * 2**i for i in range(BUDGETS["linf"]) if budget * 2**i < 0.51]
-    assert len(linf) >= BUDGETS["l2"]
+    linf, l2 = ([first[norm] * 2**i for i in range(BUDGETS[norm]) if first[norm] * 2**i < 0.51] for norm in BUDGETS)
+    assert len(linf) >= len(l2) == BUDGETS["l2"]
     assert [rung.epsilon for rung in steps] == pytest.approx(linf)
     assert not any(rung.smallest for rung in steps)
-    for norm, expected in (("linf", linf), ("l2", [one * math.sqrt(pixels) for one in linf[: BUDGETS["l2"]]])):
+    for norm, expected in (("linf", linf), ("l2", [one * math.sqrt(pixels) for one in l2])):
         for margin in (0, 1e6):
             found = [rung.epsilon for rung in stopped if (rung.norm, rung.margin) == (norm, margin)]
             assert found == pytest.approx(expected)
@@ -72,7 +81,7 @@ def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
 
 @given(st.floats(SMALLEST, LARGEST), st.integers(1, 10**7))
 def test_a_ladder_is_valid_whatever_the_classifier(budget: float, pixels: int) -> None:
-    rungs = ladder(budget, pixels)
+    rungs = ladder(dict.fromkeys(BUDGETS, budget), pixels)
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9_.+-]*", rung.name) for rung in rungs)  # as rows' names are
 
 
@@ -140,13 +149,13 @@ def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
 
 
 def test_the_ladder_of_the_digits(harness: Harness) -> None:
-    """They give way at 32/255; an L2 budget is as long as that in each of 64 pixels."""
+    """They give way at 32/255; to L2 steps at half of that, which is as long as so much in each of 64 pixels."""
     rungs = harness.seen_attacks
     assert len(rungs) == 13
     linf = [32 / 255, 64 / 255, 128 / 255]
     assert [one.epsilon for one in rungs if isinstance(one, FGSM)] == pytest.approx(linf)
     barely = [one.epsilon for one in rungs if isinstance(one, StoppedPGD) and one.margin == 0]
-    assert barely == pytest.approx([*linf, 8 * linf[0], 8 * linf[1]])
+    assert barely == pytest.approx([*linf, 8 * linf[0] / 2, 8 * linf[0]])
 
 
 def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
