@@ -332,8 +332,8 @@ class _Scorers:
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
         columns = dict(scores.readings.scores)
+        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()}
         columns |= self._fusions[FUSED].scores(scores.readings)
-        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items() if name != FUSED}
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}

@@ -12,7 +12,7 @@ from askance.detectors.conformal import table
 from askance.detectors.margins import NOISE, around, nudged, spread
 from askance.detectors.readings import Readings
 from askance.detectors.surprisal import Surprisal
-from askance.errors import CalibrationError, listed
+from askance.errors import CalibrationError, listed, printable
 
 
 class Surprisals(NamedTuple):
@@ -127,7 +127,7 @@ class Background(nn.Module):
 
     def _raw(self, readings: Readings) -> Tensor:
         if missing := [name for name in self.names if name not in readings.components]:
-            raise CalibrationError(f"the fused score was calibrated on {listed(missing)}, which nobody read")
+            raise CalibrationError(f"the fused score was calibrated on {printable(listed(missing))}, which nobody read")
         return readings.stacked(self.names)
 
     def beside_clean(self, values: Tensor) -> Tensor:
