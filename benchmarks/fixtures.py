@@ -119,7 +119,10 @@ def resnet44() -> Network:
             Introspection.kind: IntrospectionOptions(hidden_layers=("pool", "linear")),
             SelfOrganizingMap.kind: SelfOrganizingMapOptions(map_layers=layers),
             SemanticSignature.kind: SemanticSignatureOptions(semantic_layers=layers),
-            Constellation.kind: ConstellationOptions(displacement_layers=("layer1", "layer3.0", "layer3")),
+            Constellation.kind: ConstellationOptions(
+                displacement_layers=("layer1", "layer3.0", "layer3"),
+                noise_views=8,  # as in configs/cifar10.toml
+            ),
         },
     )
 
