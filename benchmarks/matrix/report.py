@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,11 @@ def page(matrix: Mapping[str, Rows], choices: Mapping[str, Any], words: str) -> 
         "## At a glance",
         _summary(matrix),
         "## Mild benign changes",
-        "Share of mildly changed images, still answered right, that are flagged as *manipulated* at the level of 5% "
-        f"and of 1%; over {PROMISED['suspect']:.0%} or {PROMISED['adversarial']:.0%} in bold, in brackets where the "
-        "change alters more than a tenth of the answers.",
+        _wrapped(
+            "Share of mildly changed images, still answered right, that are flagged as *manipulated* at the level of "
+            f"5% and of 1%; over {PROMISED['suspect']:.0%} or {PROMISED['adversarial']:.0%} in bold, in brackets where "
+            "the change alters more than a tenth of the answers."
+        ),
         _benign(matrix),
         *(_choices(choices) if choices else ()),
         "## Every row, worst first",
@@ -106,8 +109,10 @@ def _choices(choices: Mapping[str, Any]) -> list[str]:
     ]
     return [
         "## Constants, left one out",
-        "Mean AUROC over the rows of each victim, the fused score made by other constants (`python -m "
-        "benchmarks.matrix.choices`); and for each victim the setting that is best on the mean of the others.",
+        _wrapped(
+            "Mean AUROC over the rows of each victim, the fused score made by other constants (`python -m "
+            "benchmarks.matrix.choices`); and for each victim the setting that is best on the mean of the others."
+        ),
         _table(("setting", *choices), means),
         _table(("victim", "as it is", "chosen by the others", "with that"), chosen),
     ]
@@ -161,6 +166,10 @@ def _named(best: Sequence[Any], *, behind: bool) -> str:
     name, value = best
     figure = f"**{_number(value)}**" if behind else _number(value)
     return f"{figure} <sub>{name.replace('_', ' ')}</sub>"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
