@@ -70,7 +70,7 @@ def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
     assert {rung.kind for rung in rungs} == KINDS
     assert len(stopped) + len(steps) == len(rungs)
     linf, l2 = ([first[norm] * 2**i for i in range(BUDGETS[norm]) if first[norm] * 2**i < 0.51] for norm in BUDGETS)
-    assert len(linf) >= len(l2) == BUDGETS["l2"]
+    assert len(linf) >= 2
     assert [rung.epsilon for rung in steps] == pytest.approx(linf)
     assert not any(rung.smallest for rung in steps)
     for norm, expected in (("linf", linf), ("l2", [one * math.sqrt(pixels) for one in l2])):
@@ -151,15 +151,15 @@ def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
 def test_the_ladder_of_the_digits(harness: Harness) -> None:
     """They give way at 32/255; to L2 steps at half of that, which is as long as so much in each of 64 pixels."""
     rungs = harness.seen_attacks
-    assert len(rungs) == 13
+    assert len(rungs) == 15
     linf = [32 / 255, 64 / 255, 128 / 255]
     assert [one.epsilon for one in rungs if isinstance(one, FGSM)] == pytest.approx(linf)
     barely = [one.epsilon for one in rungs if isinstance(one, StoppedPGD) and one.margin == 0]
-    assert barely == pytest.approx([*linf, 8 * linf[0] / 2, 8 * linf[0]])
+    assert barely == pytest.approx([*linf, 8 * linf[0] / 2, 8 * linf[0], 8 * linf[1]])
 
 
 def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, never, and after one step, under three L-infinity budgets and two of L2: all of them count alike."""
+    """At once, never, and after one step, under three L-infinity budgets and three of L2: all of them count alike."""
     learned: list[int] = []
 
     def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(harness_module, "learn_weights", learn)
     fusion = calibration_of(harness).fused.fusion
-    assert learned == [3, 3, 2, 2, 3]
+    assert learned == [3, 3, 3, 3, 3]
     assert fusion.biases.exp().tolist() == pytest.approx([1 / 5] * 5)
 
 
