@@ -41,7 +41,16 @@ def _keywords(text: str) -> dict[str, Any]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    listed = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    if "," in text:
+        listed = text.split(",")
+    else:  # one name alone names no classes
+        try:
+            listed = Path(text).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise typer.BadParameter(
+                f"expected names with commas between them, or a file, got {text!r}: {why}"
+            ) from None
     return tuple(name.strip() for name in listed if name.strip())
 
 

@@ -159,7 +159,9 @@ def print_shifts(shifts: Mapping[str, Shift]) -> None:
 
 
 def layer_rows(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """The same as JSON: `shape` of what a layer gives for one image, `taps` what can tap it or why nothing can."""
+    """What `print_layers` shows, JSON-ready: `shape` is of what a layer gives for one image, `taps` what can tap it, or
+    why nothing can.
+    """
     return [
         {
             "layer": one.name,

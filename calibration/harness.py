@@ -304,7 +304,7 @@ class _Scorers:
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
-        self._fusions = {FUSED: calibration.fused.fusion}
+        self._fused, self._fusions = calibration.fused.fusion, dict[str, Fusion]()
         if calibration.single_pass is not None:
             self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
         if len(calibration.fused.fusion.weights):
@@ -332,8 +332,9 @@ class _Scorers:
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
         columns = dict(scores.readings.scores)
-        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()}
-        columns |= self._fusions[FUSED].scores(scores.readings)
+        judged = self._fused.scores(scores.readings)
+        columns[FUSED] = judged.pop(FUSED)
+        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()} | judged
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}

@@ -11,6 +11,7 @@ from pathlib import Path
 from askance.calibration.attacks import ATTACKS, Attack
 from askance.calibration.baselines import BASELINES
 from askance.calibration.controls import CONTROLS
+from askance.calibration.markdown import table
 from askance.calibration.sources import SOURCES
 
 
@@ -73,8 +74,7 @@ def written(page: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return table(head, rows, others="---")
 
 
 def _first_line(member: type) -> str:

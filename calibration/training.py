@@ -85,9 +85,9 @@ def train(
         torch.manual_seed(config.training.seed)
         classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
         select_output(classifier, config.classifier.output)
-        with reserved(path, len(_weights(classifier))) as write:
+        with reserved(path, len(saved(classifier))) as write:
             fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
-            write(_weights(classifier))
+            write(saved(classifier))
     parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
     unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
     return {
@@ -98,6 +98,7 @@ def train(
     }
 
 
-def _weights(classifier: nn.Module) -> bytes:
+def saved(classifier: nn.Module) -> bytes:
+    """Its state dict as a .safetensors file's content."""
     state: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     return save_safetensors(state)

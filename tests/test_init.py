@@ -198,3 +198,15 @@ def test_class_names_that_cannot_be(
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "c.toml").exists()
+
+
+def test_many_class_names_are_no_path(named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of more characters than a file's name can have; and a file that is not there, or no text, is told in a line."""
+    asked = [*named, "--data", "sklearn:digits", "--trained-on", "none", "--out", str(tmp_path / "c.toml")]
+    names = ",".join(f"{i}{'x' * 40}" for i in range(10))
+    said(capsys, [*asked, "--class-names", names])
+    assert load_config(tmp_path / "c.toml").classifier.class_names == tuple(names.split(","))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for file, why in (("none.txt", "No such file"), ("binary", "it is no UTF-8 text")):
+        shown = said(capsys, [*asked, "--class-names", str(tmp_path / file)], code=2)
+        assert why in " ".join(shown.replace("│", " ").split())

@@ -71,6 +71,7 @@ def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
     assert len(stopped) + len(steps) == len(rungs)
     linf, l2 = ([first[norm] * 2**i for i in range(BUDGETS[norm]) if first[norm] * 2**i < 0.51] for norm in BUDGETS)
     assert len(linf) >= 2
+    assert len(l2) == BUDGETS["l2"]
     assert [rung.epsilon for rung in steps] == pytest.approx(linf)
     assert not any(rung.smallest for rung in steps)
     for norm, expected in (("linf", linf), ("l2", [one * math.sqrt(pixels) for one in l2])):

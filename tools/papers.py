@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tables import number, replace_section, table
+from tables import replace_section
 from torch import Tensor
 
 from askance.calibration.attacks import PGD
@@ -17,6 +17,7 @@ from askance.calibration.config import load_config
 from askance.calibration.data import load_splits
 from askance.calibration.harness import targets
 from askance.calibration.images import Images, ImageStream
+from askance.calibration.markdown import number, table
 from askance.calibration.metrics import detection
 from askance.calibration.progress import Tracked, say
 from askance.calibration.suite import AttackJob, Target, run

@@ -10,7 +10,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
-from tables import RESULTS, TITLES, number, replace_section, table
+from tables import RESULTS, TITLES, replace_section
+
+from askance.calibration.markdown import number, table
 
 ROOT = RESULTS.parent.parent
 COLOURS = {"fused": "#00796b", "single": "#7a7a7a", "baseline": "#c05a00"}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from askance.answers import SCORER_OF
+from askance.calibration.markdown import number, table
 from askance.detectors import Bundle
 from askance.evaluation import Evaluation, SetFigures
 
@@ -26,17 +27,6 @@ OURS = (
     "fused_untrained",
     "fused",
 )
-
-
-def number(value: float) -> str:
-    """0.9871 -> .987, 1.0 -> 1.0."""
-    return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1.0"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its first column left, the others right."""
-    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def by_attack(evaluation: Evaluation, scorers: Sequence[str]) -> str:

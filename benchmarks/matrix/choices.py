@@ -119,6 +119,8 @@ def main(
     The figures go to docs/results/matrix_choices.json, from where `make matrix` takes them onto its page.
     """
     made = [victim for name, victim in VICTIMS.items() if (folder / name).exists()]
+    if len(made) < 2:
+        raise typer.BadParameter(f"{len(made)} bundles in {folder}: leaving one out takes two; make matrix first")
     write_json(CHOICES, left_out({victim.name: aurocs(victim, folder) for victim in made}))
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from askance.answers import FUSED
+from askance.calibration.benign import PROMISED, SEVERITIES
+from askance.calibration.evaluation import UNTRAINED
+from askance.calibration.markdown import number, table
 from askance.detectors.screen import SINGLE_PASS
-from benchmarks.matrix.run import UNTRAINED
 
 Rows = Mapping[str, Any]
 NEAR = 0.005  # of AUROC, by which the fused score may miss the best single reading
-MILD = ("_1", "_2")  # how the names of mild changes end
-PROMISED = {"suspect": 0.08, "adversarial": 0.02}  # of mildly changed images, at the levels of 5% and 1%
+MILD = tuple(f"_{severity}" for severity in SEVERITIES)  # how the names of mild changes end
+AT_MOST = {"suspect": 0.08, "adversarial": 0.02}  # of mildly changed images, at the levels of 5% and 1%
 
 
 def page(matrix: Mapping[str, Rows], choices: Mapping[str, Any], words: str) -> str:
@@ -31,7 +33,7 @@ def page(matrix: Mapping[str, Rows], choices: Mapping[str, Any], words: str) -> 
         "## Mild benign changes",
         _wrapped(
             "Share of mildly changed images, still answered right, that are flagged as *manipulated* at the level of "
-            f"5% and of 1%; over {PROMISED['suspect']:.0%} or {PROMISED['adversarial']:.0%} in bold, in brackets where "
+            f"5% and of 1%; over {AT_MOST['suspect']:.0%} or {AT_MOST['adversarial']:.0%} in bold, in brackets where "
             "the change alters more than a tenth of the answers."
         ),
         _benign(matrix),
@@ -72,7 +74,7 @@ def _summary(matrix: Mapping[str, Rows]) -> str:
         "clean flagged",
         "worst class",
     )
-    return _table(head, [_glance(name, rows) for name, rows in matrix.items()])
+    return table(head, [_glance(name, rows) for name, rows in matrix.items()])
 
 
 def _glance(name: str, rows: Rows) -> tuple[str, ...]:
@@ -86,10 +88,10 @@ def _glance(name: str, rows: Rows) -> tuple[str, ...]:
         *(_number(_mean(one["auroc"].get(scorer) for one in attacks)) for scorer in (FUSED, SINGLE_PASS, UNTRAINED)),
         _number(_mean(one["baseline"][1] for one in attacks)),
         f"{_number(rows['attacks'][least]['auroc'][FUSED])} `{least}`",
-        " / ".join(f"{sum(one['caught'][level] for one in attacks) / len(attacks):.0%}" for level in PROMISED),
+        " / ".join(f"{sum(one['caught'][level] for one in attacks) / len(attacks):.0%}" for level in AT_MOST),
         str(sum(map(behind_baseline, attacks))),
         str(sum(map(behind_reading, attacks))),
-        " / ".join(f"{rows['clean'][level]:.1%}" for level in PROMISED),
+        " / ".join(f"{rows['clean'][level]:.1%}" for level in AT_MOST),
         f"{rows['classes'][worst]['suspect']:.1%} <sub>{worst}, {rows['classes'][worst]['images']}</sub>",
     )
 
@@ -97,7 +99,7 @@ def _glance(name: str, rows: Rows) -> tuple[str, ...]:
 def _benign(matrix: Mapping[str, Rows]) -> str:
     mild = [name for name in next(iter(matrix.values()))["controls"] if name.endswith(MILD)]
     rows = ((f"`{name}`", *(_flags(one["controls"][name]) for one in matrix.values())) for name in mild)
-    return _table(("change", *matrix), rows)
+    return table(("change", *matrix), rows)
 
 
 def _choices(choices: Mapping[str, Any]) -> list[str]:
@@ -113,8 +115,8 @@ def _choices(choices: Mapping[str, Any]) -> list[str]:
             "Mean AUROC over the rows of each victim, the fused score made by other constants (`python -m "
             "benchmarks.matrix.choices`); and for each victim the setting that is best on the mean of the others."
         ),
-        _table(("setting", *choices), means),
-        _table(("victim", "as it is", "chosen by the others", "with that"), chosen),
+        table(("setting", *choices), means),
+        table(("victim", "as it is", "chosen by the others", "with that"), chosen),
     ]
 
 
@@ -123,10 +125,10 @@ def _flags(control: Mapping[str, Any]) -> str:
         return ""
     cells = [
         f"**{control[level]:.1%}**" if control[level] > most else f"{control[level]:.1%}"
-        for level, most in PROMISED.items()
+        for level, most in AT_MOST.items()
     ]
     text = " / ".join(cells)
-    return text if control["accuracy"] >= 0.9 else f"({text})"
+    return text if control["accuracy"] >= PROMISED else f"({text})"
 
 
 def _layers(rows: Rows) -> str:
@@ -146,7 +148,7 @@ def _attacks(rows: Rows) -> str:
         "caught at 5% / 1%",
     )
     attacks = sorted(rows["attacks"].items(), key=lambda row: row[1]["auroc"][FUSED])
-    return _table(head, [_attack(name, row) for name, row in attacks])
+    return table(head, [_attack(name, row) for name, row in attacks])
 
 
 def _attack(name: str, row: Rows) -> tuple[str, ...]:
@@ -158,7 +160,7 @@ def _attack(name: str, row: Rows) -> tuple[str, ...]:
         *(_number(row["auroc"].get(scorer)) for scorer in (SINGLE_PASS, UNTRAINED)),
         _named(row["baseline"], behind=behind_baseline(row)),
         "" if row["reading"] is None else _named(row["reading"], behind=behind_reading(row)),
-        " / ".join(f"{row['caught'][level]:.0%}" for level in PROMISED),
+        " / ".join(f"{row['caught'][level]:.0%}" for level in AT_MOST),
     )
 
 
@@ -179,12 +181,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """0.9871 -> .987, 1.0 -> 1.0; nothing for None."""
-    if value is None:
-        return ""
-    return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1.0"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    """As `number` has it; nothing for None."""
+    return "" if value is None else number(value)

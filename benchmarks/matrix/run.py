@@ -11,6 +11,7 @@ from askance.answers import FUSED
 from askance.calibration.budgets import budget_for
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.draft import draft
+from askance.calibration.evaluation import UNTRAINED
 from askance.calibration.inputs import CalibrationInputs
 from askance.calibration.pipeline import calibrate_inputs
 from askance.calibration.rehearsal import inputs_of
@@ -24,7 +25,6 @@ from benchmarks.matrix.victims import Victim
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, RESULTS = ROOT / "build" / "matrix", ROOT / "docs" / "results"
 BASELINES = ("max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn")
-UNTRAINED = "fused_untrained"
 ATTACKED = 150
 
 

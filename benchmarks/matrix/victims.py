@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_safetensors
 
 from askance.calibration.config import TrainingConfig
 from askance.calibration.images import Images
@@ -20,7 +19,7 @@ from askance.calibration.paths import find
 from askance.calibration.progress import say
 from askance.calibration.sources import load_source, pools_of
 from askance.calibration.subject import CIFAR10, MNIST, Scale, Subject
-from askance.calibration.training import accuracy, fit_classifier
+from askance.calibration.training import accuracy, fit_classifier, saved
 from askance.classifiers import build_classifier
 from askance.writing import PUBLIC, write_whole
 from benchmarks.matrix.glyphs import glyphs
@@ -79,33 +78,29 @@ class Victim:
         return train, test
 
     def train(self) -> None:
-        """Make its weights anew, beside this module.
+        """Make its weights anew, beside this module, on one thread: the last bits depend on how many there are.
 
         Raises:
             DataError: its images are not there.
         """
         assert self.training is not None
-        if self.pools is None:
-            train, test = self._loaded()
-        else:
-            train, test = self.pools()
-        side = train.x.shape[1:]
-        preprocessing = self.subject().preprocessing(tuple(side), self.scale)
+        train, test = self._loaded() if self.pools is None else self.pools()
+        torch.set_num_threads(1)
+        preprocessing = self.subject().preprocessing(tuple(train.x.shape[1:]), self.scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
             classifier = build_classifier(self.factory, self.arguments)
             fit_classifier(classifier, preprocessing, train, self.training)
         say(f"{self.name}: {accuracy(classifier, preprocessing, test):.1%} of {len(test)} other images right")
-        state = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
         (HERE / self.weights).parent.mkdir(exist_ok=True)
-        write_whole(HERE / self.weights, save_safetensors(state), PUBLIC)
+        write_whole(HERE / self.weights, saved(classifier), PUBLIC)
 
     def _loaded(self) -> tuple[Images, Images]:
         assert self.sources is not None
         source, test_source = self.sources
         train, test = pools_of(source)
         if test_source is not None:
-            test = load_source(test_source)
+            test, _ = pools_of(test_source)
         assert test is not None
         return train, test
 
