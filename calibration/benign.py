@@ -6,7 +6,7 @@ and small rotations are left out, so that evaluations have changes that nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from askance.calibration.images import Images
 from askance.detectors import Readings
 
 Read = Callable[[Images, Tensor], Readings]
-Benign = tuple[Readings, Readings | None] | None  # what is learned from, and what is promised for, if anything
+Benign = tuple[Readings, Sequence[Readings]] | None  # what is learned from, and what is promised for, by change
 BENIGN_IMAGES = 100  # that each change is made of, unless somebody says otherwise
 
 KINDS = (
@@ -34,8 +34,8 @@ def mild_changes() -> tuple[ControlConfig, ...]:
     return tuple(ControlConfig.model_validate(row) for row in rows)
 
 
-def benign_readings(images: Images, answers: Tensor, count: int, read: Read, stays: float) -> Readings | None:
-    """What detectors read of images that were mildly changed, and answered as before; None where there are none.
+def benign_readings(images: Images, answers: Tensor, count: int, read: Read, stays: float) -> tuple[Readings, ...]:
+    """What detectors read of images that were mildly changed, and answered as before, by change; none of some, perhaps.
 
     Args:
         images: clean ones; each change is made of others, as far as they go.
@@ -46,17 +46,18 @@ def benign_readings(images: Images, answers: Tensor, count: int, read: Read, sta
     """
     rows = starts(count, len(images))
     if rows.numel() == 0:
-        return None
+        return ()
     before = images[rows.flatten()]
     parts = before.pixels().split(rows.shape[1])
     after = read(before, torch.cat([control(one, part) for one, part in zip(mild_changes(), parts, strict=True)]))
     kept = calm(answers[rows], after.logits.argmax(dim=1).view_as(rows), stays)
-    return after.where(kept.flatten()) if bool(kept.any()) else None
+    of_each = torch.arange(rows.numel()).view_as(rows)
+    return tuple(after.where(of_each[i][own]) for i, own in enumerate(kept) if bool(own.any()))
 
 
-def of_both(calibrate: Readings | None, fuse: Readings | None) -> Benign:
+def of_both(calibrate: Sequence[Readings], fuse: Sequence[Readings]) -> Benign:
     """Those of two splits, as `Calibration.fit` takes them; None where there is nothing to learn from."""
-    return None if calibrate is None else (calibrate, fuse)
+    return (Readings.joined(calibrate), fuse) if calibrate else None
 
 
 def starts(count: int, available: int) -> Tensor:

@@ -21,7 +21,7 @@ from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs
-from askance.calibration.ladder import PROBES, first_budgets, ladder
+from askance.calibration.ladder import BUDGET_OPTIONS, PROBES, first_budgets, ladder
 from askance.calibration.progress import say
 from askance.calibration.scoring import Scores, score
 from askance.calibration.sources import load_source
@@ -59,7 +59,7 @@ class Harness:
         self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
         self._read: dict[str, Scores] = {}
-        self._benign: dict[str, Readings | None] = {}
+        self._benign: dict[str, tuple[Readings, ...]] = {}
         self._cache = attack_cache()
 
     def _stage(self, name: str, images: Images, pixels: Tensor | None, *basis: str) -> str:
@@ -144,12 +144,12 @@ class Harness:
         rungs = ladder(budgets, pixels)
         say(
             f"the ladder: {len(rungs)} rungs, from {budgets['linf']:.3g} in each pixel (L-infinity), "
-            f"and from as much as {budgets['l2']:.3g} in each (L2)"
+            f"from as much as {budgets['l2']:.3g} in each (L2), and from {360 * budgets['turn']:.0f} degrees"
         )
         return rungs
 
-    def benign(self, split: str) -> Readings | None:
-        """What our detectors read of images of a split that were mildly changed, and answered as before.
+    def benign(self, split: str) -> tuple[Readings, ...]:
+        """What our detectors read of images of a split that were mildly changed, and answered as before, by change.
 
         Of `calibrate` those to learn from, of any other split those that the promise is for.
         """
@@ -286,15 +286,17 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
             raise CalibrationError(
                 f"the seen attack {name} never succeeds on the calibration split: raise its budget, or leave it out"
             )
-        learned = attack.model_dump_json(exclude={"name", "epsilon", "images"})
+        learned = attack.model_dump_json(exclude={"name", "images", *BUDGET_OPTIONS})
         seen.setdefault(learned, []).append(fusion.features(scores.readings.where(succeeded)))
     if not seen:
         say(
             "warning: no rung of the ladder succeeds on the calibration split: the fused score has learned from nothing"
         )
         return fusion
-    peaceful = [harness.split("calibrate").readings, harness.benign("calibrate")]
-    features = [fusion.features(readings) for readings in peaceful if readings is not None]
+    peaceful, changed = [harness.split("calibrate").readings], harness.benign("calibrate")
+    if changed:
+        peaceful.append(Readings.joined(changed))
+    features = [fusion.features(readings) for readings in peaceful]
     weights, biases = zip(*(learn_weights(features, budgets) for budgets in seen.values()), strict=True)
     return Fusion(fusion.background, torch.stack(weights), torch.stack(biases) - math.log(len(seen)))
 

@@ -2,8 +2,11 @@
 
 An attack that runs to the end of its budget leaves a classifier surer than any clean image does, one that stops at once
 leaves it in doubt, and a single step goes far and straight; a score that has learned from one of them is blind to the
-others. Budgets are those that this classifier gives way to, of each norm by itself: what moves every pixel a little
-goes much farther than an L2 attack has to.
+others; and one that has seen no image turned takes a turn for a benign change. Budgets are those that this classifier
+gives way to, of each kind by itself: what moves every pixel a little goes much farther than an L2 attack has to.
+
+Patches are not among them: an opinion that has learned from them speaks up for many a clean image, and cost every other
+row more than it gave to theirs (docs/detection.md).
 """
 
 from __future__ import annotations
@@ -13,64 +16,66 @@ from collections.abc import Callable, Mapping
 
 from askance.calibration.attacks import Attack
 from askance.calibration.attacks.fgsm import FGSM
+from askance.calibration.attacks.rotation_translation import RotationTranslation
 from askance.calibration.attacks.stopped_pgd import StoppedPGD
 from askance.calibration.budgets import BUDGETS as TRIED
 from askance.calibration.budgets import least_budget
 
 RUNGS = {"barely": 0.0, "sure": 1e6}  # the margins to stop at, in logits: at once, and never
-KINDS = frozenset({"stopped_pgd", "fgsm"})  # of attack, that the rungs are
+KINDS = frozenset({"stopped_pgd", "fgsm", "rotation_translation"})  # of attack, that the rungs are
+BUDGET_OPTIONS = frozenset({"epsilon", "degrees", "shift"})  # by which rungs of one kind differ
 SMALLEST, LARGEST = TRIED[0] / 255, TRIED[-1] / 255  # of the budgets that are tried
 GIVES_WAY = 0.3  # the share of images that the first budget is to succeed on
-BUDGETS = {"linf": 4, "l2": 3}  # the first one, twice it, four times, eight times
-FARTHEST = 0.503  # of a budget in each pixel: half its range, beyond which little of an image is left
+BUDGETS = {"linf": 4, "l2": 3, "turn": 2}  # the first one, twice it, four times, eight times
+FARTHEST = 0.503  # of a budget: half a pixel's range, or half the image, beyond which little of an image is left
+TURNS = 20  # that are tried, for the worst of them
 RUNG_IMAGES = 500  # that each rung starts from
 PROBES = 100  # images that budgets are tried on
 
 
 def first_budgets(success: Callable[[Attack], float], pixels: int) -> dict[str, float]:
-    """By norm the smallest budget that an attack stopped at once succeeds with often enough; else the largest.
+    """By kind the smallest budget that an attack stopped at once succeeds with often enough; else the largest.
 
     Args:
         success: the share of images that an attack succeeds on.
         pixels: of an image, in all channels.
 
     Returns:
-        {norm: a budget in each pixel}: of L2 the length of as much in each of them is tried.
+        {"linf", "l2": a budget in each pixel; "turn": a share of a full turn, and of the sides for a shift}: of L2 the
+        length of as much in each pixel is tried.
     """
 
-    def first(norm: str) -> float:
+    def first(kind: str) -> float:
         def tried(budget: int) -> float:
-            return success(_stopped(norm, budget / 255 * _length(norm, pixels), "barely"))
+            share = budget / 255
+            return success(_turned(share) if kind == "turn" else _stopped(kind, share, "barely", pixels))
 
         return least_budget(tried, GIVES_WAY)[0] / 255
 
-    return {norm: first(norm) for norm in BUDGETS}
+    return {kind: first(kind) for kind in BUDGETS}
 
 
 def ladder(first: Mapping[str, float], pixels: int) -> tuple[Attack, ...]:
-    """Every rung at every budget: L-infinity and L2 steps that stop at once and that never stop, and a single step.
+    """Every rung at every budget: steps that stop at once and that never stop, single L-infinity ones, and turns.
 
     Args:
-        first: the first budget in each pixel by norm, as `first_budgets` has them.
+        first: the first budget by kind, as `first_budgets` has them.
         pixels: of an image, in all channels.
     """
     budgets = [
-        (norm, first[norm] * 2**i * _length(norm, pixels))
-        for norm, count in BUDGETS.items()
+        (kind, first[kind] * 2**i)
+        for kind, count in BUDGETS.items()
         for i in range(count)
-        if first[norm] * 2**i <= FARTHEST
+        if first[kind] * 2**i <= FARTHEST
     ]
-    stopped = [_stopped(norm, epsilon, rung) for norm, epsilon in budgets for rung in RUNGS]
-    steps = [_step(epsilon) for norm, epsilon in budgets if norm == "linf"]
-    return (*stopped, *steps)
+    stopped = [_stopped(kind, budget, rung, pixels) for kind, budget in budgets if kind != "turn" for rung in RUNGS]
+    steps = [_step(epsilon) for kind, epsilon in budgets if kind == "linf"]
+    turns = [_turned(share) for kind, share in budgets if kind == "turn"]
+    return (*stopped, *steps, *turns)
 
 
-def _length(norm: str, pixels: int) -> float:
-    """Of a change by 1 in each pixel."""
-    return math.sqrt(pixels) if norm == "l2" else 1.0
-
-
-def _stopped(norm: str, epsilon: float, rung: str) -> StoppedPGD:
+def _stopped(norm: str, budget: float, rung: str, pixels: int) -> StoppedPGD:
+    epsilon = budget * math.sqrt(pixels) if norm == "l2" else budget
     return StoppedPGD.model_validate(
         {
             "name": f"ladder_{rung}_{norm}_{epsilon:.3g}",
@@ -85,3 +90,14 @@ def _stopped(norm: str, epsilon: float, rung: str) -> StoppedPGD:
 
 def _step(epsilon: float) -> FGSM:
     return FGSM(name=f"ladder_step_{epsilon:.3g}", kind="fgsm", epsilon=epsilon, images=RUNG_IMAGES)
+
+
+def _turned(share: float) -> RotationTranslation:
+    return RotationTranslation(
+        name=f"ladder_turn_{share:.3g}",
+        kind="rotation_translation",
+        degrees=min(180, 360 * share),
+        shift=share,
+        samples=TURNS,
+        images=RUNG_IMAGES,
+    )

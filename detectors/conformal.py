@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from askance.errors import CalibrationError
 
 ROUNDING = 1e-9  # so that a product of whole numbers and shares is not just short of one
+POOLED = 50.0  # images of one kind by which half of what it differs from all kinds is believed
 
 
 def table(scores: Tensor) -> Tensor:
@@ -25,16 +27,26 @@ def table(scores: Tensor) -> Tensor:
     return scores.sort(dim=-1).values.contiguous()
 
 
-def least_favourable(clean: Tensor, benign: Tensor) -> Tensor:
-    """The table by which a p-value is the greater of those by two, sorted [n] and [m] -> sorted [n].
+def least_favourable(clean: Tensor, benign: Sequence[Tensor]) -> Tensor:
+    """The table by which a p-value is the greatest of those by several, sorted [n] and [m_1], [m_2]... -> sorted [n].
 
-    A clean input is flagged no oftener than by its own table; neither is a benignly changed one, but for the coarseness
-    of n and m.
+    A clean input is flagged no oftener than by its own table, a benignly changed one no oftener than by the table of
+    all changes together, and that of any one change, whose few images are shrunk towards them all: the share of them at
+    or above a score counts m_k / (m_k + 50), that of all changes the rest. One change may not hide behind the others.
+
+    Args:
+        clean: scores of clean inputs.
+        benign: of each benign change.
     """
-    n, m = clean.shape[0], benign.shape[0]
+    n, pooled = clean.shape[0], table(torch.cat([*benign]))
+    all_of_them = p_value(pooled, pooled)
+    shares = all_of_them  # of the most suspicious change at or above each of the pooled scores, falling
+    for own in benign:
+        at_least = len(own) - torch.searchsorted(own, pooled, right=False)
+        shares = torch.maximum(shares, (at_least + POOLED * all_of_them) / (len(own) + POOLED))
     above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above
-    ranks = (above * (m + 1) + ROUNDING).floor().long().clamp(1, m)  # `rank` of each share, within the table
-    return torch.maximum(clean, benign[m - ranks])
+    over = torch.searchsorted(shares.flip(0), above + ROUNDING, right=True)  # from the greatest score down
+    return torch.maximum(clean, pooled.flip(0)[over.clamp(max=len(pooled) - 1)])
 
 
 def reach(sorted_scores: Tensor, cut: int) -> Tensor:

@@ -15,7 +15,7 @@ from askance.detectors.readings import Readings
 from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
 
-EVEN_ODDS = 0.01  # the p at which an untrained opinion gives even odds
+EVEN_ODDS = 0.003  # the p at which an untrained opinion gives even odds
 TAIL = 0.95  # the quantile of clean scores that is to be the same whatever class is predicted
 LAST_BITS = 1e-9  # by which a sum of surprisals may differ in another batch: exact ties are common among ranks
 FEW = 50.0  # clean images of a class by which half of what it differs by is believed
@@ -33,7 +33,7 @@ class Fusion(nn.Module):
 
     Two opinions are untrained, and always there: -log of the harmonic mean p of all readings whose suspicious side
     their papers fix (each p the greatest among clean and among benignly changed images), and -log p of the doubt, both
-    plus log 0.01: even odds where that p is 1%. A trained opinion is a logistic regression
+    plus log 0.003: even odds where that p is .3%. A trained opinion is a logistic regression
     o_e = b_e + sum w_es (sqrt(1 + 2 u_s) - 1) on the surprisals u_s of all readings, above and below
     (`calibration.weighing`): it has learned one kind of attack, whatever its budgets. Its
     weights may have either sign, for readings share much of their noise; but an opinion that finds an input innocent

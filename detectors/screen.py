@@ -123,7 +123,7 @@ class Calibration:
         fuse: Readings,
         levels: Levels | None = None,
         *,
-        benign: tuple[Readings, Readings | None] | None = None,
+        benign: tuple[Readings, Sequence[Readings]] | None = None,
         viewers: Collection[str] = (),
         train: Callable[[Fusion], Fusion] | None = None,
     ) -> Calibration:
@@ -133,8 +133,8 @@ class Calibration:
             calibrate: of the split that each detector's p-values, and the fused score's components, go by.
             fuse: of the split that the fused score's p-value goes by.
             levels: the false-positive targets; None takes the defaults.
-            benign: the same two of images changed benignly: what suspicions are held against, and what is to be flagged
-                no oftener than clean images are, if anything.
+            benign: the same two of images changed benignly: what suspicions are held against, and by change what is to
+                be flagged no oftener than clean images are, if anything.
             viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
                 without them.
             train: gives an untrained Fusion its trained opinions; None leaves it untrained.
@@ -148,9 +148,9 @@ class Calibration:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
             of_clean = {name: table(scores) for name, scores in fusion.scores(fuse).items()}
-            mild, least = None if benign is None else benign[1], of_clean[FUSED]
-            if mild is not None:
-                least = least_favourable(least, table(fusion.score(mild)))
+            mild, least = () if benign is None else benign[1], of_clean[FUSED]
+            if mild:
+                least = least_favourable(least, [table(fusion.score(change)) for change in mild])
             return Fused(fusion, least, of_clean[UNFAMILIAR])
 
         names = background.names

@@ -61,21 +61,30 @@ def test_each_change_is_made_of_its_own_images() -> None:
     images = numbered(200)
     zeros = torch.zeros(200, dtype=torch.long)
     found = benign_readings(images, zeros, 10, read_as(lambda numbers: numbers.long() * 0), 0.9)
-    assert found is not None
-    assert found.components["d/number"].tolist() == [float(i % 200) for i in range(10 * COUNT)]
+    assert len(found) == COUNT
     for i, change in enumerate(mild_changes()):
         rows = starts(10, 200)[i]
         expected = control(change, images[rows].pixels()).mean(dim=(1, 2, 3))
-        assert torch.allclose(found.components["d/mean"][10 * i : 10 * i + 10], expected), change.name
+        assert found[i].components["d/number"].tolist() == [float(j % 200) for j in range(10 * i, 10 * i + 10)]
+        assert torch.allclose(found[i].components["d/mean"], expected), change.name
 
 
 def test_answers_that_change_do_not_count() -> None:
     zeros = torch.zeros(200, dtype=torch.long)
     found = benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 10 == 3).long()), 0.9)
-    assert found is not None
-    assert set(found.components["d/number"].int().tolist()) == {i for i in range(200) if i % 10 != 3}
-    assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 == 3).long()), 0.9) is None
-    assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0), 0.9) is None
+    assert len(found) == COUNT
+    numbers = Readings.joined(found).components["d/number"].int().tolist()
+    assert set(numbers) == {i for i in range(200) if i % 10 != 3}
+    assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 == 3).long()), 0.9) == ()
+    assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0), 0.9) == ()
+
+
+def test_a_change_that_alters_answers_is_left_out() -> None:
+    zeros = torch.zeros(200, dtype=torch.long)
+    third = starts(8, 200)[2]  # of images that no other change is made of
+    found = benign_readings(numbered(200), zeros, 8, read_as(lambda numbers: torch.isin(numbers, third).long()), 0.9)
+    assert len(found) == COUNT - 1
+    assert not torch.isin(Readings.joined(found).components["d/number"].long(), third).any()
 
 
 def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
@@ -121,9 +130,8 @@ def flagged(harness: Harness, calibration: Calibration, pixels: Tensor, name: st
 
 
 def test_benign_readings_are_of_images_that_kept_their_answer(harness: Harness) -> None:
-    assert with_benign(harness, 0).benign("calibrate") is None
-    found = with_benign(harness, 20).benign("calibrate")
-    assert found is not None
+    assert with_benign(harness, 0).benign("calibrate") == ()
+    found = Readings.joined(with_benign(harness, 20).benign("calibrate"))
     assert 0.5 * 20 * COUNT < len(found.logits) <= 20 * COUNT
     assert {len(values) for values in found.components.values()} == {len(found.logits)}
 

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askance.detectors.conformal import check_level, least_favourable, p_value, samples_needed, table, threshold
+from askance.detectors.conformal import (
+    POOLED,
+    check_level,
+    least_favourable,
+    p_value,
+    samples_needed,
+    table,
+    threshold,
+)
 from askance.errors import CalibrationError
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -103,7 +111,9 @@ def test_levels_outside_the_unit_interval_are_refused(alpha: float) -> None:
     ],
 )
 def test_the_least_favourable_table_by_hand(benign: list[float], expected: list[float]) -> None:
-    assert least_favourable(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(benign)).tolist() == expected
+    assert least_favourable(torch.tensor([1.0, 2.0, 3.0]), [torch.tensor(benign)]).tolist() == expected
+    one_by_one = [torch.tensor([score]) for score in benign]  # shrunk so much that all of them decide
+    assert least_favourable(torch.tensor([1.0, 2.0, 3.0]), one_by_one)[0] >= expected[0]
 
 
 @given(scores, scores, scores)
@@ -112,7 +122,7 @@ def test_by_the_least_favourable_table_the_greater_p_value_holds(
     clean: list[float], benign: list[float], asked: list[float]
 ) -> None:
     of_clean, of_benign, values = (table(torch.tensor(some)) for some in (clean, benign, asked))
-    both = least_favourable(of_clean, of_benign)
+    both = least_favourable(of_clean, [of_benign])
     assert both.shape == of_clean.shape
     assert torch.equal(both, table(both))
     p, p_clean, p_benign = (p_value(values, one) for one in (both, of_clean, of_benign))
@@ -121,7 +131,39 @@ def test_by_the_least_favourable_table_the_greater_p_value_holds(
     assert (p >= p_benign - 1e-12)[values <= of_benign[-1]].all()
     assert (p >= greater - 1 / (len(benign) + 1) - 1e-12).all()
     assert (p <= greater + 1 / (len(clean) + 1) + 1e-12).all()
-    assert torch.equal(least_favourable(of_clean, of_clean), of_clean)
+    assert torch.equal(least_favourable(of_clean, [of_clean]), of_clean)
+
+
+def test_one_change_does_not_hide_behind_the_others() -> None:
+    """Nine changes that look like clean images, and one of which a quarter does not."""
+    clean = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    calm = [torch.linspace(0, 1, 100, dtype=torch.float64) for _ in range(9)]
+    loud = torch.cat([torch.linspace(0, 1, 75, dtype=torch.float64), torch.linspace(2, 3, 25, dtype=torch.float64)])
+    made = least_favourable(clean, [*calm, loud])
+
+    def flagged(scores: torch.Tensor, alpha: float) -> float:
+        return float((p_value(scores, made) <= alpha).double().mean())
+
+    assert flagged(loud, 0.05) == 0.07  # (7 + 50 * 8 / 1001) / 150 is at most .05, and with 8 it is not
+    assert flagged(loud, 0.01) == 0.01
+    assert flagged(calm[0], 0.05) == 0
+    pooled = least_favourable(clean, [torch.cat([*calm, loud]).sort().values])
+    assert float((p_value(loud, pooled) <= 0.05).double().mean()) == 0.27
+
+
+@given(st.lists(scores, min_size=1, max_size=4), scores, scores)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_no_change_is_flagged_oftener_than_its_shrunk_share(
+    changes: list[list[float]], clean: list[float], asked: list[float]
+) -> None:
+    of_each = [table(torch.tensor(one)) for one in changes]
+    pooled, values = table(torch.cat(of_each)), torch.tensor(asked)
+    p = p_value(values, least_favourable(table(torch.tensor(clean)), of_each))
+    within = values <= pooled[-1]
+    for own in of_each:
+        at_least = (own >= values[:, None]).sum(dim=1)
+        share = (at_least + POOLED * p_value(values, pooled)) / (len(own) + POOLED)
+        assert (p >= share - 1e-9)[within].all()
 
 
 def test_broken_tables_are_refused() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from askance.calibration import harness as harness_module
 from askance.calibration.attacks import FGSM, Attack, StoppedPGD
+from askance.calibration.attacks.rotation_translation import RotationTranslation
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.harness import FEWEST_SUCCESSES, Harness, calibration_of
 from askance.calibration.inputs import load_inputs
@@ -30,6 +31,16 @@ from askance.evaluation import Evaluation
 # The ladder by hand
 
 
+def budget_of(attack: Attack) -> tuple[str, float]:
+    """Of what stops at once, and of turns."""
+    if isinstance(attack, RotationTranslation):
+        assert attack.degrees == pytest.approx(min(180, 360 * attack.shift))
+        return "turn", attack.shift
+    assert isinstance(attack, StoppedPGD)
+    assert attack.margin == 0
+    return attack.norm, attack.epsilon
+
+
 @pytest.mark.parametrize(
     ("needed", "found"),
     [(0.0, 1), (1 / 255, 1), (1.5 / 255, 2), (8 / 255, 8), (8.1 / 255, 16), (64 / 255, 64), (0.9, 64)],
@@ -40,19 +51,18 @@ def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int
     the other one the classifier gives way at once.
     """
     tried: list[float] = []
-    length = {"linf": 1.0, "l2": 28.0}[norm]
+    length = 28.0 if norm == "l2" else 1.0
 
     def success(attack: Attack) -> float:
-        assert isinstance(attack, StoppedPGD)
-        assert attack.margin == 0
-        if attack.norm != norm:
+        kind, budget = budget_of(attack)
+        if kind != norm:
             return 1.0
-        tried.append(attack.epsilon / length)
-        return 0.3 if attack.epsilon / length >= needed * (1 - 1e-9) else 0.29
+        tried.append(budget / length)
+        return 0.3 if budget / length >= needed * (1 - 1e-9) else 0.29
 
     first = first_budgets(success, 784)
     assert first.pop(norm) == pytest.approx(found / 255)
-    assert list(first.values()) == pytest.approx([1 / 255])
+    assert list(first.values()) == pytest.approx([1 / 255] * 2)
     assert tried == pytest.approx([2**i / 255 for i in range(len(tried))])
     assert max(tried, default=0.0) <= LARGEST + 1e-9
 
@@ -60,16 +70,19 @@ def test_budgets_double_until_the_classifier_gives_way(needed: float, found: int
 @pytest.mark.parametrize("budget", [SMALLEST * 2**i for i in range(7)])
 @pytest.mark.parametrize("pixels", [64, 3 * 32 * 32, 3 * 224 * 224])
 def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
-    """Steps that stop at once, steps that never stop, and a single step."""
-    first = {"linf": budget, "l2": max(SMALLEST, budget / 4)}
+    """Steps that stop at once, steps that never stop, a single step, and turns."""
+    first = {"linf": budget, "l2": max(SMALLEST, budget / 4), "turn": budget / 2}
     rungs = ladder(first, pixels)
     names = [rung.name for rung in rungs]
     assert len(set(names)) == len(names)
     stopped = [rung for rung in rungs if isinstance(rung, StoppedPGD)]
     steps = [rung for rung in rungs if isinstance(rung, FGSM)]
     assert {rung.kind for rung in rungs} == KINDS
-    assert len(stopped) + len(steps) == len(rungs)
-    linf, l2 = ([first[norm] * 2**i for i in range(BUDGETS[norm]) if first[norm] * 2**i < 0.51] for norm in BUDGETS)
+    turns = [rung for rung in rungs if isinstance(rung, RotationTranslation)]
+    assert len(stopped) + len(steps) + len(turns) == len(rungs)
+    linf, l2, turned = (
+        [first[norm] * 2**i for i in range(BUDGETS[norm]) if first[norm] * 2**i < 0.51] for norm in BUDGETS
+    )
     assert len(linf) >= 2
     assert len(l2) == BUDGETS["l2"]
     assert [rung.epsilon for rung in steps] == pytest.approx(linf)
@@ -78,6 +91,7 @@ def test_every_rung_at_every_budget(budget: float, pixels: int) -> None:
         for margin in (0, 1e6):
             found = [rung.epsilon for rung in stopped if (rung.norm, rung.margin) == (norm, margin)]
             assert found == pytest.approx(expected)
+    assert [budget_of(rung) for rung in turns] == [("turn", share) for share in turned]
 
 
 @given(st.floats(SMALLEST, LARGEST), st.integers(1, 10**7))
@@ -93,7 +107,7 @@ def test_seen_attacks_or_the_ladder() -> None:
     with pytest.raises(ValidationError, match=r"give one in evaluation\.seen, or ladder = true"):
         EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": False})
     made = EvaluationConfig.model_validate({"attacks": [row], "baselines": ["lid"], "ladder": True})
-    assert made.seen_kinds == {"stopped_pgd", "fgsm"}
+    assert made.seen_kinds == {"stopped_pgd", "fgsm", "rotation_translation"}
     assert EvaluationConfig.model_validate({"attacks": [row]}) == EvaluationConfig(attacks=made.attacks, ladder=True)
     assert EvaluationConfig.model_validate({"attacks": [row], "ladder": False}).seen_kinds == frozenset()
     taught = EvaluationConfig.model_validate({"attacks": [row], "seen": [row]})
@@ -150,17 +164,23 @@ def harness(digits_run: DigitsRun, tmp_path: Path) -> Harness:
 
 
 def test_the_ladder_of_the_digits(harness: Harness) -> None:
-    """They give way at 32/255; to L2 steps at half of that, which is as long as so much in each of 64 pixels."""
+    """They give way at 32/255; to L2 steps at half of that, which is as long as so much in each of 64 pixels; and to a
+    turn of a sixteenth.
+    """
     rungs = harness.seen_attacks
-    assert len(rungs) == 15
+    assert len(rungs) == 17
     linf = [32 / 255, 64 / 255, 128 / 255]
     assert [one.epsilon for one in rungs if isinstance(one, FGSM)] == pytest.approx(linf)
     barely = [one.epsilon for one in rungs if isinstance(one, StoppedPGD) and one.margin == 0]
     assert barely == pytest.approx([*linf, 8 * linf[0] / 2, 8 * linf[0], 8 * linf[1]])
+    turns = [one.shift for one in rungs if isinstance(one, RotationTranslation)]
+    assert turns == pytest.approx([linf[0] / 2, linf[0]])
 
 
 def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, never, and after one step, under three L-infinity budgets and three of L2: all of them count alike."""
+    """At once, never, and after one step, under three L-infinity budgets, three of L2, and two of turns: all of
+    them count alike.
+    """
     learned: list[int] = []
 
     def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,8 +189,8 @@ def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(harness_module, "learn_weights", learn)
     fusion = calibration_of(harness).fused.fusion
-    assert learned == [3, 3, 3, 3, 3]
-    assert fusion.biases.exp().tolist() == pytest.approx([1 / 5] * 5)
+    assert learned == [3, 3, 3, 3, 3, 2]
+    assert fusion.biases.exp().tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_rungs_out_of_reach_are_not_learned_from(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_doubtful_by_hand() -> None:
 
 def test_tables_are_the_clean_images_of_the_fuse_split() -> None:
     calibrate, fuse, changed = drawn(60, 0), drawn(50, 1), drawn(50, 2, 2.0)
-    made = Calibration.fit(calibrate, fuse, benign=(changed, changed), viewers=["y"])
+    made = Calibration.fit(calibrate, fuse, benign=(changed, [changed]), viewers=["y"])
     background = made.fused.fusion.background
     for name, table in made.reasons.items():
         assert torch.equal(table, scores_of(background, fuse)[name].sort().values)

@@ -30,8 +30,8 @@ Setting = Mapping[str, Any]
 DEFAULT = "as it is"
 SETTINGS: Mapping[str, Setting] = {
     DEFAULT: {},
-    "even odds at .003": {"EVEN_ODDS": 0.003},
-    "even odds at .03": {"EVEN_ODDS": 0.03},
+    "even odds at .001": {"EVEN_ODDS": 0.001},
+    "even odds at .01": {"EVEN_ODDS": 0.01},
     "a tenth of the penalty": {"penalty": 1e-4},
     "ten times the penalty": {"penalty": 1e-2},
     "classes levelled at 90%": {"TAIL": 0.9},
@@ -43,6 +43,7 @@ SETTINGS: Mapping[str, Setting] = {
     "no steps that stop at once": {"without": "barely"},
     "no steps that never stop": {"without": "sure"},
     "no L2 steps": {"without": "l2"},
+    "no turns": {"without": "turn"},
 }
 CHOICES = RESULTS / "matrix_choices.json"
 FEWEST = 10  # successful images of a row, to be counted
