@@ -60,7 +60,9 @@ def _part(text: str) -> str | int:
 
 TrainedOn = Literal["train", "none", "all"]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
-FACTORY_HELP = "Builds it: my_package.models:build, torchvision:resnet18, or an example's name."
+FACTORY_HELP = (
+    "Builds it: my_package.models:build, torchvision:resnet18, timm:NAME, transformers:NAME, or an example's name."
+)
 FactoryOption = Annotated[str, typer.Option("--classifier", metavar="FACTORY", help=FACTORY_HELP)]
 WEIGHTS_HELP = "Its weights: .safetensors, or what torch.save wrote."
 WeightsOption = Annotated[Path, typer.Option("--weights", metavar="FILE", help=WEIGHTS_HELP)]

@@ -39,7 +39,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
         bundle: its folder.
         classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's own weights.
         allowed_factories: what builds the bundle's classifier and may be imported for that ("package.module:callable",
-            or "package.module"), beside the shipped ones and torchvision's.
+            or "package.module"), beside the shipped ones, torchvision's and timm's.
         device: where the classifier and the detectors run.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
         require_signature: a keyring, a PEM file of Ed25519 public keys, one of which must have signed the bundle.

@@ -39,7 +39,8 @@ class ClassifierConfig(_Section):
     """The classifier: how to build it, where its weights are, what it takes and what its classes are called.
 
     Attributes:
-        factory: an example classifier ("lenet"), "torchvision:resnet18", or an import path "package.module:function".
+        factory: an example classifier ("lenet"), "torchvision:resnet18", "timm:resnet18", "transformers:vit", or an
+            import path "package.module:function".
         arguments: keyword arguments of the factory.
         weights: a state dict's file, as `classifiers.load_weights` reads it; `askance train` writes a .safetensors.
         preprocessing: input shape and normalisation.

@@ -158,7 +158,7 @@ def load_classifier(
     if weights is None:
         weights = _weights(wanted.weights)
     classifier = select_output(build_classifier(wanted.factory, wanted.arguments, weights), wanted.output)
-    return classifier, fitting(weights, classifier.state_dict())
+    return classifier, fitting(weights, classifier)
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:

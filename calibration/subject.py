@@ -21,7 +21,7 @@ from askance.calibration.proof import PROVED_IMAGES, prove
 from askance.calibration.sources import located, pools_of
 from askance.calibration.training import accuracy
 from askance.calibration.unlabelled import with_predictions
-from askance.classifiers.loading import TORCHVISION
+from askance.classifiers.zoos import TIMM, TORCHVISION
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 
@@ -107,7 +107,7 @@ class Subject:
         if channels != 3:
             return {"MNIST's": MNIST} | plain if side == 28 else plain
         # Not both: these two are too much alike for images to tell them from each other
-        if self.factory.startswith(f"{TORCHVISION}:"):
+        if self.factory.startswith((f"{TORCHVISION}:", f"{TIMM}:")):
             return {"ImageNet's": IMAGENET} | plain
         return {"CIFAR-10's": CIFAR10} | plain if side == 32 else plain | {"ImageNet's": IMAGENET}
 

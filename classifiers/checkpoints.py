@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from askance.classifiers.zoos import as_named_now
 from askance.errors import ConfigError, listed, one_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
@@ -56,23 +57,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in _state_dict(content, path).items()}
 
 
-def fitting(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+def fitting(weights: Mapping[str, Tensor], classifier: nn.Module) -> dict[str, Tensor]:
     """The weights by the names, and in the types, that a classifier has for them.
 
-    A prefix of PREFIXES, or several in a row, is taken off where every name has it and none fits with it.
+    A prefix of PREFIXES, or several in a row, is taken off where every name has it and none fits with it. Names that
+    transformers has for its files are those of its modules.
 
     Args:
         weights: a state dict.
-        own: the classifier's.
+        classifier: whose they are to be.
 
     Returns:
-        {name: tensor}; the weights as they are where no prefix helps.
+        {name: tensor}; the weights as they are where nothing helps.
     """
+    own = classifier.state_dict()
     named = dict(weights)
     while named and not named.keys() <= own.keys():
         prefix = next((one for one in PREFIXES if all(name.startswith(one) for name in named)), None)
         if prefix is None:
-            named = dict(weights)
+            named = as_named_now(weights, classifier)
             break
         named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
     return {

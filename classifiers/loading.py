@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +17,9 @@ from askance.classifiers.lenet import LeNet
 from askance.classifiers.modules import in_eval_mode, unwrapped
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
 from askance.classifiers.shared_state import undone
-from askance.classifiers.torchvision_compat import import_torchvision, prepare_torchvision
+from askance.classifiers.torchvision_compat import prepare_torchvision
+from askance.classifiers.zoos import ZOOS, Factory
 from askance.errors import ConfigError, did_you_mean, one_line, printable
-
-Factory = Callable[..., nn.Module]
 
 EXAMPLES: Mapping[str, Factory] = {
     "digits_cnn": DigitsCNN,
@@ -33,7 +32,6 @@ EXAMPLES: Mapping[str, Factory] = {
 }
 """The example classifiers by the names that configs use."""
 
-TORCHVISION = "torchvision"
 SHOWN = 3  # names of missing or unexpected weights that an error spells out
 
 
@@ -43,8 +41,9 @@ def build_classifier(
     """Build a classifier and load its weights.
 
     Args:
-        factory: an example's name ("lenet"), a torchvision model ("torchvision:resnet18", never with weights from a
-            hub), or an import path to a callable ("my_package.models:build").
+        factory: an example's name ("lenet"), a model of a zoo's ("torchvision:resnet18", "timm:resnet18",
+            "transformers:vit", never with weights from a hub), or an import path to a callable
+            ("my_package.models:build").
         arguments: keyword arguments of the factory.
         weights: the state dict, as `load_strictly` takes it. None leaves the initial weights.
 
@@ -83,29 +82,10 @@ def _find(factory: str) -> Factory:
         if factory not in EXAMPLES:
             raise ConfigError(
                 f"unknown classifier {factory!r}: {did_you_mean(factory, EXAMPLES)}, "
-                'or "torchvision:NAME", or an import path "package.module:callable"'
+                'or "torchvision:NAME", "timm:NAME", "transformers:NAME", or an import path "package.module:callable"'
             )
         return EXAMPLES[factory]
-    return _torchvision_model(name) if source == TORCHVISION else _imported(factory, source, name)
-
-
-def _torchvision_model(name: str) -> Factory:
-    models = import_torchvision().models
-    known = models.list_models(module=models)
-    if name not in known:
-        raise ConfigError(f"unknown torchvision model {name!r}: {did_you_mean(name, known)}")
-
-    def make(**arguments: Any) -> nn.Module:
-        downloads = sorted({"weights", "weights_backbone", "pretrained"} & set(arguments))
-        if downloads:
-            raise ConfigError(
-                f"classifier 'torchvision:{name}' does not take {downloads[0]!r}: weights come from a file, "
-                "never from a hub"
-            )
-        model: nn.Module = models.get_model(name, weights=None, **arguments)
-        return model
-
-    return make
+    return ZOOS[source](name) if source in ZOOS else _imported(factory, source, name)
 
 
 def _imported(factory: str, module_name: str, attributes: str) -> Factory:
@@ -148,7 +128,7 @@ def load_strictly(factory: str, classifier: nn.Module, weights: Mapping[str, Ten
     Raises:
         ConfigError: the weights are not its.
     """
-    weights = fitting(weights, classifier.state_dict())
+    weights = fitting(weights, classifier)
     own = _with_values(classifier)
     for name, tensor in weights.items():
         if name in own and own[name].shape != tensor.shape:

@@ -1,4 +1,4 @@
-"""Whose code a bundle may have run: the shipped classifiers' and torchvision's, and what its user allows by name."""
+"""Whose code a bundle may have run: the shipped classifiers', torchvision's, timm's, and whatever its user allows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from askance.classifiers.loading import EXAMPLES, TORCHVISION, build_classifier, load_strictly
+from askance.classifiers.loading import EXAMPLES, build_classifier, load_strictly
 from askance.classifiers.modules import copy_of
+from askance.classifiers.zoos import TIMM, TORCHVISION
 from askance.detectors.bundle import BuildClassifier
 from askance.errors import ConfigError
+
+# Not transformers: the arguments of its classifiers are a configuration, in which more than sizes is chosen: whose
+# code computes attention, for one. A version to come may let it choose more.
+TRUSTED_ZOOS = (TORCHVISION, TIMM)
 
 
 def trusting(allowed: Collection[str]) -> BuildClassifier:
@@ -49,8 +54,8 @@ def standing_in(classifier: nn.Module | None, allowed: Collection[str]) -> Build
 
 
 def is_trusted(factory: str, allowed: Collection[str]) -> bool:
-    """Whether a factory is shipped, torchvision's, or allowed by its whole name or its module's."""
+    """Whether a factory is shipped, torchvision's or timm's, or allowed by its whole name or its module's."""
     module, colon, _ = factory.partition(":")
     if not colon:
         return factory in EXAMPLES
-    return module == TORCHVISION or factory in allowed or module in allowed
+    return module in TRUSTED_ZOOS or factory in allowed or module in allowed

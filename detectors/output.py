@@ -50,7 +50,7 @@ def select_output(classifier: nn.Module, output: str | int | None) -> nn.Module:
     """Make a classifier return one part of its answer; its layers and weights keep their names.
 
     Args:
-        classifier: gets a forward hook, once.
+        classifier: gets a forward hook, one in all; the last `output` counts.
         output: a key, an attribute or an index of what it returns; None leaves it as it is.
 
     Returns:
@@ -62,11 +62,14 @@ def select_output(classifier: nn.Module, output: str | int | None) -> nn.Module:
     if output is None:
         return classifier
     try:
-        selection = _Selection(_checked(output))
+        wanted = _checked(output)
     except ValueError as error:
         raise ConfigError(f"output: {error}, got {output!r}") from None
-    if not any(isinstance(hook, _Selection) for hook in classifier._forward_hooks.values()):
-        classifier.register_forward_hook(selection)
+    for hook in classifier._forward_hooks.values():
+        if isinstance(hook, _Selection):
+            hook.output = wanted
+            return classifier
+    classifier.register_forward_hook(_Selection(wanted))
     return classifier
 
 

@@ -186,8 +186,9 @@ class BundlesConfig(_Table):
     """Which bundles are served.
 
     Attributes:
-        allowed_factories: what builds a bundle's classifier, beside the shipped ones and torchvision's: import paths
-            ("package.module:callable"), or modules whole. A bundle that wants another is refused, nothing imported.
+        allowed_factories: what builds a bundle's classifier, beside the shipped ones, torchvision's and timm's: import
+            paths ("package.module:callable"), "transformers:NAME", or modules whole. A bundle that wants another is
+            refused, nothing imported.
         require_signature: a keyring, a PEM file of Ed25519 public keys, read anew for each bundle; one that none of
             them has signed is refused. None takes unsigned bundles.
     """

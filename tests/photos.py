@@ -1,4 +1,4 @@
-"""A small folder of photos, and a torchvision classifier that knows them, as the README's tutorial starts from."""
+"""A small folder of photos, and a classifier of a zoo's that knows them, as the README's tutorial starts from."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def take_photos(folder: Path, counts: dict[str, int]) -> None:
             Image.fromarray(photo(kind, random)).save(path)
 
 
-def train_on(folder: Path, weights: Path, epochs: int = 4) -> float:
-    """Train torchvision's ResNet18 on folder/train and save its state dict; its accuracy there, in [0, 1]."""
+def train_on(folder: Path, weights: Path, epochs: int = 4, factory: str = "torchvision:resnet18") -> float:
+    """Train a zoo's classifier on folder/train and save its state dict; its accuracy there, in [0, 1]."""
     images = load_source(f"folder:{folder / 'train'}")
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     x = (images.pixels() - mean) / std
     torch.manual_seed(0)
-    classifier = build_classifier("torchvision:resnet18", {"num_classes": len(CLASSES)}).train()
+    classifier = build_classifier(factory, {"num_classes": len(CLASSES)}).train()
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9)
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(24):

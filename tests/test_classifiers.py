@@ -337,7 +337,12 @@ def test_a_torchvision_model_by_name() -> None:
 
 FACTORY_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ("lenett", {}, r"unknown classifier 'lenett': did you mean 'lenet'\? known: digits_cnn, lenet, resnet20"),
-    ("zzz", {}, r'unknown classifier \'zzz\': known: digits_cnn.* or "torchvision:NAME", or an import path'),
+    (
+        "zzz",
+        {},
+        "unknown classifier 'zzz': known: digits_cnn.*"
+        ' or "torchvision:NAME", "timm:NAME", "transformers:NAME", or an import path',
+    ),
     ("", {}, "unknown classifier ''"),
     ("lenet", {"width": 3}, r"'lenet' cannot be built with \(width=3\): TypeError: .*'width'"),
     ("digits_cnn", {"classes": -1}, r"'digits_cnn' cannot be built with \(classes=-1\)"),

@@ -27,7 +27,21 @@ from askance.service.runtime.model import LoadedBundle
 
 LINE = r"the bundle's classifier is built by 'trap:build', which a bundle alone may not have imported"
 PARTS = st.sampled_from(
-    ["os", "torchvision", "trap", "trap.models", "build", "system", "resnet18", "lenet", "", "*", "."]
+    [
+        "os",
+        "torchvision",
+        "timm",
+        "transformers",
+        "trap",
+        "trap.models",
+        "build",
+        "system",
+        "resnet18",
+        "lenet",
+        "",
+        "*",
+        ".",
+    ]
 )
 TRAP = """
 open({marker!r}, "w")
@@ -49,7 +63,9 @@ def sprung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_what_is_shipped_or_allowed_is_trusted(module: str, name: str, allowed: list[str], whole: bool) -> None:
     """By its whole name or its module's; neither patterns nor packages above are taken for it."""
     factory = f"{module}:{name}" if whole else name
-    expected = factory in allowed or module in allowed or module == "torchvision" if whole else factory in EXAMPLES
+    expected = (
+        factory in allowed or module in allowed or module in ("torchvision", "timm") if whole else factory in EXAMPLES
+    )
     assert is_trusted(factory, allowed) is expected
 
 
