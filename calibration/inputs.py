@@ -123,7 +123,7 @@ def load_inputs(config: Config, weights: Mapping[str, Tensor] | None = None) -> 
     wanted = config.classifier
     classifier, weights = load_classifier(wanted, weights)
     splits = load_splits(config.data, config.splits, wanted.preprocessing)
-    config, splits = settled(config, classifier, splits)
+    config, splits = settled(config, classifier, wanted.preprocessing, splits, wanted.class_names)
     names = named(wanted.class_names, splits["fit"].classes)
     return checked(
         CalibrationInputs.of(

@@ -15,23 +15,26 @@ from torch import Tensor, nn
 
 from askance.calibration.attacks import Attack
 from askance.calibration.config import EvaluationConfig, Settings
+from askance.calibration.data import named
 from askance.calibration.explain import explain
 from askance.calibration.images import Images
 from askance.calibration.inputs import CalibrationInputs, checked
-from askance.calibration.live_data import LabelledImages, splits_of
+from askance.calibration.live_data import LiveImages, splits_of
 from askance.calibration.pipeline import calibrate_inputs, evaluate_inputs
+from askance.calibration.unlabelled import settled, with_labels
 from askance.classifiers import build_classifier
 from askance.classifiers.modules import copy_of
 from askance.classifiers.shared_state import ordinary
 from askance.classifiers.trust import standing_in
 from askance.detectors import Bundle, Levels, Options
+from askance.detectors.class_names import names_of
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.publishing import refuse_existing
 from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 
-Data = LabelledImages | Mapping[str, LabelledImages]
+Data = LiveImages | Mapping[str, LiveImages]
 """By split (fit, calibrate, fuse, evaluate, and held_out if there is one), disjoint; or one set to be shared out."""
 TRIED_IMAGES = 8  # on which a factory must build what it stands for
 
@@ -63,12 +66,14 @@ def calibrate(
     Args:
         classifier: maps normalised images [B, C, H, W] to logits [B, K], or see `output`; left as it is.
         data: images that the classifier takes, before normalisation: by split, or one set that it was not trained on.
+            Where they have no labels its predictions stand in, introspection is left out unless `held_out` has some,
+            and accuracy and the success of attacks are by the predictions.
         out: where the bundle goes; must not exist.
         detectors: their options by kind, as a config's sections hold them.
         attacks: on the evaluation split, as a config's rows or as objects.
         mean: of the normalisation in front of the classifier, for each channel, in pixels in [0, 1].
         std: of the same.
-        class_names: in the order of the logits; None takes the data set's own.
+        class_names: in the order of the logits; None takes the data set's own, and without labels 0, 1, ...
         name: of the bundle's classifier; None takes its class's.
         factory: what builds the classifier elsewhere, "package.module:callable"; a server needs one, and so does
             opening the bundle without the module at hand. None tries the module's own class without arguments.
@@ -93,7 +98,8 @@ def calibrate(
     path = Path(out)
     refuse_existing(path)
     own = copy_of(classifier)
-    splits = splits_of(data, class_names, seed)
+    names = None if class_names is None else named(names_of(class_names), ())
+    splits = splits_of(data, names, seed)
     preprocessing = _preprocessing(splits["fit"], mean, std)
     settings = _settings(
         {
@@ -106,6 +112,7 @@ def calibrate(
         }
     )
     select_output(own, output)
+    settings, splits = settled(settings, own, preprocessing, splits, names)
     inputs = checked(_inputs(settings, own, _weights(own), splits, preprocessing, output))
     found = _factory(inputs, factory, dict(arguments or {}), type(own))
     return calibrate_inputs(replace(inputs, factory=found, arguments=dict(arguments or {})), path, resume=resume)
@@ -157,8 +164,8 @@ def evaluate(
             "evaluation": evaluation | {"attacks": [_row(one) for one in attacks]},
         }
     )
-    splits = splits_of(data, entry.class_names, seed)
     select_output(module, entry.output)
+    splits = with_labels(module, entry.preprocessing, splits_of(data, entry.class_names, seed), entry.class_names)
     inputs = _inputs(settings, module, weights, splits, entry.preprocessing, entry.output)
     factory = entry.factory if classifier is None else None
     return evaluate_inputs(opened, checked(replace(inputs, factory=factory, arguments=entry.arguments)))

@@ -1,13 +1,15 @@
-"""Live data: torch datasets, data loaders and arrays as the labelled images that a calibration works on."""
+"""Live data: torch datasets, data loaders and arrays as the images that a calibration works on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from askance.calibration.data import named
@@ -17,8 +19,9 @@ from askance.detectors.class_names import names_of
 from askance.errors import DataError, did_you_mean
 from askance.images import is_picture, planes_of
 
-LabelledImages = Dataset[Any] | DataLoader[Any] | tuple[Any, Any]
-"""A dataset of (image, label), a loader of (images, labels) batches, or (images, labels) as arrays or tensors."""
+LiveImages = Dataset[Any] | DataLoader[Any] | Sequence[Any] | NDArray[Any] | Tensor
+"""A dataset of (image, label), a loader of (images, labels) batches, or (images, labels) as arrays or tensors; or any
+of these without labels: a dataset of images, a loader of batches of them, an array or a tensor, a list of pictures."""
 
 SHARES = {"fit": 0.5, "calibrate": 0.15, "fuse": 0.15, "evaluate": 0.2}
 """How one set of images is shared out."""
@@ -27,7 +30,7 @@ OPTIONAL = ("held_out",)
 
 
 def splits_of(
-    data: LabelledImages | Mapping[str, LabelledImages], class_names: Sequence[str] | None, seed: int
+    data: LiveImages | Mapping[str, LiveImages], class_names: Sequence[str] | None, seed: int
 ) -> dict[str, Images]:
     """The splits of a calibration.
 
@@ -47,7 +50,7 @@ def splits_of(
         if missing := [name for name in REQUIRED if name not in data]:
             raise DataError(f"data has no split {missing[0]!r}: it needs {', '.join(REQUIRED)}; held_out is optional")
         found = {name: images_of(one, class_names, name) for name, one in data.items()}
-        classes = {images.classes for images in found.values()}
+        classes = {images.classes for images in found.values() if images.labelled}
         if len(classes) > 1:
             raise DataError("the splits have different classes: give class_names, the same for all")
         return found
@@ -58,18 +61,18 @@ def splits_of(
     return {name: images[slice(start, end)] for name, start, end in zip(SHARES, starts, ends, strict=True)}
 
 
-def images_of(data: LabelledImages, class_names: Sequence[str] | None, name: str) -> Images:
-    """Labelled images, kept as 8 bits a channel.
+def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) -> Images:
+    """Images, kept as 8 bits a channel; labelled, unless the data have no labels.
 
     Args:
         data: images are PIL's, uint8, or floats in [0, 1]: pixels as they are before any normalisation.
-        class_names: None takes the data set's own `classes`.
+        class_names: of what is labelled; None takes the data set's own `classes`.
         name: of the data, for errors.
 
     Raises:
-        DataError: it holds something else.
+        DataError: it holds something else, or some of its images have labels and some do not.
     """
-    images, labels = [], []
+    images, labels = [], list[int]()
     for image, label in _walked(data):
         try:
             images.append(_bytes_of(image))
@@ -80,18 +83,23 @@ def images_of(data: LabelledImages, class_names: Sequence[str] | None, name: str
                 f"{name}: image {len(images) - 1} is {list(images[-1].shape)}, the first {list(images[0].shape)}: "
                 "all must have one size"
             )
-        labels.append(int(label))
+        if label is not None:
+            labels.append(int(label))
     if not images:
         raise DataError(f"{name} holds no images")
+    x = np.stack(images).transpose(0, 2, 3, 1)
+    if not labels:
+        return make_images(x, None, (), name)
+    if len(labels) < len(images):
+        raise DataError(f"{name}: {len(labels)} of {len(images)} images have a label: expected all of them, or none")
     try:
         classes = _names(data, class_names, max(labels) + 1)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    x = np.stack(images).transpose(0, 2, 3, 1)
     return make_images(x, np.array(labels), classes, name)
 
 
-def _names(data: LabelledImages, class_names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+def _names(data: LiveImages, class_names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     """The names given, else the data set's own, else the labels in digits."""
     dataset: Any = data
     while isinstance(dataset, (DataLoader, Subset)):
@@ -102,23 +110,31 @@ def _names(data: LabelledImages, class_names: Sequence[str] | None, count: int) 
     return named(None if class_names is None else names_of(class_names), names_of(own))
 
 
-def _walked(data: LabelledImages) -> Iterator[tuple[Any, Any]]:
-    """(image, label) by one."""
+def _walked(data: LiveImages) -> Iterator[tuple[Any, Any]]:
+    """(image, label) by one; None for a label that there is not."""
     if isinstance(data, DataLoader):
         for batch in data:
-            yield from zip(*_pair(batch), strict=True)
+            yield from _each(*_pair(batch))
     elif isinstance(data, tuple):
-        yield from zip(*_pair(data), strict=True)
+        yield from _each(*_pair(data))
     else:
         for i in range(len(data)):  # type: ignore[arg-type]  # a map-style dataset has a length
-            image, label = _pair(data[i])
-            yield image, label
+            yield _pair(data[i])
 
 
-def _pair(found: Any) -> tuple[Iterable[Any], Iterable[Any]]:
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise DataError(f"data gives {type(found).__name__}: expected pairs (image, label)")
-    return found[0], found[1]
+def _pair(found: Any) -> tuple[Any, Any]:
+    """Images and labels of what a data set or a loader gives; None for labels that there are not."""
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        return found[0], found[1]
+    if isinstance(found, (tuple, list)) and len(found) == 1:  # as a TensorDataset of images gives them
+        return found[0], None
+    if is_picture(found) or hasattr(found, "ndim"):
+        return found, None
+    raise DataError(f"data gives {type(found).__name__}: expected pairs (image, label), or images alone")
+
+
+def _each(images: Iterable[Any], labels: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
+    return zip(images, repeat(None)) if labels is None else zip(images, labels, strict=True)
 
 
 def _bytes_of(image: Any) -> NDArray[np.uint8]:

@@ -116,7 +116,8 @@ class _Validation:
                 load_source(other.source, any_image(classifier.preprocessing.shape))
 
     def _try_together(self, config: Config, classifier: nn.Module, splits: dict[str, Images]) -> None:
-        labelled = self._tried(lambda: settled(config, classifier, splits))
+        wanted = config.classifier
+        labelled = self._tried(lambda: settled(config, classifier, wanted.preprocessing, splits, wanted.class_names))
         if labelled is None:
             return
         config, splits = labelled
