@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.answers import FUSED, JUDGED, Answer, Prediction, Screening
+from askance.answers import FUSED, JUDGED, SCORER_OF, Answer, Prediction, Screening, Verdict, said_of
 from askance.calibration.cache import attack_cache
 from askance.calibration.config import load_config
 from askance.calibration.evaluation import BASELINE
@@ -39,16 +39,27 @@ class DemoFigures:
     Attributes:
         evaluation: the figures.
         verdicts: {images: {verdict: how many}}.
+        reasons: {images: {reason: how many it is flagged for}}, at the level "suspect" or beyond.
+        examples: of each kind of images the first one that is not CLEAN: its verdict and reasons, in a line.
         latency_ms: of one request, {"p50", "p99"}.
     """
 
     evaluation: Evaluation
     verdicts: Mapping[str, Mapping[str, int]]
+    reasons: Mapping[str, Mapping[str, int]]
+    examples: Mapping[str, str]
     latency_ms: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready: the evaluation's figures, `verdicts.<images>.<verdict>` and `latency_ms.p50|p99`."""
-        return self.evaluation.as_json() | {"verdicts": dict(self.verdicts), "latency_ms": dict(self.latency_ms)}
+        """JSON-ready: the evaluation's figures, `verdicts.<images>.<verdict>`, `reasons.<images>.<reason>`,
+        `examples.<images>` and `latency_ms.p50|p99`.
+        """
+        return self.evaluation.as_json() | {
+            "verdicts": dict(self.verdicts),
+            "reasons": dict(self.reasons),
+            "examples": dict(self.examples),
+            "latency_ms": dict(self.latency_ms),
+        }
 
 
 def run_demo() -> DemoFigures:
@@ -82,7 +93,7 @@ def run_demo() -> DemoFigures:
     rates = _flag_rates(clean)
     attacks: dict[str, AttackFigures] = {}
     figures: dict[str, dict[str, dict[str, float]]] = {"auroc": {}, "tpr_at_fpr_0.05": {}}
-    verdicts = {"clean": _verdicts(clean)}
+    shown = {"clean": clean}
     clean_scores = _scores(clean)
     for name, answers in attacked.items():
         succeeded = [
@@ -91,7 +102,7 @@ def run_demo() -> DemoFigures:
             if _prediction(answer).index != label
         ]
         attacks[name] = AttackFigures(attempted=len(answers), successful=len(succeeded))
-        verdicts[f"{name} (successful)"] = _verdicts(succeeded)
+        shown[f"{name} (successful)"] = succeeded
         for figure, by_attack in figures.items():
             found = {d: detection(clean_scores[d], scores) for d, scores in _scores(succeeded).items()}
             by_attack[name] = {d: row[figure] for d, row in found.items() if row is not None}
@@ -107,7 +118,9 @@ def run_demo() -> DemoFigures:
                 **figures,
             }
         ),
-        verdicts,
+        {name: verdicts_of(answers) for name, answers in shown.items()},
+        {name: reasons_of(answers) for name, answers in shown.items()},
+        {name: line for name, answers in shown.items() if (line := example_of(answers)) is not None},
         {"p50": 1000 * float(np.percentile(seconds, 50)), "p99": 1000 * float(np.percentile(seconds, 99))},
     )
 
@@ -162,6 +175,22 @@ def _flag_rates(answers: list[Answer]) -> dict[str, dict[str, float]]:
     }
 
 
-def _verdicts(answers: list[Answer]) -> dict[str, int]:
+def verdicts_of(answers: list[Answer]) -> dict[str, int]:
+    """How many answers have each verdict, by name."""
     counts = Counter(answer.verdict for answer in answers)
     return {verdict.value: counts[verdict] for verdict in JUDGED}
+
+
+def reasons_of(answers: list[Answer]) -> dict[str, int]:
+    """How many answers are flagged for each reason, by name."""
+    counts = Counter(reason.name for answer in answers for reason in _screening(answer).reasons if reason.flags)
+    return {name: counts[name] for name in SCORER_OF}
+
+
+def example_of(answers: list[Answer]) -> str | None:
+    """The verdict of the first answer that is not CLEAN, and the reasons that it is flagged for; None without any."""
+    for answer in answers:
+        if answer.verdict is not Verdict.CLEAN:
+            flagged = said_of((one.name, one.p_value) for one in _screening(answer).reasons if one.flags)
+            return f"{answer.verdict}: {flagged}"
+    return None

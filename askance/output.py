@@ -189,16 +189,19 @@ def print_layers(layers: Sequence[Layer]) -> None:
 
 
 def print_demo(figures: DemoFigures) -> None:
-    """The demo's table, and its latency."""
+    """The demo's tables, an example of each kind of images, and the latency."""
     print_evaluation(figures.evaluation)
-    table = Table(title="verdicts over gRPC", title_justify="left")
-    table.add_column("images")
-    for verdict in JUDGED:
-        table.add_column(verdict.value, justify="right")
-    for name, counts in figures.verdicts.items():
-        total = sum(counts.values())
-        table.add_row(name, *(f"{counts[verdict]} ({counts[verdict] / total:.0%})" for verdict in JUDGED))
+    table = Table(title="verdicts over gRPC, and the reasons that were flagged", title_justify="left")
+    table.add_column("images", no_wrap=True)
+    for column in (*JUDGED, *SCORER_OF):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, verdicts in figures.verdicts.items():
+        total = sum(verdicts.values())
+        counts = (*verdicts.values(), *figures.reasons[name].values())
+        table.add_row(name, *(f"{count} ({count / total:.0%})" if total else "0" for count in counts))
     console.print(table)
+    for name, line in figures.examples.items():
+        console.print(f"{name}, the first that is not CLEAN: {line}", soft_wrap=True, markup=False)
     latency = figures.latency_ms
     console.print(f"latency of one request: p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms")
 
