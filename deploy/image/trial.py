@@ -136,7 +136,7 @@ def check_answers(serving: Serving, digit: Path) -> None:
     output(str(askance), "screen", str(digit), "--target", serving.target, "--json", str(verdicts))
     answer = json.loads(verdicts.read_text())["images"][0]
     expect(answer["bundle_id"].startswith(serving.bundle_id), "the answer is another bundle's")
-    name, verdict = answer["prediction"]["name"], answer["verdict"]
+    name, verdict = answer["prediction"]["label"], answer["verdict"]
     verified("answers", f"askance screen digit.png: a {name}, {verdict}, by bundle {serving.bundle_id}")
 
 
