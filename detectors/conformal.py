@@ -12,6 +12,7 @@ from askance.errors import CalibrationError
 
 ROUNDING = 1e-9  # so that a product of whole numbers and shares is not just short of one
 POOLED = 50.0  # images of one kind by which half of what it differs from all kinds is believed
+UNEVEN = 1.5  # times as often as is promised of all changes together, that one of them may be flagged
 
 
 def table(scores: Tensor) -> Tensor:
@@ -30,9 +31,9 @@ def table(scores: Tensor) -> Tensor:
 def least_favourable(clean: Tensor, benign: Sequence[Tensor]) -> Tensor:
     """The table by which a p-value is the greatest of those by several, sorted [n] and [m_1], [m_2]... -> sorted [n].
 
-    A clean input is flagged no oftener than by its own table, a benignly changed one no oftener than by the table of
-    all changes together, and that of any one change, whose few images are shrunk towards them all: the share of them at
-    or above a score counts m_k / (m_k + 50), that of all changes the rest. One change may not hide behind the others.
+    A clean input is flagged no oftener than by its own table, benignly changed ones no oftener than by the table of all
+    changes together, and one change no more than 1.5 times as often: it may not hide behind the others. Its few images
+    are shrunk towards them all: the share of them at or above a score counts m_k / (m_k + 50), that of all the rest.
 
     Args:
         clean: scores of clean inputs.
@@ -43,7 +44,7 @@ def least_favourable(clean: Tensor, benign: Sequence[Tensor]) -> Tensor:
     shares = all_of_them  # of the most suspicious change at or above each of the pooled scores, falling
     for own in benign:
         at_least = len(own) - torch.searchsorted(own, pooled, right=False)
-        shares = torch.maximum(shares, (at_least + POOLED * all_of_them) / (len(own) + POOLED))
+        shares = torch.maximum(shares, (at_least + POOLED * all_of_them) / (len(own) + POOLED) / UNEVEN)
     above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above
     over = torch.searchsorted(shares.flip(0), above + ROUNDING, right=True)  # from the greatest score down
     return torch.maximum(clean, pooled.flip(0)[over.clamp(max=len(pooled) - 1)])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from askance.detectors.conformal import (
     POOLED,
+    UNEVEN,
     check_level,
     least_favourable,
     p_value,
@@ -144,8 +145,8 @@ def test_one_change_does_not_hide_behind_the_others() -> None:
     def flagged(scores: torch.Tensor, alpha: float) -> float:
         return float((p_value(scores, made) <= alpha).double().mean())
 
-    assert flagged(loud, 0.05) == 0.07  # (7 + 50 * 8 / 1001) / 150 is at most .05, and with 8 it is not
-    assert flagged(loud, 0.01) == 0.01
+    assert flagged(loud, 0.05) == 0.1  # (10 + 50 * 11 / 1001) / 150 is at most 1.5 times .05, and with 11 it is not
+    assert flagged(loud, 0.01) == 0.02
     assert flagged(calm[0], 0.05) == 0
     pooled = least_favourable(clean, [torch.cat([*calm, loud]).sort().values])
     assert float((p_value(loud, pooled) <= 0.05).double().mean()) == 0.27
@@ -153,7 +154,7 @@ def test_one_change_does_not_hide_behind_the_others() -> None:
 
 @given(st.lists(scores, min_size=1, max_size=4), scores, scores)
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_no_change_is_flagged_oftener_than_its_shrunk_share(
+def test_no_change_is_flagged_much_oftener_than_its_shrunk_share(
     changes: list[list[float]], clean: list[float], asked: list[float]
 ) -> None:
     of_each = [table(torch.tensor(one)) for one in changes]
@@ -163,7 +164,7 @@ def test_no_change_is_flagged_oftener_than_its_shrunk_share(
     for own in of_each:
         at_least = (own >= values[:, None]).sum(dim=1)
         share = (at_least + POOLED * p_value(values, pooled)) / (len(own) + POOLED)
-        assert (p >= share - 1e-9)[within].all()
+        assert (p >= share / UNEVEN - 1e-9)[within].all()
 
 
 def test_broken_tables_are_refused() -> None:

@@ -29,7 +29,7 @@ def attack(fused: float, low: float, high: float, baseline: float, reading: floa
         "successful": 100,
         "auroc": {"fused": fused, "fused_untrained": 0.5},
         "interval": [low, high],
-        "caught": {"suspect": 0.9, "adversarial": 0.5},
+        "flagged": {"suspect": 0.9, "adversarial": 0.5},
         "baseline": ["max_softmax", baseline],
         "reading": None if reading is None else ["library_network/novelty:fc1", reading],
     }

@@ -68,7 +68,7 @@ def _summary(matrix: Mapping[str, Rows]) -> str:
         "untrained",
         "best baseline",
         "least AUROC",
-        "caught at 5% / 1%",
+        "flagged at 5% / 1%",
         "behind the best baseline",
         "behind the best reading",
         "clean flagged",
@@ -88,7 +88,7 @@ def _glance(name: str, rows: Rows) -> tuple[str, ...]:
         *(_number(_mean(one["auroc"].get(scorer) for one in attacks)) for scorer in (FUSED, SINGLE_PASS, UNTRAINED)),
         _number(_mean(one["baseline"][1] for one in attacks)),
         f"{_number(rows['attacks'][least]['auroc'][FUSED])} `{least}`",
-        " / ".join(f"{sum(one['caught'][level] for one in attacks) / len(attacks):.0%}" for level in AT_MOST),
+        " / ".join(f"{sum(one['flagged'][level] for one in attacks) / len(attacks):.0%}" for level in AT_MOST),
         str(sum(map(behind_baseline, attacks))),
         str(sum(map(behind_reading, attacks))),
         " / ".join(f"{rows['clean'][level]:.1%}" for level in AT_MOST),
@@ -145,7 +145,7 @@ def _attacks(rows: Rows) -> str:
         "untrained",
         "best baseline",
         "best reading",
-        "caught at 5% / 1%",
+        "flagged at 5% / 1%",
     )
     attacks = sorted(rows["attacks"].items(), key=lambda row: row[1]["auroc"][FUSED])
     return table(head, [_attack(name, row) for name, row in attacks])
@@ -160,7 +160,7 @@ def _attack(name: str, row: Rows) -> tuple[str, ...]:
         *(_number(row["auroc"].get(scorer)) for scorer in (SINGLE_PASS, UNTRAINED)),
         _named(row["baseline"], behind=behind_baseline(row)),
         "" if row["reading"] is None else _named(row["reading"], behind=behind_reading(row)),
-        " / ".join(f"{row['caught'][level]:.0%}" for level in AT_MOST),
+        " / ".join(f"{row['flagged'][level]:.0%}" for level in AT_MOST),
     )
 
 

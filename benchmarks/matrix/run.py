@@ -92,10 +92,7 @@ def _attack(evaluation: Evaluation, name: str) -> dict[str, Any]:
         "successful": row.successful,
         "auroc": {scorer: auroc[scorer] for scorer in ours},
         "interval": list(evaluation.intervals["auroc"][name][FUSED]),
-        "caught": {
-            "suspect": evaluation.tpr_at_fpr_5[name][FUSED],
-            "adversarial": evaluation.tpr_at_fpr_1[name][FUSED],
-        },
+        "flagged": _flags(row.flag_rate),
         "baseline": [baseline, auroc[baseline]],
         "reading": None if reading is None else [reading, components[reading]],
     }
