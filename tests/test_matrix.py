@@ -168,7 +168,7 @@ def constants() -> list[Any]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_changes_one_thing_and_puts_it_back(name: str) -> None:
     before = constants()
-    rungs = ("ladder_barely_l2_1", "ladder_sure_linf_1", "ladder_step_1")
+    rungs = ("ladder_barely_l2_1", "ladder_sure_linf_1", "ladder_step_1", "ladder_turn_1")
     with changed(SETTINGS[name]) as wanted:
         differing = sum(one != other for one, other in zip(before, constants(), strict=True))
         dropped = sum(not wanted(rung) for rung in rungs)
