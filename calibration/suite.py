@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -186,8 +187,17 @@ _predict: PixelClassifier | None = None
 
 def _begin(target: Target) -> None:
     global _predict  # noqa: PLW0603 (a process's one classifier)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _predict = target.build()
+
+
+def _end_with_parent() -> None:
+    """A pool's processes wait for work for ever, also where whoever had it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_piece(attack: Attack, images: Any, labels: Any, seed: int) -> Any:

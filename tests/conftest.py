@@ -23,11 +23,11 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-LONGEST = "test_tutorial.py"  # minutes by itself: begun last, it would be run alone
+LONGEST = {"test_tutorial.py", "test_docs_config.py"}  # minutes by themselves: begun last, they would be run alone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,7 @@ def test_untrained_by_hand() -> None:
     p_a_high, p_a_low = [0.5, 1.0, 0.75], [0.75, 0.25, 0.75]  # 1 + at least, 1 + at most, over 4
     p_b = [0.75, 0.25, 1.0]
     expected = [
-        math.log(0.01 * sum(1 / p for p in three) / 3 + 0.01) for three in zip(p_a_high, p_a_low, p_b, strict=True)
+        math.log(0.003 * sum(1 / p for p in three) / 3 + 0.003) for three in zip(p_a_high, p_a_low, p_b, strict=True)
     ]
     assert fusion.score(asked).tolist() == pytest.approx(expected, abs=1e-12)
     assert fusion.names == ("x/a", "x/b")
@@ -59,7 +59,7 @@ def test_untrained_by_hand() -> None:
 
     assert of(9, 99) > of(9, 15)
     assert of(-9, 15) > of(2, 15)
-    assert of(2, -99) == pytest.approx(math.log(0.01 * (4 / 3 + 4 / 3 + 1) / 3 + 0.01))
+    assert of(2, -99) == pytest.approx(math.log(0.003 * (4 / 3 + 4 / 3 + 1) / 3 + 0.003))
 
 
 def test_doubt_speaks_by_itself() -> None:
@@ -67,7 +67,7 @@ def test_doubt_speaks_by_itself() -> None:
     logits = torch.stack([margin, torch.zeros(199)], dim=1)
     fusion = Fusion.untrained(Background.fit(readings_of({"a": torch.zeros(199)}, logits=logits)))
     asked = readings_of({"a": torch.zeros(2)}, logits=torch.tensor([[100.0, 0.0], [2.0, 0.0]]))
-    expected = [math.log(0.01 + 0.01 / (101 / 200)), math.log(0.01 + 0.01 / (3 / 200))]
+    expected = [math.log(0.003 + 0.003 / (101 / 200)), math.log(0.003 + 0.003 / (3 / 200))]
     assert fusion.score(asked).tolist() == pytest.approx(expected)
 
 
@@ -87,7 +87,7 @@ def test_trained_by_hand() -> None:
     a, b, a_below, b_below = root(0.5), root(0.75), root(0.75), root(0.75)
     assert fusion.features(asked).flatten().tolist() == pytest.approx([a, b] * 2 + [a_below, b_below] * 2)
     odds = math.exp(-1 + 2 * a + 0.5 * b - 0.25 * b_below) + math.exp(0.5 + 3 * b + a_below)
-    odds += 0.01 * (1 / 0.5 + 1 / 0.75) / 2 + 0.01
+    odds += 0.003 * (1 / 0.5 + 1 / 0.75) / 2 + 0.003
     assert float(fusion.score(asked)) == pytest.approx(math.log(odds))
 
 
@@ -186,11 +186,11 @@ def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:
     low, high = fusion.ends(on_it)[FUSED]  # among those that are all but the same
     assert low < fusion.score(on_it) < high
     assert float(high - low) < 1e-8  # for the last bits of a sum
-    assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
+    assert float(low) == pytest.approx(math.log(0.003 + 0.003 / (3 / 4)))
     beside = readings_of({"a": torch.zeros(1)}, logits=torch.tensor([[1.9955, 0.0]]))  # .004 is the tolerance
     low, high = fusion.ends(beside)[FUSED]
-    assert float(low) == pytest.approx(math.log(0.01 + 0.01 / (3 / 4)))
-    assert float(high) == pytest.approx(math.log(0.01 + 0.01 / (2 / 4)))
+    assert float(low) == pytest.approx(math.log(0.003 + 0.003 / (3 / 4)))
+    assert float(high) == pytest.approx(math.log(0.003 + 0.003 / (2 / 4)))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 8), (8,), (1, 9)], ids=["few", "more opinions", "flat", "many"])

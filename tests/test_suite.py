@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,44 @@ def test_processes_that_are_ended_are_told_of_in_a_line(
     with pytest.raises(CalibrationError, match="memory ran out, or the script that calibrates has no if __name__"):
         run(fatal, [job(trained)], ImageCache(tmp_path))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1  # what was made before is kept
+
+
+SCRIPT = """
+import os, pathlib, sys, time, torch
+from askance.calibration import suite
+from askance.calibration.attacks import FGSM
+from askance.detectors.preprocessing import Preprocessing
+
+class Slow(suite.Target):
+    def build(self):
+        pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    target = Slow("digits_cnn", {}, {}, Preprocessing(channels=1, height=8, width=8, mean=(0,), std=(1,)))
+    piece = FGSM(name="f", kind="fgsm", epsilon=0.2), torch.zeros(1, 1, 8, 8), torch.zeros(1).long(), 0
+    list(suite._in_processes(target, {(0, 0): piece}))
+"""
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    """Even where it was killed, and could not end them."""
+    script, pids = tmp_path / "calibrates.py", tmp_path / "pids"
+    script.write_text(SCRIPT)
+    pids.mkdir()
+    killed = subprocess.Popen([sys.executable, str(script), str(pids)])
+    wait_until(lambda: any(pids.iterdir()))
+    killed.kill()
+    killed.wait()
+    begun = [int(file.name) for file in pids.iterdir()]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in begun))
+
+
+def wait_until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_killed_run_keeps_the_pieces_it_made(
