@@ -17,7 +17,7 @@ from askance.evaluation import Evaluation
 
 pytestmark = pytest.mark.timeout(900)  # a whole calibration
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "calibration.md"
-COUNTS = {"train": 1000, "test": 900}
+COUNTS = {"train": 1000, "test": 700}
 ROWS = [
     {"name": "deepfool", "kind": "deepfool"},
     {"name": "fgsm", "kind": "fgsm", "epsilon": "8/255"},
@@ -45,9 +45,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
         "train": "train[:800]",
         "fit": "train",
         "held_out": "train[800:]",
-        "calibrate": "test[:300]",
-        "fuse": "test[300:600]",
-        "evaluate": "test[600:]",
+        "calibrate": "test[:200]",
+        "fuse": "test[200:400]",
+        "evaluate": "test[400:]",
     }
     evaluation |= {"attacked_images": 40, "baselines": ["max_softmax"], "controls": []}
     evaluation["attacks"] = [{**row, "images": 40} for row in (*evaluation["attacks"], *ROWS)]
