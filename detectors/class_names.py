@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from askance.errors import DataError, listed, printable
 
 MOST_CHARACTERS = 200  # of a name; ImageNet's longest has 121
+_NO_WIDTH = "Cf"  # joiners, marks of direction: parts of a name, but none that an eye tells it by
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, lone surrogates, line separators
 
 
@@ -78,12 +79,14 @@ def order_fault(names: Sequence[str], own: Sequence[str]) -> str | None:
 
 
 def folded(name: str) -> str:
-    """What two names share that look alike: case, surrounding blanks and Unicode's ways to write a letter are gone."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+    """What two names share that look alike: case, surrounding blanks, what has no width and Unicode's ways to write a
+    letter are gone."""
+    seen = "".join(one for one in unicodedata.normalize("NFC", name) if unicodedata.category(one) != _NO_WIDTH)
+    return unicodedata.normalize("NFC", seen.strip().casefold())
 
 
 def _fault(name: str) -> str | None:
-    if not name.strip():
+    if not folded(name):
         return f"a class is called {name!r}: expected a name that is not blank"
     if len(name) > MOST_CHARACTERS:
         return f"a class name has {len(name)} characters ({name[:20]!r}...): expected at most {MOST_CHARACTERS}"

@@ -35,6 +35,11 @@ FAULTS = {
         "two classes are called 'Straße' and 'STRASSE': class names must differ by more than case or blanks",
     ),
     "by blanks": (["cat", "cat "], "two classes are called 'cat' and 'cat ': class names must differ by more than"),
+    "no width": (["\u200b", "dog"], r"a class is called '\\u200b': expected a name that is not blank"),
+    "by what has no width": (
+        ["cat", "c\u200dat\u200b"],
+        "two classes are called .*: class names must differ by more than case or blanks",
+    ),
     "by composition": (
         ["caf\u00e9", "cafe\u0301"],
         "two classes are called .*: class names must differ by more than case or blanks",
