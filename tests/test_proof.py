@@ -552,6 +552,11 @@ def test_a_live_module_is_proved_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scale_of_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^mean and std are of pixels in \[0, 1\]: divide those of pixels from 0 to"):
+        calibrated(Net(), tmp_path, mean=[127.5], std=[127.5])
+
+
 def test_a_classifier_without_gradient_is_calibrated_on_attacks_that_need_none(tmp_path: Path) -> None:
     classifier = Net(before=lambda x: x.detach())
     with pytest.raises(ConfigError, match="no gradient with respect to its input"):
