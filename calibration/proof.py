@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from askance.classifiers.shared_state import undone
+from askance.classifiers.shared_state import left_alone, undone
 from askance.detectors.output import parts_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError, one_line
@@ -66,7 +66,8 @@ def prove(classifier: nn.Module, preprocessing: Preprocessing, pixels: Tensor, *
     try:
         with undone("the classifier"), torch.no_grad():
             began = time.monotonic()
-            logits = _ask(classifier, preprocessing, batch)
+            with left_alone("the classifier"):
+                logits = _ask(classifier, preprocessing, batch)
             large = min(LARGE_BATCH, int(LARGE_SECONDS * len(batch) / max(time.monotonic() - began, 1e-6)))
             _prove_still(classifier, before)
             _prove_logits(logits[:n])

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,41 @@ SETTINGS: tuple[Setting, ...] = (
     (_signals, _set_signals),
     (_folder, _set_folder),
 )
+
+
+LASTING: Mapping[str, Callable[[], Any]] = {
+    "torch's default type": torch.get_default_dtype,
+    "torch's default device": torch.get_default_device,
+    "torch's gradient mode": torch.is_grad_enabled,
+    "torch's deterministic mode": torch.get_deterministic_debug_mode,
+    "torch.backends.mkldnn.enabled": lambda: torch.backends.mkldnn.enabled,
+    "numpy's errors": np.geterr,
+    "ImageFile.LOAD_TRUNCATED_IMAGES": lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
+    "Image.MAX_IMAGE_PIXELS": lambda: Image.MAX_IMAGE_PIXELS,
+    "logging.disable": lambda: logging.root.manager.disable,
+    "signal handlers": _signals,
+    "the working folder": _folder,
+    "standard output": lambda: sys.stdout,
+    "standard error": lambda: sys.stderr,
+}
+"""What of SETTINGS a classifier must not set each time that it answers, when nobody undoes it."""
+
+
+@contextmanager
+def left_alone(whose: str) -> Iterator[None]:
+    """None of LASTING may be set in here.
+
+    Raises:
+        ConfigError: one is.
+    """
+    before = {name: read() for name, read in LASTING.items()}
+    yield
+    for name, read in LASTING.items():
+        if read() != before[name]:
+            raise ConfigError(
+                f"{whose} sets {name} while it answers, for all of the process: set it where the module is made, or "
+                "back again"
+            )
 
 
 @contextmanager

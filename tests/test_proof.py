@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
 import sys
 from collections import OrderedDict
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ImageFile
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ from askance.calibration.attacks import ATTACKS
 from askance.calibration.config import ClassifierConfig
 from askance.calibration.explain import explain
 from askance.calibration.proof import prove
+from askance.classifiers import shared_state
 from askance.classifiers.modules import in_eval_mode
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
@@ -450,6 +454,33 @@ def test_a_proof_draws_no_random_numbers_and_leaves_no_setting() -> None:
     before = state()
     proved(Net(before=drawing))
     assert state() == before
+
+
+LASTING: dict[str, tuple[Callable[[], Any], str]] = {
+    "type": (lambda: torch.set_default_dtype(torch.float64), "torch's default type"),
+    "gradients": (lambda: torch.set_grad_enabled(True), "torch's gradient mode"),
+    "numpy": (lambda: np.seterr(all="raise"), "numpy's errors"),
+    "truncated images": (
+        lambda: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
+        "ImageFile.LOAD_TRUNCATED_IMAGES",
+    ),
+    "log": (lambda: logging.disable(50), "logging.disable"),
+    "folder": (lambda: os.chdir("/"), "the working folder"),
+}
+
+
+@pytest.mark.parametrize(("change", "name"), LASTING.values(), ids=LASTING)
+def test_what_a_forward_sets_for_all_of_the_process_is_refused_and_undone(change: Callable[[], Any], name: str) -> None:
+    def setting(x: Tensor) -> Tensor:
+        change()
+        return x
+
+    before = {one: read() for one, read in shared_state.LASTING.items()}
+    assert refused(Net(before=setting)) == (
+        f"the classifier sets {name} while it answers, for all of the process: set it where the module is made, or "
+        "back again"
+    )
+    assert {one: read() for one, read in shared_state.LASTING.items()} == before
 
 
 # Whatever it raises

@@ -146,7 +146,9 @@ def test_an_unfit_image_is_the_servers_line() -> None:
 def test_a_certificate_that_is_none_is_named(tmp_path: Path, field: str) -> None:
     (tmp_path / "good.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     (tmp_path / "bad.pem").write_bytes(b"\x30\x82")  # DER, say
-    files = dict.fromkeys(("ca", "certificate", "key"), tmp_path / "good.pem") | {field: tmp_path / "bad.pem"}
+    files: dict[str, Any] = dict.fromkeys(("ca", "certificate", "key"), tmp_path / "good.pem") | {
+        field: tmp_path / "bad.pem"
+    }
     with pytest.raises(ConfigError, match=r"bad\.pem is not PEM: expected a line that starts with -----BEGIN$"):
         Client("localhost:1", credentials=Credentials(**files))
 
