@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -24,10 +24,12 @@ def names_of(given: Iterable[Any]) -> tuple[str, ...]:
     """Names as text: strings as they are, bytes as UTF-8, integers in digits, tuples of synonyms with commas.
 
     Raises:
-        DataError: one is something else, or they are one string rather than several.
+        DataError: one is something else, or they are one string rather than several, or a mapping.
     """
     if isinstance(given, (str, bytes)):
         raise DataError(f"the class names are one string, {given!r}: expected a list of names")
+    if isinstance(given, Mapping):
+        raise DataError("the class names are a mapping: expected a list of names, in the order of the labels")
     return tuple(_text(one) for one in given)
 
 
