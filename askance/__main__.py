@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from askance.errors import AskanceError, NobodyReadsError, did_you_mean, extra_needed
@@ -32,6 +33,10 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
 
     0, 2 for anything the user can mend, 130 when interrupted, 141 where nobody reads its output any more (`| head`).
     """
+    try:
+        Path.cwd()
+    except OSError:  # torch's mathematics would end the process, in words of its own
+        return _fail("the working folder has been removed: change to one that is there")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are for those who debug gRPC, not for our log
     from typer.exceptions import Abort, TyperException
     from typer.main import get_command

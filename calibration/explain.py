@@ -59,7 +59,7 @@ def _line(one: Mapping[str, Any], model: type[BaseModel]) -> str:
     message = one["msg"].removeprefix("Value error, ")
     # what a validator of ours says of a list names the place; the whole list would bury it
     told = isinstance(one["input"], dict) or (isinstance(one["input"], list) and one["type"] == "value_error")
-    return f"{key}: {message}" + ("" if told else f", got {one['input']!r}")
+    return (f"{key}: {message}" if key else message) + ("" if told else f", got {one['input']!r}")
 
 
 def _hint(name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> str:

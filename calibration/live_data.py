@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import repeat
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from askance.calibration.data import named
 from askance.calibration.images import Images, make_images
+from askance.calibration.sources.encoded import numbered
 from askance.classifiers.images import ROUNDING, bytes_of
 from askance.detectors.class_names import names_of
 from askance.errors import DataError, did_you_mean
@@ -27,6 +28,7 @@ SHARES = {"fit": 0.5, "calibrate": 0.15, "fuse": 0.15, "evaluate": 0.2}
 """How one set of images is shared out."""
 REQUIRED = tuple(SHARES)
 OPTIONAL = ("held_out",)
+MOST_WRAPPERS = 10  # around a data set
 
 
 def splits_of(
@@ -84,7 +86,7 @@ def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) ->
                 "all must have one size"
             )
         if label is not None:
-            labels.append(int(label))
+            labels.append(_label(label, f"{name}: image {len(images) - 1}"))
     if not images:
         raise DataError(f"{name} holds no images")
     x = np.stack(images).transpose(0, 2, 3, 1)
@@ -92,22 +94,46 @@ def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) ->
         return make_images(x, None, (), name)
     if len(labels) < len(images):
         raise DataError(f"{name}: {len(labels)} of {len(images)} images have a label: expected all of them, or none")
+    numbers, by_number = numbered(labels, name)
     try:
-        classes = _names(data, class_names, max(labels) + 1)
+        classes = _names(data, class_names, by_number)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    return make_images(x, np.array(labels), classes, name)
+    return make_images(x, numbers, classes, name)
 
 
-def _names(data: LiveImages, class_names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+def _label(label: Any, where: str) -> int:
+    """A label as an integer; whole floats are what some data sets keep them in."""
+    try:
+        value = label.item() if hasattr(label, "item") else label
+        number = int(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number, value = 0, None
+    if isinstance(value, (str, bytes)) or number != value:
+        raise DataError(f"{where} has the label {str(label)[:40]!r}: expected the number of its class, 0, 1, ...")
+    return number
+
+
+def _names(data: LiveImages, class_names: Sequence[str] | None, by_number: tuple[str, ...]) -> tuple[str, ...]:
     """The names given, else the data set's own, else the labels in digits."""
-    dataset: Any = data
-    while isinstance(dataset, (DataLoader, Subset)):
-        dataset = dataset.dataset
-    own = getattr(dataset, "classes", None)
+    own = _own_names(data)
     if own is None:
-        return names_of(range(count) if class_names is None else class_names)
+        return by_number if class_names is None else names_of(class_names)
     return named(None if class_names is None else names_of(class_names), names_of(own))
+
+
+def _own_names(dataset: Any) -> Sequence[Any] | None:
+    """The names that a data set has for its classes, as torchvision spells them; those inside a wrapper, too."""
+    for _ in range(MOST_WRAPPERS):
+        classes, numbers = getattr(dataset, "classes", None), getattr(dataset, "class_to_idx", None)
+        if classes is not None:
+            found: Sequence[Any] = classes
+            return found
+        if isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
+            return sorted(numbers, key=lambda name: numbers[name])
+        several = getattr(dataset, "datasets", None) or [None]  # a ConcatDataset's
+        dataset = getattr(dataset, "dataset", several[0])
+    return None
 
 
 def _walked(data: LiveImages) -> Iterator[tuple[Any, Any]]:
@@ -117,8 +143,10 @@ def _walked(data: LiveImages) -> Iterator[tuple[Any, Any]]:
             yield from _each(*_pair(batch))
     elif isinstance(data, tuple):
         yield from _each(*_pair(data))
+    elif not isinstance(data, Sized):
+        raise DataError(f"data is {type(data).__name__}, which has no length: make a list of it, or a DataLoader")
     else:
-        for i in range(len(data)):  # type: ignore[arg-type]  # a map-style dataset has a length
+        for i in range(len(data)):
             yield _pair(data[i])
 
 
@@ -134,7 +162,11 @@ def _pair(found: Any) -> tuple[Any, Any]:
 
 
 def _each(images: Iterable[Any], labels: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
-    return zip(images, repeat(None)) if labels is None else zip(images, labels, strict=True)
+    if labels is None:
+        return zip(images, repeat(None))
+    if isinstance(images, Sized) and isinstance(labels, Sized) and len(images) != len(labels):
+        raise DataError(f"data has {len(images)} images and {len(labels)} labels: expected one for each")
+    return zip(images, labels, strict=True)
 
 
 def _bytes_of(image: Any) -> NDArray[np.uint8]:

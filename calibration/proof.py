@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from askance.classifiers.shared_state import undone
+from askance.classifiers.shared_state import left_alone, undone
 from askance.detectors.output import parts_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError, one_line
 
-PROVED_IMAGES = 4  # seconds, for a large network on a small machine too: some twenty images forward in all
-TOLERANCE = 1e-3  # of the largest logit: ResNets to Swin moved by 9e-7 of it on a CPU; TF32 rounds at 5e-4
+PROVED_IMAGES = 4  # seconds, for a large network on a small machine too: thirty images forward, and LARGE_BATCH
+LARGE_BATCH, LARGE_SECONDS = 64, 4  # some nets look at their batch only where it is large; this long, at most
+TOLERANCE = 1e-3  # of how far logits go: ResNets to Swin moved by 9e-7 of it on a CPU; TF32 rounds at 5e-4
+ROUNDING = 1e-4  # of the largest logit of a class: one that is -1e4 for every image rounds coarsely
+SQUASHES = {  # what autograd calls the last steps of what returns no logits
+    "SigmoidBackward0": "sigmoid",
+    "LogSigmoidBackward0": "logsigmoid",
+    "SoftmaxBackward0": "softmax",
+    "LogSoftmaxBackward0": "log_softmax",
+}
+PASSED_OVER = ("Clamp", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
 REMEDIES = (  # what an exception's text points to, and what to do about it; the first that fits
     (("cuda", "expected all tensors to be on"), "it must run on the CPU: keep .cuda() and devices out of its forward"),
     (("dtype", "scalar type", "half", "double", "bfloat16"), "it must take float32 images: call .float() on it"),
@@ -51,13 +62,19 @@ def prove(classifier: nn.Module, preprocessing: Preprocessing, pixels: Tensor, *
     dimmed, extreme = images[:1] / 2, torch.zeros_like(images[:1])
     extreme[..., ::2] = 1
     batch = torch.cat([images, dimmed, extreme])
-    before = _state(classifier)
+    before, unasked = _state(classifier), _copy(classifier)
     try:
         with undone("the classifier"), torch.no_grad():
-            logits = _ask(classifier, preprocessing, batch)
+            began = time.monotonic()
+            with left_alone("the classifier"):
+                logits = _ask(classifier, preprocessing, batch)
+            large = min(LARGE_BATCH, int(LARGE_SECONDS * len(batch) / max(time.monotonic() - began, 1e-6)))
             _prove_still(classifier, before)
             _prove_logits(logits[:n])
-            _prove_independence(classifier, preprocessing, batch, logits)
+            _prove_independence(classifier, preprocessing, batch, logits, large)
+            if unasked is not None:
+                _prove_forgetful(unasked, preprocessing, batch[-1:], logits[-1:], _allowed(logits))
+            _prove_last_step(classifier, preprocessing, images[:1])
             if gradients:
                 _prove_gradient(classifier, preprocessing, images[:2])
         _prove_still(classifier, before)
@@ -83,17 +100,21 @@ def _prove_module(classifier: nn.Module) -> None:
     for name, tensor in [*parameters.items(), *classifier.named_buffers()]:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ConfigError(f"the classifier's {name!r} has no values yet: call the module once, with an image")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = tensor.dtype if tensor.is_quantized else tensor.layout
+            raise ConfigError(f"the classifier's {name!r} is {kind}: expected dense tensors of floats, .to_dense()")
         if tensor.device.type != "cpu":
             raise ConfigError(
                 f"the classifier's {name!r} is on {tensor.device}: calibration wants it on the CPU, .cpu()"
             )
-        if not tensor.is_floating_point():
+        values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        if not values.is_floating_point():
             continue
         # Masks are buffers that hold -inf, and are none the worse for it
-        bad = tensor.isnan() | tensor.isposinf() | (tensor.isneginf() if name in parameters else tensor.isnan())
+        bad = values.isnan() | values.isposinf() | (values.isneginf() if name in parameters else values.isnan())
         if bool(bad.any()):
             raise ConfigError(
-                f"the classifier's {name!r} holds NaN or infinity ({int(bad.sum())} of {tensor.numel()} values): its "
+                f"the classifier's {name!r} holds NaN or infinity ({int(bad.sum())} of {values.numel()} values): its "
                 "training went astray, or the file is damaged; expected finite weights"
             )
 
@@ -105,6 +126,9 @@ def _ask(classifier: nn.Module, preprocessing: Preprocessing, pixels: Tensor, ot
     b = len(pixels)
     if not isinstance(logits, Tensor):
         raise ConfigError(_more_than_logits(logits, b))
+    if logits.is_nested or logits.layout != torch.strided:
+        kind = "a nested tensor" if logits.is_nested else f"a tensor of {logits.layout}"
+        raise ConfigError(f"the classifier returns {kind}, expected dense logits [{b}, K]")
     if logits.ndim != 2 or len(logits) != b:
         flat = (
             ": a bare .squeeze() drops the batch as well, .flatten(1) does not"
@@ -157,6 +181,11 @@ def _remedy(said: str, otherwise: str) -> str:
 
 
 def _prove_logits(logits: Tensor) -> None:
+    if logits.shape[1] < 2:
+        raise ConfigError(
+            f"the classifier returns {logits.shape[1]} logits an image, expected one for each of two or more classes: "
+            "where one score says yes or no, [-s / 2, s / 2] are its logits"
+        )
     finite = logits.isfinite().all(dim=1)
     if not finite.all():
         raise ConfigError(
@@ -165,15 +194,18 @@ def _prove_logits(logits: Tensor) -> None:
         )
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
         raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
-    if logits.shape[1] > 1 and torch.allclose(logits.logsumexp(dim=1), torch.zeros(len(logits)), atol=1e-4):
+    if torch.allclose(logits.logsumexp(dim=1), torch.zeros(len(logits)), atol=1e-4):
         raise ConfigError("the classifier returns log-probabilities: it must return logits, before the log_softmax")
 
 
-def _prove_independence(classifier: nn.Module, preprocessing: Preprocessing, batch: Tensor, logits: Tensor) -> None:
-    """Images of the batch have the same logits alone, and a few in another order."""
+def _prove_independence(
+    classifier: nn.Module, preprocessing: Preprocessing, batch: Tensor, logits: Tensor, large: int
+) -> None:
+    """Images of the batch have the same logits alone, and with others in any order, in batches of many sizes."""
     b = len(batch)
-    some: list[list[int]] = [[0], [1], [b - 2], [b - 2, 1, 0]]
-    largest = float(logits[logits.isfinite()].abs().max())
+    some: list[list[int]] = [[0], [1], [b - 2], [b - 2, 1, 0], [1, b - 1]]
+    some += [[(size - i) % b for i in range(size)] for size in (4, 5, large)]
+    allowed = _allowed(logits)
     for rows in some:
         answer = _ask(classifier, preprocessing, batch[rows], ANY_SIZE)
         if answer.shape[1] != logits.shape[1]:
@@ -181,19 +213,67 @@ def _prove_independence(classifier: nn.Module, preprocessing: Preprocessing, bat
                 f"the classifier returns {answer.shape[1]} logits an image for a batch of {len(rows)}, "
                 f"{logits.shape[1]} for one of {b}: expected one for each class, always"
             )
-        whole = logits[rows]
-        told = whole.isfinite().all(dim=1)  # an image that was made up here may have no finite answer
-        moved = float((answer - whole)[told].abs().nan_to_num(torch.inf).amax()) if told.any() else 0.0
-        if moved > TOLERANCE * largest:
+        moved = _moved(answer, logits[rows])
+        if (moved > allowed).any():
             again = [_ask(classifier, preprocessing, batch) for _ in range(2)]
             if not all(torch.allclose(one, logits, rtol=1e-3, atol=1e-4, equal_nan=True) for one in again):
                 raise ConfigError(
                     "the classifier answers the same images differently each time: it must not draw at random"
                 )
             raise ConfigError(
-                f"the classifier's answer to an image depends on the images beside it (a logit moves by {moved:.2g}, "
-                f"the largest is {largest:.2g}): {_culprit(classifier)}"
+                f"the classifier's answer to an image depends on the images beside it (a logit moves by "
+                f"{float(moved.max()):.2g}, the largest is {_largest(logits):.2g}): {_culprit(classifier)}"
             )
+
+
+def _prove_forgetful(
+    unasked: nn.Module, preprocessing: Preprocessing, image: Tensor, logits: Tensor, allowed: Tensor
+) -> None:
+    """A copy that has seen no image yet gives this one the same logits: none is kept from the first batch."""
+    moved = _moved(_ask(unasked, preprocessing, image, ANY_SIZE), logits)
+    if (moved > allowed).any():
+        raise ConfigError(
+            f"the classifier's answer to an image depends on the images that came before it (a logit moves by "
+            f"{float(moved.max()):.2g}): in eval mode it must keep nothing of them, no statistics of its first batch"
+        )
+
+
+def _copy(classifier: nn.Module) -> nn.Module | None:
+    try:
+        return copy.deepcopy(classifier)
+    except Exception:  # what a classifier holds may not be copied; the proof is the poorer for it
+        return None
+
+
+def _moved(answer: Tensor, expected: Tensor) -> Tensor:
+    """How far each class's logit moves at most, [K]; an image that was made up here may have no finite answer."""
+    told = expected.isfinite().all(dim=1)
+    return (answer - expected)[told].abs().nan_to_num(torch.inf).amax(dim=0) if told.any() else torch.zeros(())
+
+
+def _allowed(logits: Tensor) -> Tensor:
+    """How far a class's logit may move, [K].
+
+    It goes by how far logits go from image to image: classes that are masked by -1e9 would allow all others anything.
+    """
+    told = logits[logits.isfinite().all(dim=1)]
+    spread = (told.amax(dim=0) - told.amin(dim=0)).max()
+    return TOLERANCE * spread + ROUNDING * told.abs().amax(dim=0)
+
+
+def _largest(logits: Tensor) -> float:
+    return float(logits[logits.isfinite()].abs().max())
+
+
+def _prove_last_step(classifier: nn.Module, preprocessing: Preprocessing, image: Tensor) -> None:
+    """What autograd knows of how the logits came about, where it does: values alone cannot tell a sigmoid's."""
+    pixels = image.clone().requires_grad_()
+    with torch.enable_grad():
+        step = _ask(classifier, preprocessing, pixels).grad_fn
+    while step is not None and step.name().startswith(PASSED_OVER) and step.next_functions:
+        step = step.next_functions[0][0]
+    if step is not None and (squash := SQUASHES.get(step.name())) is not None:
+        raise ConfigError(f"the classifier's last step is a {squash}: it must return logits, before the {squash}")
 
 
 def _culprit(classifier: nn.Module) -> str:

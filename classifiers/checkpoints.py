@@ -18,7 +18,8 @@ from askance.errors import ConfigError, listed, one_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module")  # the first of them is meant
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put in names, wherever they wrapped a part
+COUNTER = "n_averaged"  # of torch's own AveragedModel, beside the weights
 DEEPEST = 3  # mappings around a state dict
 
 
@@ -60,8 +61,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def fitting(weights: Mapping[str, Tensor], classifier: nn.Module) -> dict[str, Tensor]:
     """The weights by the names, and in the types, that a classifier has for them.
 
-    A prefix of PREFIXES, or several in a row, is taken off where every name has it and none fits with it. Names that
-    transformers has for its files are those of its modules.
+    A part that every name begins with ("model.", "net."), or several in a row, is taken off where not all fit with it;
+    where that does not help, the parts that wrappers put in the middle of names, and AveragedModel's counter. Names
+    that transformers has for its files are those of its modules.
 
     Args:
         weights: a state dict.
@@ -69,19 +71,54 @@ def fitting(weights: Mapping[str, Tensor], classifier: nn.Module) -> dict[str, T
 
     Returns:
         {name: tensor}; the weights as they are where nothing helps.
+
+    Raises:
+        ConfigError: there are integers, or complex or quantised numbers, in place of floats, or the other way round.
     """
     own = classifier.state_dict()
-    named = dict(weights)
-    while named and not named.keys() <= own.keys():
-        prefix = next((one for one in PREFIXES if all(name.startswith(one) for name in named)), None)
-        if prefix is None:
-            named = as_named_now(weights, classifier)
-            break
-        named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+    named = _bare(weights, own) or as_named_now(weights, classifier)
+    for name, tensor in named.items():
+        if isinstance(own.get(name), Tensor) and not _becomes(tensor, own[name]):
+            before = "" if tensor.is_floating_point() else ": save the weights before they are quantised"
+            raise ConfigError(f"the weights hold {name!r} as {tensor.dtype}, expected {own[name].dtype}{before}")
     return {
         name: tensor.to(own[name].dtype) if isinstance(own.get(name), Tensor) else tensor
         for name, tensor in named.items()
     }
+
+
+def _bare(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The weights by names of `own`, with what wrappers have put there taken off; None where that does not help."""
+    without = {name: tensor for name, tensor in weights.items() if name != COUNTER}
+    for these in (weights, without):
+        for names in (list(these), [_unwrapped(name) for name in these]):
+            fit = _fit(names, own)
+            if fit is not None:
+                return dict(zip(fit, these.values(), strict=True))
+    return None
+
+
+def _fit(names: list[str], own: Mapping[str, Any]) -> list[str] | None:
+    while names and not own.keys() >= set(names) and (prefix := _shared(names)):
+        names = [name.removeprefix(prefix) for name in names]
+    return names if own.keys() >= set(names) and len(set(names)) == len(names) else None
+
+
+def _shared(names: list[str]) -> str:
+    """The first part of all names, with its dot; empty where they do not begin alike."""
+    first, dot, _ = names[0].partition(".")
+    return first + dot if dot and all(name.startswith(first + dot) for name in names) else ""
+
+
+def _unwrapped(name: str) -> str:
+    first, *others = name.split(".")
+    return ".".join([first, *(part for part in others if part not in WRAPPERS)])
+
+
+def _becomes(tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor's values are another precision of those wanted: quantised integers are not, nor complex ones."""
+    kinds = [(one.is_floating_point(), one.is_complex(), one.is_quantized) for one in (tensor, own)]
+    return kinds[0] == kinds[1]
 
 
 def _refusal(error: str) -> str:

@@ -24,8 +24,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def in_eval_mode(module: nn.Module) -> nn.Module:
-    """The same module, whatever its own `train` and `eval` return."""
-    module.eval()
+    """The same module, whatever its own `train` and `eval` return.
+
+    Raises:
+        ConfigError: it cannot be brought there, as what `torch.export` made.
+    """
+    try:
+        module.eval()
+    except Exception as error:
+        raise ConfigError(
+            f"the classifier cannot be put in eval mode ({one_line(error)}): give the nn.Module that it was made of"
+        ) from error
     return module
 
 
@@ -38,9 +47,10 @@ def copy_of(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the classifier is {type(module).__name__}, expected a torch.nn.Module")
     try:
-        return in_eval_mode(copy.deepcopy(unwrapped(module)))
+        copied = copy.deepcopy(unwrapped(module))
     except Exception as error:
         raise ConfigError(
             f"the classifier cannot be copied ({one_line(error)}): let go of what it keeps of earlier images, and of "
             "files, locks and threads"
         ) from error
+    return in_eval_mode(copied)

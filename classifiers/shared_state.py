@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import signal
+import socket
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageFile
 
 from askance.errors import ConfigError
 
@@ -24,6 +28,10 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 def _attribute(owner: object, name: str) -> Setting:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _flushes_denormals() -> bool:
+    return float(torch.full((), 1e-40, dtype=torch.float32, device="cpu") * 1) == 0  # there is nobody to ask
 
 
 def _set_default_device(device: torch.device) -> None:
@@ -77,14 +85,60 @@ SETTINGS: tuple[Setting, ...] = (
     *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     _attribute(torch.backends.cuda.matmul, "fp32_precision"),
     _attribute(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
+    _attribute(torch.backends.mkldnn, "enabled"),
+    (_flushes_denormals, torch.set_flush_denormal),
     (np.geterr, lambda before: np.seterr(**before)),
+    # A truncated image is refused, and a large one, whatever a training script had to put up with
+    _attribute(ImageFile, "LOAD_TRUNCATED_IMAGES"),
+    _attribute(Image, "MAX_IMAGE_PIXELS"),
     (random.getstate, random.setstate),
+    (gc.isenabled, lambda before: gc.enable() if before else gc.disable()),
+    (gc.get_threshold, lambda before: gc.set_threshold(*before)),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (sys.getswitchinterval, sys.setswitchinterval),
+    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
     _logger(logging.getLogger()),
     _logger(logging.getLogger("askance")),
     _attribute(logging.root.manager, "disable"),
     (_signals, _set_signals),
     (_folder, _set_folder),
 )
+
+
+LASTING: Mapping[str, Callable[[], Any]] = {
+    "torch's default type": torch.get_default_dtype,
+    "torch's default device": torch.get_default_device,
+    "torch's gradient mode": torch.is_grad_enabled,
+    "torch's deterministic mode": torch.get_deterministic_debug_mode,
+    "torch.backends.mkldnn.enabled": lambda: torch.backends.mkldnn.enabled,
+    "numpy's errors": np.geterr,
+    "ImageFile.LOAD_TRUNCATED_IMAGES": lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
+    "Image.MAX_IMAGE_PIXELS": lambda: Image.MAX_IMAGE_PIXELS,
+    "logging.disable": lambda: logging.root.manager.disable,
+    "signal handlers": _signals,
+    "the working folder": _folder,
+    "standard output": lambda: sys.stdout,
+    "standard error": lambda: sys.stderr,
+}
+"""What of SETTINGS a classifier must not set each time that it answers, when nobody undoes it."""
+
+
+@contextmanager
+def left_alone(whose: str) -> Iterator[None]:
+    """None of LASTING may be set in here.
+
+    Raises:
+        ConfigError: one is.
+    """
+    before = {name: read() for name, read in LASTING.items()}
+    yield
+    for name, read in LASTING.items():
+        if read() != before[name]:
+            raise ConfigError(
+                f"{whose} sets {name} while it answers, for all of the process: set it where the module is made, or "
+                "back again"
+            )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from askance.errors import DataError, listed, printable
 
 MOST_CHARACTERS = 200  # of a name; ImageNet's longest has 121
+_NO_WIDTH = "Cf"  # joiners, marks of direction: parts of a name, but none that an eye tells it by
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, lone surrogates, line separators
 
 
@@ -23,10 +24,12 @@ def names_of(given: Iterable[Any]) -> tuple[str, ...]:
     """Names as text: strings as they are, bytes as UTF-8, integers in digits, tuples of synonyms with commas.
 
     Raises:
-        DataError: one is something else, or they are one string rather than several.
+        DataError: one is something else, or they are one string rather than several, or a mapping.
     """
     if isinstance(given, (str, bytes)):
         raise DataError(f"the class names are one string, {given!r}: expected a list of names")
+    if isinstance(given, Mapping):
+        raise DataError("the class names are a mapping: expected a list of names, in the order of the labels")
     return tuple(_text(one) for one in given)
 
 
@@ -78,12 +81,14 @@ def order_fault(names: Sequence[str], own: Sequence[str]) -> str | None:
 
 
 def folded(name: str) -> str:
-    """What two names share that look alike: case, surrounding blanks and Unicode's ways to write a letter are gone."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+    """What two names share that look alike: case, surrounding blanks, what has no width and Unicode's ways to write a
+    letter are gone."""
+    seen = "".join(one for one in unicodedata.normalize("NFC", name) if unicodedata.category(one) != _NO_WIDTH)
+    return unicodedata.normalize("NFC", seen.strip().casefold())
 
 
 def _fault(name: str) -> str | None:
-    if not name.strip():
+    if not folded(name):
         return f"a class is called {name!r}: expected a name that is not blank"
     if len(name) > MOST_CHARACTERS:
         return f"a class name has {len(name)} characters ({name[:20]!r}...): expected at most {MOST_CHARACTERS}"

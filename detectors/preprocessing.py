@@ -34,6 +34,8 @@ class Preprocessing(BaseModel):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         if any(s <= 0 for s in self.std):
             raise ValueError("std must be positive")
+        if any(m > 1 for m in self.mean):  # every image would be next to the same for the classifier
+            raise ValueError("mean and std are of pixels in [0, 1]: divide those of pixels from 0 to 255 by 255")
         return self
 
     @property

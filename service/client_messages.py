@@ -87,14 +87,14 @@ class Credentials:
         """What secures a channel to HOST:PORT; None where it is in the clear.
 
         Raises:
-            ConfigError: a token would go in the clear over a network, or a file cannot be read.
+            ConfigError: a token would go in the clear over a network, or a file cannot be read or is not PEM.
         """
         if self.ca is None:
             if self.token is not None and target.rpartition(":")[0].strip("[]") not in _LOCAL:
                 raise ConfigError(f"a token for {target} would be sent in the clear: give the server's CA")
             return None
         root, certificate, key = (
-            None if path is None else _content(path, ConfigError) for path in (self.ca, self.certificate, self.key)
+            None if path is None else _pem(path) for path in (self.ca, self.certificate, self.key)
         )
         return grpc.ssl_channel_credentials(root, key, certificate)
 
@@ -102,6 +102,14 @@ class Credentials:
     def metadata(self) -> list[tuple[str, str]]:
         """What goes with each call."""
         return [] if self.token is None else [("authorization", f"Bearer {self.token}")]
+
+
+def _pem(path: Path) -> bytes:
+    """A PEM file's content; gRPC takes any other for a server that does not answer."""
+    content = _content(path, ConfigError)
+    if b"-----BEGIN " not in content:
+        raise ConfigError(f"{path} is not PEM: expected a line that starts with -----BEGIN")
+    return content
 
 
 def token_of(path: Path) -> str:

@@ -43,6 +43,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# Above, clocks and gRPC's timers overflow, and whatever waits for them dies of it. Eleven days
+Seconds = Annotated[float, Field(le=1_000_000)]
+Host = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x20]*$")]
 ModelName = Annotated[str, Field(pattern=r"^[!-.0-~]{1,128}$")]  # printable, and a part of a path
 TensorName = Annotated[str, Field(pattern=r"^[ -~]{1,128}$")]
 
@@ -90,7 +93,7 @@ class InferenceConfig(_Table):
     max_batch: int = Field(default=32, ge=1, le=4096)
     threads: int = Field(default=0, ge=0, le=1024)
     decode_threads: int = Field(default=2, ge=1, le=64)
-    stall_seconds: float = Field(default=30.0, gt=0)
+    stall_seconds: Seconds = Field(default=30.0, gt=0)
     single_pass: bool = False
 
 
@@ -114,8 +117,8 @@ class LimitsConfig(_Table):
 
     queue_size: int = Field(default=256, ge=1)
     max_in_flight_bytes: int = Field(default=128 * MEBIBYTE, ge=1024)
-    receive_seconds: float = Field(default=30.0, gt=0)
-    client_rate: float = Field(default=0.0, ge=0)
+    receive_seconds: Seconds = Field(default=30.0, gt=0)
+    client_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     client_burst: int = Field(default=64, ge=1)
     client_ipv6_prefix: int = Field(default=64, ge=1, le=128)
     stream_window: int = Field(default=64, ge=1)
@@ -145,11 +148,11 @@ class ConnectionsConfig(_Table):
             replicas anew; 0 is never.
     """
 
-    keepalive_seconds: float = Field(default=60.0, ge=1)
-    min_ping_seconds: float = Field(default=10.0, gt=0)
+    keepalive_seconds: Seconds = Field(default=60.0, ge=1)
+    min_ping_seconds: Seconds = Field(default=10.0, gt=0)
     max_calls: int = Field(default=512, ge=1)
-    max_idle_seconds: float = Field(default=0.0, ge=0)
-    max_age_seconds: float = Field(default=0.0, ge=0)
+    max_idle_seconds: Seconds = Field(default=0.0, ge=0)
+    max_age_seconds: Seconds = Field(default=0.0, ge=0)
 
 
 class VerdictsConfig(_Table):
@@ -165,7 +168,7 @@ class VerdictsConfig(_Table):
 
     policy: Policy = Policy.ANNOTATE
     fail_open: bool = False
-    reserve_seconds: float = Field(default=0.0, ge=0)
+    reserve_seconds: Seconds = Field(default=0.0, ge=0)
 
 
 class AccessConfig(_Table):
@@ -210,7 +213,7 @@ class RolloutConfig(_Table):
 
     candidate: Path | None = None
     keep_versions: int = Field(default=0, ge=0)
-    watch_seconds: float = Field(default=0.0, ge=0)
+    watch_seconds: Seconds = Field(default=0.0, ge=0)
 
 
 class LogConfig(_Table):
@@ -242,7 +245,7 @@ class MetricsConfig(_Table):
     token_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     tls: TlsConfig | None = None
     pool_requests: int = Field(default=POOL_REQUESTS, ge=1)
-    pool_seconds: float = Field(default=POOL_SECONDS, ge=0)
+    pool_seconds: Seconds = Field(default=POOL_SECONDS, ge=0)
 
 
 class ShutdownConfig(_Table):
@@ -254,8 +257,8 @@ class ShutdownConfig(_Table):
         drain_seconds: how long a stopping server waits for the requests it has accepted.
     """
 
-    lame_duck_seconds: float = Field(default=0.0, ge=0)
-    drain_seconds: float = Field(default=20.0, ge=0)
+    lame_duck_seconds: Seconds = Field(default=0.0, ge=0)
+    drain_seconds: Seconds = Field(default=20.0, ge=0)
 
 
 class ServerConfig(_Table):
@@ -271,10 +274,10 @@ class ServerConfig(_Table):
         tls: where the certificates are; None serves in the clear.
     """
 
-    host: str = Field(default="127.0.0.1", min_length=1)
+    host: Host = "127.0.0.1"
     port: int = Field(default=8500, ge=0, le=65535)
     rest_port: int | None = Field(default=None, ge=0, le=65535)
-    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    metrics_host: Host = "127.0.0.1"
     metrics_port: int = Field(default=9500, ge=0, le=65535)
     bundles: BundlesConfig = BundlesConfig()
     model: ModelConfig = ModelConfig()
@@ -317,10 +320,10 @@ class ServerConfig(_Table):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers without end, and brackets within brackets, too
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

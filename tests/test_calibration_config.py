@@ -159,3 +159,11 @@ def test_mistakes_in_the_evaluation(tmp_path: Path, lines: str, message: str) ->
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(path)
+
+
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "seed = " + "[" * 9999 + "]" * 9999], ids=["long", "deep"])
+def test_what_toml_has_no_words_for_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.toml is not valid TOML: ") as caught:
+        load_config(tmp_path / "c.toml")
+    assert len(str(caught.value).splitlines()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from askance.calibration.config import load_config
 from askance.calibration.inputs import load_inputs
 from askance.classifiers import DigitsCNN, build_classifier, load_weights
-from askance.classifiers.checkpoints import NAMES, PREFIXES, SUFFIXES, fitting
+from askance.classifiers.checkpoints import NAMES, SUFFIXES, fitting
 from askance.classifiers.loading import load_strictly
 from askance.errors import ConfigError
 
@@ -57,7 +59,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @given(
     around=st.lists(st.sampled_from([*NAMES, "checkpoint", "weights"]), max_size=3),
     beside=st.lists(st.sampled_from(sorted(BESIDE)), unique=True),
-    prefixes=st.lists(st.sampled_from(PREFIXES), max_size=3),
+    prefixes=st.lists(st.sampled_from(["module.", "_orig_mod.", "model.", "net.", "backbone."]), max_size=3),
     suffix=st.sampled_from([suffix for suffix in SUFFIXES if suffix != ".safetensors"]),
     zipped=st.booleans(),
     parameters=st.booleans(),
@@ -145,6 +147,58 @@ def test_a_prefix_stays_unless_all_have_it_and_it_is_in_the_way() -> None:
     state = {f"module.{name}": tensor for name, tensor in STATE.items()} | {"extra": torch.zeros(1)}
     with pytest.raises(ConfigError, match=r"missing conv1\.weight, .* unexpected module\.conv1\.weight"):
         loaded(state)
+
+
+class Parted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: nn.Module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.fc = nn.Linear(8, 3)
+
+
+def in_parallel(parted: Parted) -> nn.Module:
+    parted.features = nn.DataParallel(parted.features)  # as torch's own ImageNet example has it
+    return parted
+
+
+def compiled(parted: Parted) -> nn.Module:
+    made: Any = torch.compile(parted.features)
+    parted.features = made
+    return parted
+
+
+WRAPPED: dict[str, Callable[[Parted], nn.Module]] = {
+    "a part in parallel": in_parallel,
+    "a part compiled": compiled,
+    "averaged": AveragedModel,
+    "averaged, a part in parallel": lambda parted: AveragedModel(in_parallel(parted)),
+    "another's part": lambda parted: nn.ModuleDict({"net": nn.ModuleDict({"encoder": parted})}),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_what_wrappers_leave_in_the_names(tmp_path: Path, wrapped: Callable[[Parted], nn.Module]) -> None:
+    saved, own = Parted(), Parted()
+    state = {name: tensor.clone() for name, tensor in saved.state_dict().items()}
+    torch.save(wrapped(saved).state_dict(), tmp_path / "w.pth")
+    load_strictly("parted", own, load_weights(tmp_path / "w.pth"))
+    assert equal(dict(own.state_dict()), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "torch.int8"),
+        (lambda tensor: tensor.to(torch.complex64), "torch.complex64"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "torch.qint8"),
+    ],
+)
+def test_what_is_no_precision_of_weights_is_refused(change: Callable[[Tensor], Tensor], kind: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded({name: change(tensor) if tensor.is_floating_point() else tensor for name, tensor in STATE.items()})
+    assert str(caught.value) == (
+        f"the weights hold 'conv1.weight' as {kind}, expected torch.float32: save the weights before they are quantised"
+    )
 
 
 def test_half_precision_becomes_the_classifiers_own() -> None:

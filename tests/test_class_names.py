@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.exposition import generate_latest
 from test_pipeline import edited
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from askance.calibration.config import Config, load_config
 from askance.calibration.data import load_pools, named
@@ -35,6 +35,11 @@ FAULTS = {
         "two classes are called 'Straße' and 'STRASSE': class names must differ by more than case or blanks",
     ),
     "by blanks": (["cat", "cat "], "two classes are called 'cat' and 'cat ': class names must differ by more than"),
+    "no width": (["\u200b", "dog"], r"a class is called '\\u200b': expected a name that is not blank"),
+    "by what has no width": (
+        ["cat", "c\u200dat\u200b"],
+        "two classes are called .*: class names must differ by more than case or blanks",
+    ),
     "by composition": (
         ["caf\u00e9", "cafe\u0301"],
         "two classes are called .*: class names must differ by more than case or blanks",
@@ -177,6 +182,74 @@ def test_live_names_are_matched_to_the_data_sets_own(data: Dataset[Any]) -> None
     assert images_of(data, ("null", "eins", "zwei"), "fit").classes == ("null", "eins", "zwei")
     with pytest.raises(DataError, match=r"^fit: class_names has 'one' as class 0, which is class 1 of the data"):
         splits_of(dict.fromkeys(("fit", "calibrate", "fuse", "evaluate"), data), ("one", "zero", "two"), 0)
+
+
+class Numbers(TensorDataset):
+    classes = ("zero", "one", "two")
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(6, 1, 2, 2), torch.arange(6) % 3)
+
+
+class Augmented(Dataset[Any]):
+    """What people write around a data set."""
+
+    def __init__(self, dataset: Numbers) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("wrapped", ["concatenated", "random_split", "own", "class_to_idx"])
+def test_names_of_a_data_set_in_wrappers_are_matched_too(wrapped: str) -> None:
+    named_set = Numbers()
+    plain = TensorDataset(*named_set.tensors)
+    wrap: dict[str, Any] = {
+        "concatenated": ConcatDataset([named_set, named_set]),
+        "random_split": DataLoader(random_split(named_set, [3, 3])[0]),
+        "own": Augmented(named_set),
+        "class_to_idx": plain,
+    }
+    if wrapped == "class_to_idx":
+        plain.class_to_idx = {"two": 2, "one": 1, "zero": 0}  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="class_names has 'one' as class 0, which is class 1 of the data"):
+        images_of(wrap[wrapped], ["one", "zero", "two"], "fit")
+
+
+LIVE_LABELS: dict[str, tuple[Any, str]] = {
+    "one-hot": (torch.eye(3), r"fit: image 0 has the label 'tensor\(\[1\., 0\., 0\.\]\)': expected the number of its"),
+    "text": (["a", "b", "c"], "fit: image 0 has the label 'a': expected the number of its class, 0, 1, "),
+    "halves": (torch.tensor([0, 0.5, 1]), r"fit: image 1 has the label 'tensor\(0\.5000\)': expected the number"),
+    "huge": (torch.tensor([0, 1, 10**9]), "fit: label 1000000000 is out of range: expected less than 1000000$"),
+    "fewer": (torch.tensor([0, 1]), "data has 3 images and 2 labels: expected one for each"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), LIVE_LABELS.values(), ids=LIVE_LABELS)
+def test_live_labels_that_are_none_are_one_line(labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}") as caught:
+        images_of((torch.zeros(3, 1, 2, 2), labels), None, "fit")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_whole_floats_are_labels() -> None:
+    assert images_of((torch.zeros(3, 1, 2, 2), torch.tensor([0.0, 1.0, 1.0])), None, "fit").y.tolist() == [0, 1, 1]
+
+
+def test_live_data_without_length_is_one_line() -> None:
+    stream: Any = (pair for pair in [(torch.zeros(1, 2, 2), 0)])
+    with pytest.raises(DataError, match="data is generator, which has no length: make a list"):
+        images_of(stream, None, "fit")
+
+
+def test_a_mapping_is_no_list_of_names() -> None:
+    names: Any = {1: "one", 0: "zero"}
+    with pytest.raises(DataError, match="the class names are a mapping: expected a list"):
+        names_of(names)
 
 
 def test_live_pictures_are_read_as_the_server_reads_them() -> None:

@@ -71,6 +71,17 @@ def test_mistakes_cost_one_line(
     assert any(part in line for part in message.split("|")), line
 
 
+def test_a_working_folder_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(["inspect", str(tmp_path / "bundle")]) == 2
+    assert capsys.readouterr().err == "askance: the working folder has been removed: change to one that is there\n"
+
+
 def test_bare_askance_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     assert "\n  calibrate " in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_npz_puts_channels_first(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_pools(DataConfig(source=save(tmp_path / "a.npz", **changes)))
+
+
+def test_other_arrays_of_an_npz_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(load_pools(DataConfig(source=save(tmp_path / "a.npz", x_test=np.zeros(3))))["train"]) == 6
+    assert "left out: x_test; x, y and classes are read" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_npz_whose_header_lies_costs_no_memory(tmp_path: Path) -> None:
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 4, 5), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    with pytest.raises(DataError, match=r"is not an \.npz file of plain arrays"):
+        load_pools(DataConfig(source=f"npz:{tmp_path / 'a.npz'}"))
 
 
 def test_an_npz_with_pickles_or_nonsense_is_refused(tmp_path: Path) -> None:

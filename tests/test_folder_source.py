@@ -162,6 +162,29 @@ def test_where_nothing_is_left_out_nothing_is_said(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_folder_without_classes_has_besides_is_said_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = PLAIN["cat/0.png"]
+    source = tree(tmp_path, {"0.png": image, "1.png": image, "2.bmp": b"", ".3.png": image, "notes.txt": b""})
+    assert len(load_source(source, GREY)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 images read, 3 other entries left out (.3.png, 2.bmp, notes.txt): only" in said
+
+
+@pytest.mark.parametrize("place", ["cat/pipe.png", "cat/zeros.png", "pipe.png"])
+def test_what_would_be_read_for_ever_is_not_opened(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tree(tmp_path, PLAIN)
+    if "pipe" in place:
+        os.mkfifo(tmp_path / place)
+    else:
+        (tmp_path / place).symlink_to("/dev/zero")
+    assert len(load_source(source, GREY)) == 3
+    assert f"3 images read, 1 other entries left out ({place}): only" in " ".join(capsys.readouterr().err.split())
+
+
 def test_many_names_are_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load_source(tree(tmp_path, PLAIN | {f"cat/{i:02}.txt": b"" for i in range(20)}), GREY)
     said = " ".join(capsys.readouterr().err.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -122,6 +123,31 @@ def test_a_tar_of_samples(tmp_path: Path) -> None:
     same(load_source(write_tar(tmp_path / "x.tar", unlabelled)), [])
 
 
+def test_what_a_tar_has_besides_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    besides = {"a/000.json": b"{}", "b.bmp": b"", "a/001.left.png": b"", "c.cls": b"1", "README": b"", ".hidden": b""}
+    members = {name: content for name, content in samples().items() if name.endswith((".png", ".cls"))}
+    same(load_source(write_tar(tmp_path / "d.tar", members)), ["0", "1", "2"])
+    assert capsys.readouterr().err == ""
+    same(load_source(write_tar(tmp_path / "d.tar", members | besides)), ["0", "1", "2"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "6 images read, 6 other entries left out (" in said
+    for name in besides:
+        assert name in said
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("label", [10**6, 2 * 10**9])
+def test_a_label_that_no_class_has_costs_no_memory(kind: str, label: int, tmp_path: Path) -> None:
+    content = samples() | {"a/000.cls": str(label).encode()}
+    source = (
+        write_tar(tmp_path / "d.tar", content)
+        if kind == "tar"
+        else write_parquet(table(labels=[label, 1, 2, 0, 1, 2], features=None), tmp_path / "d.parquet")
+    )
+    with pytest.raises(DataError, match=f"label {label} is out of range: expected less than 1000000$"):
+        load_source(source)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_images_are_taken_as_the_classifiers_server_would(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "d"
@@ -170,7 +196,19 @@ def test_what_a_tar_is_refused_for(tmp_path: Path) -> None:
     refused({"a.txt": b"x", "b.cls": b"1"}, "holds no images: expected PNG, JPEG or WebP files")
     refused({n: c for n, c in samples().items() if n != "a/003.cls"}, r"a/003\.png has no \.cls file beside it")
     refused(samples() | {"a/001.cls": b"dog"}, r"the \.cls file of a/001\.png holds b'dog': expected an integer")
+    refused(samples() | {"a/001.cls": b"1" * 30}, "expected an integer")
+    refused(samples() | {"a/001.cls": b"1_0"}, "expected an integer")
     refused(samples() | {"a/000.png": b"junk"}, r"a/000\.png: ")
+    refused(
+        samples() | {"a/000.jpg": b""},
+        r"a/000\.png and a/000\.jpg are images of one sample: expected one for each name",
+    )
+    packed = bytearray(gzip.compress(Path(write_tar(tmp_path / "d.tar", samples())[4:]).read_bytes()))
+    packed[40] ^= 255
+    (tmp_path / "d.tar.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="is not a tar file, or a damaged one") as caught:
+        load_source(f"tar:{tmp_path / 'd.tar.gz'}")
+    assert len(str(caught.value).splitlines()) == 1
     (tmp_path / "no.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"no\.tar is not a tar file, or a damaged one"):
         load_source(f"tar:{tmp_path / 'no.tar'}")

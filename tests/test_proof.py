@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
 import sys
 from collections import OrderedDict
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ImageFile
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -26,6 +29,8 @@ from askance.calibration.attacks import ATTACKS
 from askance.calibration.config import ClassifierConfig
 from askance.calibration.explain import explain
 from askance.calibration.proof import prove
+from askance.classifiers import shared_state
+from askance.classifiers.modules import in_eval_mode
 from askance.detectors.output import select_output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError
@@ -113,6 +118,50 @@ def test_images_of_one_brightness_do_not_hide_a_maximum_over_the_batch() -> None
     same[:, :, 0, 0] = 1  # as scanned digits have it
     with pytest.raises(ConfigError, match="depends on the images beside it"):
         prove(Net(before=lambda x: x / x.max()).eval(), PREPROCESSING, same, gradients=False)
+
+
+SIZES: dict[str, Callable[[int], bool]] = {
+    "two": lambda size: size == 2,
+    "four and five": lambda size: size in (4, 5),
+    "even ones": lambda size: size % 2 == 0,
+    "eight and more": lambda size: size >= 8,
+    "more than thirty": lambda size: size > 30,
+}
+
+
+@pytest.mark.parametrize("looks", SIZES.values(), ids=SIZES)
+def test_batches_of_many_sizes_are_tried(looks: Callable[[int], bool]) -> None:
+    said = refused(Net(before=lambda x: x - x.mean(dim=0) if looks(len(x)) else x), gradients=False)
+    assert "depends on the images beside it" in said
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9])
+def test_a_masked_class_does_not_hide_the_others(masked: float) -> None:
+    def after(logits: Tensor) -> Tensor:
+        return torch.cat([logits, torch.full((len(logits), 1), masked)], dim=1)
+
+    assert proved(Net(after=after)).shape == (4, 4)
+    said = refused(Net(before=lambda x: x - x.mean(dim=0), after=after), gradients=False)
+    assert "depends on the images beside it" in said
+
+
+def test_a_statistic_kept_from_the_first_batch_is_refused() -> None:
+    class Keeping(Net):
+        mean: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Any:
+            self.mean = x.mean() if self.mean is None else self.mean
+            return super().forward(x - self.mean)
+
+    said = refused(Keeping())
+    assert said.startswith("the classifier's answer to an image depends on the images that came before it (a logit ")
+    assert said.endswith("in eval mode it must keep nothing of them, no statistics of its first batch")
+
+
+def test_what_cannot_be_copied_is_proved_all_the_same() -> None:
+    classifier = Net()
+    classifier.kept = classifier(PIXELS)
+    assert proved(classifier).shape == (4, 3)
 
 
 def squeezed(logits: Tensor) -> Tensor:
@@ -268,6 +317,27 @@ RETURNED: dict[str, tuple[Change, str]] = {
         lambda logits: logits.log_softmax(1),
         "the classifier returns log-probabilities: it must return logits, before the log_softmax",
     ),
+    "probabilities of each class by itself": (
+        torch.sigmoid,
+        "the classifier's last step is a sigmoid: it must return logits, before the sigmoid",
+    ),
+    "those, clipped": (
+        lambda logits: torch.sigmoid(logits).clamp(1e-6, 1 - 1e-6).view(-1, 3),
+        "the classifier's last step is a sigmoid: it must return logits, before the sigmoid",
+    ),
+    "one score": (
+        lambda logits: logits[:, :1],
+        "the classifier returns 1 logits an image, expected one for each of two or more classes: where one score says "
+        "yes or no, [-s / 2, s / 2] are its logits",
+    ),
+    "sparse": (
+        lambda logits: logits.to_sparse(),
+        "the classifier returns a tensor of torch.sparse_coo, expected dense logits [6, K]",
+    ),
+    "nested": (
+        lambda logits: torch.nested.nested_tensor(list(logits)),
+        "the classifier returns a nested tensor, expected dense logits [6, K]",
+    ),
     "at random": (
         F.dropout,
         "the classifier answers the same images differently each time: it must not draw at random",
@@ -316,6 +386,20 @@ def test_a_mask_of_minus_infinity_is_no_fault() -> None:
     classifier = Net()
     classifier.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     assert proved(classifier).shape == (4, 3)
+
+
+def test_weights_of_other_layouts_are_named() -> None:
+    classifier = Net()
+    classifier.fc.weight = nn.Parameter(classifier.fc.weight.detach().to_sparse())
+    assert refused(classifier) == (
+        "the classifier's 'fc.weight' is torch.sparse_coo: expected dense tensors of floats, .to_dense()"
+    )
+
+
+def test_complex_weights_that_are_not_finite_are_named() -> None:
+    classifier = Net()
+    classifier.register_parameter("spectrum", nn.Parameter(torch.tensor([1j, complex(0, torch.nan)])))
+    assert refused(classifier).startswith("the classifier's 'spectrum' holds NaN or infinity (1 of 4 values)")
 
 
 class Counting(Net):
@@ -370,6 +454,33 @@ def test_a_proof_draws_no_random_numbers_and_leaves_no_setting() -> None:
     before = state()
     proved(Net(before=drawing))
     assert state() == before
+
+
+LASTING: dict[str, tuple[Callable[[], Any], str]] = {
+    "type": (lambda: torch.set_default_dtype(torch.float64), "torch's default type"),
+    "gradients": (lambda: torch.set_grad_enabled(True), "torch's gradient mode"),
+    "numpy": (lambda: np.seterr(all="raise"), "numpy's errors"),
+    "truncated images": (
+        lambda: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
+        "ImageFile.LOAD_TRUNCATED_IMAGES",
+    ),
+    "log": (lambda: logging.disable(50), "logging.disable"),
+    "folder": (lambda: os.chdir("/"), "the working folder"),
+}
+
+
+@pytest.mark.parametrize(("change", "name"), LASTING.values(), ids=LASTING)
+def test_what_a_forward_sets_for_all_of_the_process_is_refused_and_undone(change: Callable[[], Any], name: str) -> None:
+    def setting(x: Tensor) -> Tensor:
+        change()
+        return x
+
+    before = {one: read() for one, read in shared_state.LASTING.items()}
+    assert refused(Net(before=setting)) == (
+        f"the classifier sets {name} while it answers, for all of the process: set it where the module is made, or "
+        "back again"
+    )
+    assert {one: read() for one, read in shared_state.LASTING.items()} == before
 
 
 # Whatever it raises
@@ -472,6 +583,11 @@ def test_a_live_module_is_proved_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scale_of_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^mean and std are of pixels in \[0, 1\]: divide those of pixels from 0 to"):
+        calibrated(Net(), tmp_path, mean=[127.5], std=[127.5])
+
+
 def test_a_classifier_without_gradient_is_calibrated_on_attacks_that_need_none(tmp_path: Path) -> None:
     classifier = Net(before=lambda x: x.detach())
     with pytest.raises(ConfigError, match="no gradient with respect to its input"):
@@ -539,6 +655,16 @@ def test_what_cannot_be_taken_over(tmp_path: Path, make: Callable[[], Any], mess
     with pytest.raises(AskanceError, match=message) as caught:
         calibrated(make(), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_refuses_eval_mode_is_refused_in_one_line() -> None:
+    exported = torch.export.export(Net().eval(), (PIXELS,)).module()
+    with pytest.raises(ConfigError) as caught:
+        in_eval_mode(exported)
+    assert str(caught.value) == (
+        "the classifier cannot be put in eval mode (NotImplementedError: Calling eval() is not supported yet.): give "
+        "the nn.Module that it was made of"
+    )
 
 
 # Outputs of several parts

@@ -57,6 +57,8 @@ def test_preprocessing_by_hand() -> None:
         Preprocessing(**shape, mean=(0.5,), std=(0.5, 1.0, 2.0))
     with pytest.raises(ValidationError, match="std must be positive"):
         Preprocessing(**shape, mean=(0.5, 0.0, 1.0), std=(0.5, 0.0, 2.0))
+    with pytest.raises(ValidationError, match="divide those of pixels from 0 to 255 by 255"):
+        Preprocessing(**shape, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
 
 
 # Screen

@@ -16,8 +16,9 @@ from PIL import Image
 from service_support import CLASSES, config, encoded, noise, running, tiny_screen, untypical
 from toy import whole
 
-from askance import Answer, AskanceError, AsyncClient, Client, DataError, ServiceError, Verdict
+from askance import Answer, AskanceError, AsyncClient, Client, Credentials, DataError, ServiceError, Verdict
 from askance.answers import UNDISCLOSED, WITHHELD
+from askance.errors import ConfigError
 from askance.images import ImageLike
 from askance.service.client_messages import tensor_of
 from askance.service.config import ServerConfig
@@ -139,6 +140,17 @@ def test_an_unfit_image_is_the_servers_line() -> None:
             client.screen(b"abc")
 
     against_a_server(use)
+
+
+@pytest.mark.parametrize("field", ["ca", "certificate", "key"])
+def test_a_certificate_that_is_none_is_named(tmp_path: Path, field: str) -> None:
+    (tmp_path / "good.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    (tmp_path / "bad.pem").write_bytes(b"\x30\x82")  # DER, say
+    files: dict[str, Any] = dict.fromkeys(("ca", "certificate", "key"), tmp_path / "good.pem") | {
+        field: tmp_path / "bad.pem"
+    }
+    with pytest.raises(ConfigError, match=r"bad\.pem is not PEM: expected a line that starts with -----BEGIN$"):
+        Client("localhost:1", credentials=Credentials(**files))
 
 
 def test_nobody_there_is_one_line() -> None:

@@ -109,6 +109,13 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
             r"access.anonymous.0: unknown 'scors': did you mean 'scores'\? known: predict, logits, scores, explan",
         ),
         ("[verdicts]\npolicy = 'blok'", r"verdicts.policy: unknown 'blok': did you mean 'block'\?"),
+        ("[inference]\nstall_seconds = inf", "stall_seconds: input should be less than or equal to 1000000, got inf"),
+        ("[shutdown]\ndrain_seconds = 1e308", "drain_seconds: input should be less than or equal to 1000000, got 1e"),
+        ("[limits]\nclient_rate = inf", "client_rate: input should be a finite number, got inf"),
+        ('host = "a\\u0000b"', "host: string should match pattern"),
+        ('metrics_host = " "', "metrics_host: string should match pattern"),
+        ("port = " + "9" * 5000, r"server.toml is not TOML: Exceeds the limit"),
+        ("port = " + "[" * 9999 + "]" * 9999, r"server.toml is not TOML: maximum recursion depth exceeded"),
         ("port = ", r"server.toml is not TOML: Invalid value \(at"),
     ],
 )
@@ -118,6 +125,28 @@ def test_a_mistake_gets_one_line(tmp_path: Path, content: str, text: str) -> Non
     with pytest.raises(ConfigError, match=text) as caught:
         ServerConfig.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mark_of_byte_order_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("port = 8501\n", encoding="utf-8-sig")  # as editors of Windows write it
+    assert ServerConfig.load(path).port == 8501
+
+
+def test_no_time_is_too_long_for_the_clocks(tmp_path: Path) -> None:
+    """A watchdog that waited for infinity died in its first moment, and nothing said so."""
+    path = tmp_path / "server.toml"
+    lines = [
+        f"[{table}]\n{name} = 1e7\n"
+        for table, field in ServerConfig.model_fields.items()
+        for name in getattr(field.annotation, "model_fields", {})
+        if name.endswith("_seconds")
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        path.write_text(line)
+        with pytest.raises(ConfigError, match="input should be less than or equal to 1000000, got 10000000"):
+            ServerConfig.load(path)
 
 
 def test_a_token_that_stands_where_its_hash_should_is_not_shown(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFile
 from test_proof import DATA, Net, calibrated
 
 import askance
@@ -55,8 +58,25 @@ CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
     "logging off": ("logging.disable(50)", lambda: logging.root.manager.disable),
     "signals": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", lambda: signal.getsignal(signal.SIGTERM)),
     "folder": ("os.chdir('/')", os.getcwd),
+    "oneDNN": ("torch.backends.mkldnn.enabled = False", lambda: torch.backends.mkldnn.enabled),
+    "denormals": ("torch.set_flush_denormal(True)", lambda: float(torch.tensor(1e-40) * 1)),
+    "truncated images": (
+        "ImageFile.LOAD_TRUNCATED_IMAGES = True",
+        lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
+    ),
+    "large images": ("Image.MAX_IMAGE_PIXELS = None", lambda: Image.MAX_IMAGE_PIXELS),
+    "collector": ("gc.disable(); gc.set_threshold(1)", lambda: (gc.isenabled(), gc.get_threshold())),
+    "recursion": ("sys.setrecursionlimit(5000)", sys.getrecursionlimit),
+    "switches": ("sys.setswitchinterval(1)", sys.getswitchinterval),
+    "output": ("sys.stdout = sys.stderr = None", lambda: (sys.stdout, sys.stderr)),
+    "sockets": ("socket.setdefaulttimeout(0.1)", socket.getdefaulttimeout),
 }
-IMPORTS = "import logging, os, random, signal, warnings\nimport numpy as np\nimport torch\n"
+IMPORTS = """
+import gc, logging, os, random, signal, socket, sys, warnings
+from PIL import Image, ImageFile
+import numpy as np
+import torch
+"""
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, printable
 
+MOST_CLASSES = 1_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -70,6 +71,17 @@ def decoded(
                 f"{source}: {printable(name)}: {error}; a server refuses such an image, too: convert it, or take it out"
             ) from None
     return found
+
+
+def numbered(labels: Sequence[int], source: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels of classes that have numbers for names: the labels, int64 [N], and the names, up to the greatest.
+
+    Raises:
+        DataError: there are more classes than any classifier has; their names would fill the memory.
+    """
+    if (greatest := max(labels)) >= MOST_CLASSES:
+        raise DataError(f"{source}: label {greatest} is out of range: expected less than {MOST_CLASSES}")
+    return np.array(labels, np.int64), tuple(map(str, range(greatest + 1)))
 
 
 def _like(content: bytes) -> Preprocessing:

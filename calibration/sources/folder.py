@@ -45,18 +45,26 @@ class _Listing:
         """Look through `root` and the folders in it, and no further."""
         found = cls()
         for child in sorted(root.iterdir()):
-            if child.name.startswith(".") or not child.is_dir():
+            if not child.name.startswith(".") and child.is_dir():
+                files = found.files[child.name] = []
+                for file in sorted(child.iterdir()):
+                    if _is_image(file):
+                        files.append(file)
+                    else:
+                        found.left_out.append(f"{child.name}/{file.name}" + ("/" if file.is_dir() else ""))
+            elif _is_image(child):
+                found.flat.append(child)
+            else:
                 found.left_out.append(child.name)
-                if not child.name.startswith(".") and child.suffix.lower() in SUFFIXES:
-                    found.flat.append(child)
-                continue
-            found.files[child.name] = []
-            for file in sorted(child.iterdir()):
-                if file.name.startswith(".") or file.is_dir() or file.suffix.lower() not in SUFFIXES:
-                    found.left_out.append(f"{child.name}/{file.name}" + ("/" if file.is_dir() else ""))
-                else:
-                    found.files[child.name].append(file)
+        if found.files:
+            found.left_out = sorted([*found.left_out, *(file.name for file in found.flat)])
         return found
+
+
+def _is_image(path: Path) -> bool:
+    """Whether it is to be read as an image; a pipe or a device would be read for ever, a dead link is an error."""
+    seen = not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
+    return seen and (path.is_file() or not path.exists())
 
 
 def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
@@ -76,13 +84,15 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         ) from None
     if not labelled:
         say(f"{source}: {len(arrays)} images read, without labels: no sub-folders name the classes")
-        return make_images(np.stack(arrays), None, (), source), None
     if listing.left_out:
         names = listed([printable(name) for name in listing.left_out])
+        where = "folder of a class" if labelled else "folder"
         say(
             f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}): "
-            "only PNG, JPEG and WebP files right in the folder of a class are images"
+            f"only PNG, JPEG and WebP files right in the {where} are images"
         )
+    if not labelled:
+        return make_images(np.stack(arrays), None, (), source), None
     labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
     return make_images(np.stack(arrays), labels, tuple(files), source), None
 

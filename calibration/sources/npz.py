@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from typing import ClassVar
 
 import numpy as np
 
 from askance.calibration.images import make_images
+from askance.calibration.progress import say
 from askance.calibration.sources.source import Pools, Source, located
 from askance.detectors.class_names import names_of
-from askance.errors import DataError
+from askance.errors import DataError, listed, printable
 
 
 class Npz(Source):
@@ -34,9 +36,10 @@ class Npz(Source):
                 if missing:
                     raise DataError(f"{source} has no key {missing[0]!r}: expected x, y and classes")
                 x, y, classes = content["x"], content["y"], content["classes"]
+                others = [name for name in content.files if name not in ("x", "y", "classes")]
         except OSError as error:
             raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError):
             raise DataError(f"{source} is not an .npz file of plain arrays: expected x, y and classes") from None
         if classes.ndim != 1:
             raise DataError(f"{source}: classes must be a list of names, got shape {list(classes.shape)}")
@@ -44,4 +47,7 @@ class Npz(Source):
             names = names_of(classes)
         except DataError as error:
             raise DataError(f"{source}: {error}") from None
-        return make_images(x, y, names, source), None
+        images = make_images(x, y, names, source)
+        if others:
+            say(f"{source}: left out: {listed([printable(name) for name in others])}; x, y and classes are read")
+        return images, None

@@ -11,7 +11,7 @@ import numpy as np
 
 from askance.calibration.images import Images, make_images
 from askance.calibration.progress import say
-from askance.calibration.sources.encoded import EncodedSource, decoded
+from askance.calibration.sources.encoded import EncodedSource, decoded, numbered
 from askance.calibration.sources.source import Pools, located
 from askance.detectors.class_names import names_of
 from askance.detectors.preprocessing import Preprocessing
@@ -99,8 +99,9 @@ def _images(source: str, table: Any, preprocessing: Preprocessing | None) -> Ima
     labels = table[label].to_pylist()
     if not all(isinstance(one, int) for one in labels):
         raise DataError(f"{source}: the column {label!r} holds more than integers: expected the number of a class")
-    names: Sequence[Any] = features.get(label, {}).get("names") or range(max(labels) + 1)
-    return make_images(arrays, np.array(labels), names_of(names), source)
+    names: Sequence[Any] | None = features.get(label, {}).get("names")
+    numbers, by_number = numbered(labels, source)
+    return make_images(arrays, numbers, names_of(names) if names else by_number, source)
 
 
 def _features(table: Any) -> dict[str, Any]:

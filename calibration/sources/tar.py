@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
+import zlib
 from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
 
 from askance.calibration.images import make_images
-from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded
+from askance.calibration.progress import say
+from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, numbered
 from askance.calibration.sources.source import Pools, located
-from askance.detectors.class_names import names_of
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import DataError, printable
+from askance.errors import DataError, listed, one_line, printable
 
 LABEL = ".cls"
 
@@ -34,22 +36,29 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
     source, file = f"tar:{what}", located(what)
     images: dict[str, tuple[str, bytes]] = {}
     labels: dict[str, bytes] = {}
+    left_out: list[str] = []
     try:
         with tarfile.open(file) as archive:
             for member in archive:
+                if member.isdir():
+                    continue
                 content = archive.extractfile(member)  # None: no file
                 name = PurePosixPath(member.name)
-                stem, dot, rest = name.name.partition(".")
+                stem, _, rest = name.name.partition(".")
                 suffix = f".{rest.lower()}"
-                if content is None or not stem or not dot:
+                if content is None or not stem or suffix not in (*SUFFIXES, LABEL):
+                    left_out.append(member.name)
                     continue
                 sample = str(name.with_name(stem))
-                if suffix in SUFFIXES:
-                    images[sample] = member.name, content.read()
-                elif suffix == LABEL:
+                if suffix == LABEL:
                     labels[sample] = content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{source} is not a tar file, or a damaged one ({error})") from None
+                elif sample in images:
+                    both = f"{printable(images[sample][0])} and {printable(member.name)}"
+                    raise DataError(f"{source}: {both} are images of one sample: expected one for each name")
+                else:
+                    images[sample] = member.name, content.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{source} is not a tar file, or a damaged one ({one_line(error)})") from None
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
     if not images:
@@ -57,10 +66,17 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
             f"{source} holds no images: expected PNG, JPEG or WebP files, each with a {LABEL} file beside it"
         )
     arrays = np.stack(decoded(source, images.values(), preprocessing))
+    left_out += [f"{sample}{LABEL}" for sample in labels if sample not in images]
+    if left_out:
+        names = listed([printable(name) for name in left_out])
+        say(
+            f"{source}: {len(images)} images read, {len(left_out)} other entries left out ({names}): only NAME.png, "
+            f".jpg, .jpeg and .webp are images, and NAME{LABEL} beside one its label"
+        )
     if not labels:
         return make_images(arrays, None, (), source), None
     numbers = [_label(source, name, labels.get(sample)) for sample, (name, _) in images.items()]
-    return make_images(arrays, np.array(numbers), names_of(range(max(numbers) + 1)), source), None
+    return make_images(arrays, *numbered(numbers, source), source), None
 
 
 def _label(source: str, image: str, content: bytes | None) -> int:
@@ -68,9 +84,6 @@ def _label(source: str, image: str, content: bytes | None) -> int:
         raise DataError(
             f"{source}: {printable(image)} has no {LABEL} file beside it, others have: expected one for each"
         )
-    try:
+    if re.fullmatch(rb"\s*-?\d{1,18}\s*", content):
         return int(content)
-    except ValueError:
-        raise DataError(
-            f"{source}: the {LABEL} file of {printable(image)} holds {content[:20]!r}: expected an integer"
-        ) from None
+    raise DataError(f"{source}: the {LABEL} file of {printable(image)} holds {content[:20]!r}: expected an integer")
