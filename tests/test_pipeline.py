@@ -227,7 +227,8 @@ def test_sentinels_are_of_the_calibration_split(digits_run: DigitsRun) -> None:
     splits, entry = load_inputs(digits_run.config).splits, digits_run.bundle.manifest.sentinels
     kept = digits_run.bundle.tensors(entry)
     verdicts = [one.verdicts[FUSED].value for one in entry.expected]
-    assert verdicts == ["CLEAN"] * 16 + ["ADVERSARIAL"] * 16
+    assert verdicts[:16] == ["CLEAN"] * 16
+    assert set(verdicts[16:]) <= {"SUSPECT", "ADVERSARIAL"}
     own = {image.numpy().tobytes() for image in splits["calibrate"].x}
     assert {image.numpy().tobytes() for image in kept["clean"]} <= own
     epsilon = 4 * 32 / 255  # the ladder's greatest L-infinity budget: the first that the digits give way to is 32 / 255
