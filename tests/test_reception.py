@@ -18,6 +18,7 @@ from service_support import config, noise, running, tiny_served, until
 from test_abuse import MEBIBYTE, Victim, victim
 from test_worst_messages import bound, quiet
 
+from askance.service.call import Call, current_call
 from askance.service.client_messages import request_of
 from askance.service.errors import Code, StatusError
 from askance.service.guard import reception
@@ -65,6 +66,29 @@ async def failure(task: asyncio.Task[bytes]) -> StatusError:
     with pytest.raises(StatusError) as caught:
         await task
     return caught.value
+
+
+def test_what_watches_over_all_calls_holds_none() -> None:
+    """Looks at the memory, by the timer of a message that takes its time or while messages crowd in, are nobody's."""
+    by_itself: list[Call | None] = []
+
+    def memory() -> int:
+        task = asyncio.current_task()
+        if task is None or task.get_name() == "askance-reception":
+            by_itself.append(current_call.get())
+        return 1000
+
+    async def main() -> None:
+        one = Reception(Budget(COPIES * MOST), MOST, 60, memory)
+        current_call.set(Call("method", "id", "client", None, {}))
+        tasks = [taken_in(one)[1] for _ in range(3)]
+        await until(lambda: len(by_itself) >= 4)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+    assert all(call is None for call in by_itself)
 
 
 def test_a_few_are_taken_in_at_a_time_and_the_latest_is_next(monkeypatch: pytest.MonkeyPatch) -> None:

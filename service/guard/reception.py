@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -149,7 +150,7 @@ class Reception:
             else:
                 self._make_way(arrival)
 
-        arrival.moment = asyncio.get_running_loop().call_later(MOMENT_SECONDS, over)
+        arrival.moment = asyncio.get_running_loop().call_later(MOMENT_SECONDS, over, context=Context())
 
     def _make_way(self, arrival: _Arrival) -> None:
         """It is there, or was waited for long enough."""
@@ -176,7 +177,7 @@ class Reception:
         self._received += size
         if self._received > GIVE_BACK_BYTES:
             self._received = -math.inf  # until then
-            asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, self._give_back)
+            asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, self._give_back, context=Context())
 
     def _give_back(self) -> None:
         self._received = 0.0
@@ -199,7 +200,8 @@ class Reception:
         now = asyncio.get_running_loop().time()
         if self._is_crowded():
             if self._watch is None:
-                self._watch = asyncio.create_task(self._make_room(), name="askance-reception")
+                # for all calls, so that it holds none of them
+                self._watch = asyncio.create_task(self._make_room(), name="askance-reception", context=Context())
         elif self.budget.taken == 0 and now >= self._next_look:
             self._calm, self._next_look = self._memory(), now + CALM_SECONDS
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context
 
 from askance.errors import BundleError, ConfigError
 from askance.service.config import ServerConfig
@@ -221,7 +222,7 @@ class ModelRepository:
             self._candidate = None
         found = self._others.pop(version, None)
         if found is not None:
-            task = asyncio.create_task(_retire(found), name="askance-retire")
+            task = asyncio.create_task(_retire(found), name="askance-retire", context=Context())  # no call's
             self._retiring[task] = found.batcher
             task.add_done_callback(self._retiring.pop)
 
