@@ -26,13 +26,13 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
     """Run it as a shell would, with `askance` the one that is tested; what it prints."""
     assert command[0] == "askance"
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False, timeout=1200
     )
     assert done.returncode == code, done.stderr
     return done.stdout
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos of 32 pixels; the server's ports are free ones, and attacks are few."""
     monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
