@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from photos import learn
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -83,11 +84,6 @@ def train_on(images: Images, weights: Path, epochs: int = 15) -> None:
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     x = (images.pixels() - mean) / std
     torch.manual_seed(0)
-    classifier = Parts(64).train()
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(32):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(classifier(x[rows]), images.y[rows]).backward()
-            optimizer.step()
+    classifier = Parts(64)
+    learn(classifier, x, images.y, epochs, rate=0.05)
     save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, weights)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from askance.calibration.sources import load_source
 from askance.classifiers import build_classifier
@@ -44,14 +44,19 @@ def train_on(folder: Path, weights: Path, epochs: int = 4, factory: str = "torch
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     x = (images.pixels() - mean) / std
     torch.manual_seed(0)
-    classifier = build_classifier(factory, {"num_classes": len(CLASSES)}).train()
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(24):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(classifier(x[rows]), images.y[rows]).backward()
-            optimizer.step()
-    classifier.eval()
+    classifier = build_classifier(factory, {"num_classes": len(CLASSES)})
+    learn(classifier, x, images.y, epochs, rate=0.02)
     torch.save(classifier.state_dict(), weights)
     with torch.no_grad():
         return float((classifier(x).argmax(dim=1) == images.y).double().mean())
+
+
+def learn(classifier: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
+    """Train on normalised images x with labels y; leaves the classifier in eval mode."""
+    optimizer = torch.optim.SGD(classifier.train().parameters(), lr=rate, momentum=0.9)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(24):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(classifier(x[rows]), y[rows]).backward()
+            optimizer.step()
+    classifier.eval()
