@@ -15,7 +15,7 @@ from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.screen import Levels
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 NO_CONTENT = frozenset({"id", "checksum", "created", "provenance"})
 """What the id leaves out: when, where and from what files a bundle was made. The same content has the same id."""
 
