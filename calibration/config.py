@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
@@ -22,6 +21,7 @@ from askance.detectors.class_names import ClassNames
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
+from askance.toml import read_toml
 
 if TYPE_CHECKING:
     AttackConfig = Attack
@@ -248,17 +248,17 @@ class Config(Settings):
     splits: SplitsConfig
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The content of a config's file.
 
     Raises:
         ConfigError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return read_toml(path)
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # numbers without end, and brackets within brackets, too
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -268,7 +268,7 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: it cannot be read, is not TOML, or does not validate; the message names the key.
     """
-    content = read_toml(path)
+    content = read_config(path)
     try:
         config = Config.model_validate(content)
     except ValidationError as error:

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from askance.calibration.config import Config, placed, read_toml, resolved
+from askance.calibration.config import Config, placed, read_config, resolved
 from askance.calibration.data import load_pools, named, require_classes, sliced, split_faults
 from askance.calibration.explain import explain_all
 from askance.calibration.harness import any_image
@@ -43,7 +43,7 @@ def mistakes_in(path: Path) -> list[str]:
         path: of the config.
     """
     try:
-        return [f"{path}: {mistake}" for mistake in _Validation(read_toml(path), path.parent).mistakes]
+        return [f"{path}: {mistake}" for mistake in _Validation(read_config(path), path.parent).mistakes]
     except ConfigError as error:
         return [str(error)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +18,7 @@ from askance.service.guard.reception import COPIES
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
+from askance.toml import read_toml
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 ELSEWHERE_CUTOFF = 0.8  # how alike a misspelt setting must be to one of another table
@@ -320,10 +320,10 @@ class ServerConfig(_Table):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # numbers without end, and brackets within brackets, too
+    except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

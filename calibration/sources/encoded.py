@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from askance.calibration.progress import say
 from askance.calibration.sources.source import Pools, Source
 from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import DataError, printable
+from askance.errors import DataError, listed, printable
 
 MOST_CLASSES = 1_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -71,6 +72,13 @@ def decoded(
                 f"{source}: {printable(name)}: {error}; a server refuses such an image, too: convert it, or take it out"
             ) from None
     return found
+
+
+def say_left_out(source: str, read: int, names: Sequence[str], rule: str) -> None:
+    """Say which entries of a source were left out, if any, and by what rule the others are images."""
+    if names:
+        told = listed([printable(name) for name in names])
+        say(f"{source}: {read} images read, {len(names)} other entries left out ({told}): only {rule}")
 
 
 def numbered(labels: Sequence[int], source: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -11,10 +11,10 @@ import numpy as np
 
 from askance.calibration.images import make_images
 from askance.calibration.progress import say
-from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded
+from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, say_left_out
 from askance.calibration.sources.source import Pools, located
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import DataError, listed, printable
+from askance.errors import DataError, printable
 
 
 class Folder(EncodedSource):
@@ -84,13 +84,9 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         ) from None
     if not labelled:
         say(f"{source}: {len(arrays)} images read, without labels: no sub-folders name the classes")
-    if listing.left_out:
-        names = listed([printable(name) for name in listing.left_out])
-        where = "folder of a class" if labelled else "folder"
-        say(
-            f"{source}: {len(arrays)} images read, {len(listing.left_out)} other entries left out ({names}): "
-            f"only PNG, JPEG and WebP files right in the {where} are images"
-        )
+    where = "folder of a class" if labelled else "folder"
+    rule = f"PNG, JPEG and WebP files right in the {where} are images"
+    say_left_out(source, len(arrays), listing.left_out, rule)
     if not labelled:
         return make_images(np.stack(arrays), None, (), source), None
     labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])

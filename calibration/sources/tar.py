@@ -11,11 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from askance.calibration.images import make_images
-from askance.calibration.progress import say
-from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, numbered
+from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, numbered, say_left_out
 from askance.calibration.sources.source import Pools, located
 from askance.detectors.preprocessing import Preprocessing
-from askance.errors import DataError, listed, one_line, printable
+from askance.errors import DataError, one_line, printable
 
 LABEL = ".cls"
 
@@ -67,12 +66,8 @@ def _load(what: str, preprocessing: Preprocessing | None) -> Pools:
         )
     arrays = np.stack(decoded(source, images.values(), preprocessing))
     left_out += [f"{sample}{LABEL}" for sample in labels if sample not in images]
-    if left_out:
-        names = listed([printable(name) for name in left_out])
-        say(
-            f"{source}: {len(images)} images read, {len(left_out)} other entries left out ({names}): only NAME.png, "
-            f".jpg, .jpeg and .webp are images, and NAME{LABEL} beside one its label"
-        )
+    rule = f"NAME.png, .jpg, .jpeg and .webp are images, and NAME{LABEL} beside one its label"
+    say_left_out(source, len(images), left_out, rule)
     if not labels:
         return make_images(arrays, None, (), source), None
     numbers = [_label(source, name, labels.get(sample)) for sample, (name, _) in images.items()]
