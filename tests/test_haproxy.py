@@ -215,8 +215,8 @@ class Load:
 
 
 @asynccontextmanager
-async def load(stub: Any) -> AsyncIterator[Load]:
-    """CLIENTS of them on one connection, until the block ends."""
+async def load(stub: Any, resume: asyncio.Event | None = None) -> AsyncIterator[Load]:
+    """CLIENTS of them on one connection, until the block ends. One that failed calls again once it may `resume`."""
     told, stop = Load(), asyncio.Event()
 
     async def client(number: int) -> None:
@@ -225,6 +225,8 @@ async def load(stub: Any) -> AsyncIterator[Load]:
                 answer = await stub.Screen(request_of(noise(number)), timeout=60)
             except grpc.aio.AioRpcError as error:
                 told.failures[error.code()] += 1
+                if resume is not None:
+                    await resume.wait()
             else:
                 told.answers[answer.bundle_id] += 1
 
@@ -277,10 +279,11 @@ def test_a_killed_replica_loses_what_it_held_and_a_client_that_retries_nothing(c
     victim, survivor = cluster.replicas.values()
 
     async def main() -> None:
+        gone = asyncio.Event()
         async with (
             cluster.stub() as plain,
             cluster.stub(RETRIES) as retrying,
-            load(plain) as lost,
+            load(plain, gone) as lost,
             load(retrying) as kept,
         ):
             await until(lambda: min(lost.answers[victim.bundle_id], kept.answers[victim.bundle_id]) > 10)
@@ -289,6 +292,10 @@ def test_a_killed_replica_loses_what_it_held_and_a_client_that_retries_nothing(c
             await until(lambda: cluster.held("one") == 2 * CLIENTS)
             answered = survivor.requests()
             victim.process.kill()
+            # its connections end one after the other: who calls at once may reach it by one that ends next
+            await asyncio.to_thread(victim.process.wait)
+            await until(lambda: lost.failures.total() == CLIENTS)
+            gone.set()
             await until(lambda: not cluster.up("one"))
             await until(lambda: survivor.requests() > answered + 200)
         assert lost.failures == {grpc.StatusCode.UNAVAILABLE: CLIENTS}
