@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from askance.reading import text_of
+
 
 def in_a_folder(path: Path | None) -> Path | None:
     """Refuse a path whose folder does not exist, before any work is done rather than after."""
@@ -45,7 +47,7 @@ def _names(text: str) -> tuple[str, ...]:
         listed = text.split(",")
     else:  # one name alone names no classes
         try:
-            listed = Path(text).read_text(encoding="utf-8").splitlines()
+            listed = text_of(Path(text)).splitlines()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is no UTF-8 text"
             raise typer.BadParameter(

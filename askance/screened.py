@@ -20,6 +20,7 @@ from askance.detectors.bundle import Bundle
 from askance.detectors.screen import Screen
 from askance.errors import BundleError, DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
+from askance.reading import content_of
 
 BATCH_IMAGES = 32
 
@@ -174,6 +175,6 @@ class ScreenedClassifier:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return content_of(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

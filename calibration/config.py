@@ -21,7 +21,7 @@ from askance.detectors.class_names import ClassNames
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
-from askance.toml import read_toml
+from askance.reading import read_toml
 
 if TYPE_CHECKING:
     AttackConfig = Attack

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from askance.calibration.data import named
 from askance.calibration.images import Images, make_images
+from askance.calibration.progress import say
 from askance.calibration.sources.encoded import numbered
 from askance.classifiers.images import ROUNDING, bytes_of
 from askance.detectors.class_names import names_of
-from askance.errors import DataError, did_you_mean
+from askance.errors import AskanceError, DataError, did_you_mean, one_line
 from askance.images import is_picture, planes_of
 
 LiveImages = Dataset[Any] | DataLoader[Any] | Sequence[Any] | NDArray[Any] | Tensor
@@ -75,7 +76,7 @@ def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) ->
         DataError: it holds something else, or some of its images have labels and some do not.
     """
     images, labels = [], list[int]()
-    for image, label in _walked(data):
+    for image, label in _told(_walked(data), name):
         try:
             images.append(_bytes_of(image))
         except DataError as error:
@@ -89,6 +90,8 @@ def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) ->
             labels.append(_label(label, f"{name}: image {len(images) - 1}"))
     if not images:
         raise DataError(f"{name} holds no images")
+    if isinstance(data, DataLoader):
+        _say_dropped(data, len(images), name)
     x = np.stack(images).transpose(0, 2, 3, 1)
     if not labels:
         return make_images(x, None, (), name)
@@ -100,6 +103,27 @@ def images_of(data: LiveImages, class_names: Sequence[str] | None, name: str) ->
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     return make_images(x, numbers, classes, name)
+
+
+def _told(walked: Iterator[tuple[Any, Any]], name: str) -> Iterator[tuple[Any, Any]]:
+    """The same; whatever a data set's own code raises is one line."""
+    i = 0
+    try:
+        for i, found in enumerate(walked, 1):  # noqa: B007 (for the error)
+            yield found
+    except AskanceError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{name} cannot give image {i}: {one_line(error)}; mend the data set, or leave it out"
+        ) from error
+
+
+def _say_dropped(loader: DataLoader[Any], given: int, name: str) -> None:
+    """Say how many images of its data set a loader leaves out, if any."""
+    dataset = loader.dataset
+    if isinstance(dataset, Sized) and given < len(dataset):
+        say(f"{name}: {given} images of {len(dataset)} read, the loader leaves out the others (drop_last, its sampler)")
 
 
 def _label(label: Any, where: str) -> int:

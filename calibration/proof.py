@@ -25,7 +25,10 @@ SQUASHES = {  # what autograd calls the last steps of what returns no logits
     "SoftmaxBackward0": "softmax",
     "LogSoftmaxBackward0": "log_softmax",
 }
-PASSED_OVER = ("Clamp", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
+PASSED_OVER = {  # what autograd calls steps that leave of a squash what it was, where a constant is all they add
+    *("Clamp", "ClampMin", "ClampMax", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice"),
+    *("Clone", "ToCopy", "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Log", "Pow"),
+}
 REMEDIES = (  # what an exception's text points to, and what to do about it; the first that fits
     (("cuda", "expected all tensors to be on"), "it must run on the CPU: keep .cuda() and devices out of its forward"),
     (("dtype", "scalar type", "half", "double", "bfloat16"), "it must take float32 images: call .float() on it"),
@@ -192,8 +195,12 @@ def _prove_logits(logits: Tensor) -> None:
             f"the classifier gives NaN or infinity for {int((~finite).sum())} of {len(logits)} images of the fit split:"
             " expected finite logits; check mean and std"
         )
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
-        raise ConfigError("the classifier returns probabilities: it must return logits, before the softmax")
+    sums = logits.sum(dim=1)
+    if bool((logits >= 0).all()) and torch.allclose(sums, sums[:1], rtol=1e-4):
+        one = torch.allclose(sums[:1], torch.ones(1), atol=1e-4)
+        if one or not torch.allclose(logits, logits[:1]):  # a constant has equal sums, and is refused as such
+            times = "" if one else f" times {float(sums[0]):.4g}"
+            raise ConfigError(f"the classifier returns probabilities{times}: it must return logits, before the softmax")
     if torch.allclose(logits.logsumexp(dim=1), torch.zeros(len(logits)), atol=1e-4):
         raise ConfigError("the classifier returns log-probabilities: it must return logits, before the log_softmax")
 
@@ -270,8 +277,9 @@ def _prove_last_step(classifier: nn.Module, preprocessing: Preprocessing, image:
     pixels = image.clone().requires_grad_()
     with torch.enable_grad():
         step = _ask(classifier, preprocessing, pixels).grad_fn
-    while step is not None and step.name().startswith(PASSED_OVER) and step.next_functions:
-        step = step.next_functions[0][0]
+    while step is not None and step.name().partition("Backward")[0] in PASSED_OVER:
+        others = [one for one, _ in step.next_functions if one is not None]
+        step = others[0] if len(others) == 1 else None
     if step is not None and (squash := SQUASHES.get(step.name())) is not None:
         raise ConfigError(f"the classifier's last step is a {squash}: it must return logits, before the {squash}")
 

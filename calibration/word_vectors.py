@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,6 +24,7 @@ from askance.errors import ConfigError, DataError, did_you_mean, printable
 
 Vector = NDArray[np.float32]
 MOST_NUMBERS = 100_000  # of a vector: a header that says more is none
+LONGEST_LINE = 32 * MOST_NUMBERS  # bytes; more is no text
 _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _CHUNK = 1 << 20  # bytes of a binary file at a time
 
@@ -89,7 +91,7 @@ def _read(path: Path, words: Collection[str]) -> dict[str, Vector]:
 
 
 def _text(file: BinaryIO, words: Collection[bytes]) -> Iterator[tuple[bytes, Vector]]:
-    lines: Iterator[tuple[int, bytes]] = enumerate(iter(file.readline, b""), 1)
+    lines: Iterator[tuple[int, bytes]] = enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1)
     number, first = next(lines, (1, b""))
     first = first.removeprefix(_BOM)
     header = _header(first)
@@ -114,14 +116,14 @@ def _text(file: BinaryIO, words: Collection[bytes]) -> Iterator[tuple[bytes, Vec
 
 
 def _binary(file: BinaryIO, words: Collection[bytes]) -> Iterator[tuple[bytes, Vector]]:
-    header = _header(file.readline())
+    header = _header(file.readline(LONGEST_LINE))
     if header is None:
         raise ValueError("it has no header of two numbers")
     (count, size), chunk, place = header, b"", 0
     for seen in range(count):
         while (end := chunk.find(b" ", place)) < 0 or len(chunk) < end + 1 + 4 * size:
             more = file.read(_CHUNK)
-            if not more:
+            if not more or len(chunk) - place > LONGEST_LINE:  # nobody's word is that long
                 raise ValueError(f"its header says {count} words of {size} numbers, it has {seen}")
             chunk, place = chunk[place:] + more, 0
         word, start = chunk[place:end].strip(), end + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import locale
 import logging
 import os
 import random
@@ -13,14 +14,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
+from torch.nn.modules import module as nn_module
 
-from askance.errors import ConfigError
+from askance.classifiers.replaced import attributes, put_back
+from askance.errors import ConfigError, listed
 
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 """What reads it, and what writes it."""
@@ -62,6 +66,20 @@ def _signals() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
+def _hooks(registered: dict[int, Any]) -> Setting:
+    def write(before: dict[int, Any]) -> None:
+        registered.clear()
+        registered.update(before)
+
+    return lambda: dict(registered), write
+
+
+def _umask() -> int:
+    found = os.umask(0o077)  # which cannot be read without being set
+    os.umask(found)
+    return found
+
+
 def _folder() -> Path | None:
     try:
         return Path.cwd()
@@ -82,6 +100,13 @@ SETTINGS: tuple[Setting, ...] = (
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *((partial(torch.is_autocast_enabled, on), partial(torch.set_autocast_enabled, on)) for on in ("cpu", "cuda")),
+    # Hooks on every module there is
+    *(
+        _hooks(found)
+        for name, found in vars(nn_module).items()
+        if name.startswith("_global_") and isinstance(found, dict)
+    ),
     *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     _attribute(torch.backends.cuda.matmul, "fp32_precision"),
     _attribute(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
@@ -96,13 +121,16 @@ SETTINGS: tuple[Setting, ...] = (
     (gc.get_threshold, lambda before: gc.set_threshold(*before)),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (sys.getswitchinterval, sys.setswitchinterval),
-    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
+    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook", "unraisablehook")),
+    _attribute(threading, "excepthook"),
+    (partial(locale.setlocale, locale.LC_ALL), partial(locale.setlocale, locale.LC_ALL)),
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
     _logger(logging.getLogger()),
     _logger(logging.getLogger("askance")),
     _attribute(logging.root.manager, "disable"),
     (_signals, _set_signals),
     (_folder, _set_folder),
+    (_umask, os.umask),
 )
 
 
@@ -149,9 +177,10 @@ def undone(whose: str) -> Iterator[None]:
         whose: what an error calls the code.
 
     Raises:
-        ConfigError: it has left torch in inference mode, which cannot be undone.
+        ConfigError: it has left torch in inference mode, which cannot be undone, or has put a function of its own in
+            place of a library's, which is undone but which it will miss.
     """
-    before = [read() for read, _ in SETTINGS]
+    before, functions = [read() for read, _ in SETTINGS], attributes()
     generators = torch.get_rng_state(), np.random.get_state()
     inference = torch.is_inference_mode_enabled()
     try:
@@ -163,6 +192,12 @@ def undone(whose: str) -> Iterator[None]:
                 write(value)
         torch.set_rng_state(generators[0])
         np.random.set_state(generators[1])
+        replaced = put_back(functions)
+    if replaced:
+        raise ConfigError(
+            f"{whose} puts functions of its own in place of {listed(replaced)}, for all of the process: give them "
+            "names of their own, and call them by these"
+        )
     if torch.is_inference_mode_enabled() != inference:
         raise ConfigError(f"{whose} leaves torch in inference mode: enter it by `with torch.inference_mode():` only")
 

@@ -141,9 +141,12 @@ def _kept(files: dict[str, bytes], name: str, tensors: Mapping[str, Tensor]) -> 
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise BundleError when `path` exists: a published bundle is never changed."""
+    """Raise BundleError when `path` exists, or would be inside another bundle: a published bundle is never changed."""
     if path.exists():
         raise BundleError(f"{path} exists and a bundle is never changed: choose another path, or remove it first")
+    for folder in path.resolve().parents:
+        if (folder / MANIFEST).exists():
+            raise BundleError(f"{path} is inside the bundle {folder}, which is never changed: choose another path")
 
 
 def _write(path: Path, files: Mapping[str, bytes]) -> None:

@@ -28,6 +28,7 @@ from askance.answers import (
 )
 from askance.errors import AskanceError, ConfigError, DataError
 from askance.images import ImageLike, is_picture, planes_of
+from askance.reading import content_of
 from askance.service.call import VERDICT
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
@@ -138,7 +139,7 @@ def readable(paths: Iterable[Path], failed: dict[int, DataError]) -> Iterator[by
 
 def _content(path: Path, failure: type[AskanceError] = DataError) -> bytes:
     try:
-        return path.read_bytes()
+        return content_of(path)
     except OSError as error:
         raise failure(f"{path} cannot be read: {error.strerror}") from None
 

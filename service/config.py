@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from askance.errors import ConfigError, did_you_mean, listed, telling, unknown_choice
+from askance.reading import read_toml
 from askance.service.call import Role
 from askance.service.guard.access import ClientConfig
 from askance.service.guard.reception import COPIES
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
-from askance.toml import read_toml
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 ELSEWHERE_CUTOFF = 0.8  # how alike a misspelt setting must be to one of another table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.data import load_pools, load_splits, require_classes
@@ -297,3 +299,38 @@ def test_rounding_noise_of_live_floats_is_no_error(noise: float) -> None:
 def test_live_floats_that_are_no_pixels_are_refused(value: float) -> None:
     with pytest.raises(DataError, match=r"data: image 0: expected pixels in \[0, 1\], got values from"):
         images_of((np.full((1, 1, 4, 4), value), np.array([0])), None, "data")
+
+
+class Broken(Dataset[Any]):
+    """Gives ten images, but for one."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> Any:
+        if i == 7:
+            raise self.error
+        return np.zeros((1, 4, 4), np.uint8), i % 2
+
+
+ERRORS = [OSError("no such\nfile"), KeyError("x"), ValueError(), MemoryError()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("load", [lambda data: data, lambda data: DataLoader(data, batch_size=1)])
+def test_whatever_a_data_set_raises_is_one_line(error: Exception, load: Callable[[Any], Any]) -> None:
+    with pytest.raises(DataError, match=r"^data cannot give image 7: ") as caught:
+        images_of(load(Broken(error)), None, "data")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_a_loader_drops_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    data = TensorDataset(torch.zeros(10, 1, 4, 4), torch.arange(10) % 2)
+    assert len(images_of(DataLoader(data, batch_size=4), None, "data")) == 10
+    assert capsys.readouterr().err == ""
+    assert len(images_of(DataLoader(data, batch_size=4, drop_last=True), None, "data")) == 8
+    said = "data: 8 images of 10 read, the loader leaves out the others (drop_last, its sampler)\n"
+    assert capsys.readouterr().err == said

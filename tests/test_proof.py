@@ -325,6 +325,18 @@ RETURNED: dict[str, tuple[Change, str]] = {
         lambda logits: torch.sigmoid(logits).clamp(1e-6, 1 - 1e-6).view(-1, 3),
         "the classifier's last step is a sigmoid: it must return logits, before the sigmoid",
     ),
+    "probabilities in per cent": (
+        lambda logits: 100 * logits.softmax(1),
+        "the classifier returns probabilities times 100: it must return logits, before the softmax",
+    ),
+    "some of the probabilities": (
+        lambda logits: 5 - 100 * logits.softmax(1)[:, :2],
+        "the classifier's last step is a softmax: it must return logits, before the softmax",
+    ),
+    "log-probabilities with priors": (
+        lambda logits: logits.log_softmax(1) * 2 + torch.tensor([0.3, 0.1, 0.2]).log(),
+        "the classifier's last step is a log_softmax: it must return logits, before the log_softmax",
+    ),
     "one score": (
         lambda logits: logits[:, :1],
         "the classifier returns 1 logits an image, expected one for each of two or more classes: where one score says "

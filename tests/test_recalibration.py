@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_what_looks_like_attacks_is_refused_unless_forced(
     assert not (tmp_path / "new").exists()
     assert run([*arguments, "--force"]) == 0
     assert Bundle.open(tmp_path / "new").manifest.provenance["recalibrated"]["forced"] is True
+
+
+@pytest.mark.parametrize("place", ["inner", "report/inner", "../bundle/inner"])
+def test_a_bundle_inside_another_is_refused(
+    digits_run: DigitsRun, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = shutil.copytree(digits_run.bundle.path, tmp_path / "bundle")
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    source = npz(tmp_path / "recent.npz", recent(digits_run))
+    capsys.readouterr()
+    assert run(["recalibrate", str(old), "--from", source, "--out", str(old / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"is inside the bundle {old}, which is never changed: choose another path")
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

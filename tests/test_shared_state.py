@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import locale
 import logging
 import os
 import random
@@ -23,10 +24,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
-from test_proof import DATA, Net, calibrated
+from test_proof import DATA, PREPROCESSING, Net, calibrated
+from torch import Tensor, nn
 
 import askance
+from askance.calibration.proof import prove
 from askance.classifiers import build_classifier
+from askance.classifiers.replaced import attributes
 from askance.classifiers.shared_state import ordinary, undone
 from askance.errors import ConfigError
 
@@ -35,6 +39,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def numpys_state() -> Any:
     return [part if isinstance(part, (str, int, float)) else part.tolist() for part in np.random.get_state()]
+
+
+def umask() -> int:
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
 
 
 CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -69,10 +79,18 @@ CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
     "recursion": ("sys.setrecursionlimit(5000)", sys.getrecursionlimit),
     "switches": ("sys.setswitchinterval(1)", sys.getswitchinterval),
     "output": ("sys.stdout = sys.stderr = None", lambda: (sys.stdout, sys.stderr)),
+    "hooks on all modules": (
+        "torch.nn.modules.module.register_module_forward_hook(print)",
+        lambda: dict(torch.nn.modules.module._global_forward_hooks),
+    ),
+    "half precision": ("torch.set_autocast_enabled('cpu', True)", lambda: torch.is_autocast_enabled("cpu")),
+    "locale": ("locale.setlocale(locale.LC_ALL, 'C')", lambda: locale.setlocale(locale.LC_ALL)),
+    "rights of new files": ("os.umask(0)", umask),
+    "errors in threads": ("threading.excepthook = print", lambda: threading.excepthook),
     "sockets": ("socket.setdefaulttimeout(0.1)", socket.getdefaulttimeout),
 }
 IMPORTS = """
-import gc, logging, os, random, signal, socket, sys, warnings
+import gc, locale, logging, os, random, signal, socket, sys, threading, warnings
 from PIL import Image, ImageFile
 import numpy as np
 import torch
@@ -116,6 +134,48 @@ def test_any_of_them_together_even_where_it_fails(changes: list[str], fails: boo
         if fails:
             raise ZeroDivisionError
     assert {change: read() for change, (_, read) in CHANGES.items()} == before
+
+
+REPLACED = {
+    "a function": ("torch.relu = lambda x: x", "torch.relu"),
+    "a function, wrapped": (
+        "F.softmax = functools.wraps(F.softmax)(lambda *a, inner=F.softmax, **k: inner(*a, **k))",
+        "torch.nn.functional.softmax",
+    ),
+    "a layer's forward": ("torch.nn.Linear.forward = lambda self, x: x", "torch.nn.modules.linear.Linear.forward"),
+    "a method": ("torch.Tensor.relu = lambda self: self", "torch.Tensor.relu"),
+    "a class": ("class Mine(torch.nn.Linear): pass\ntorch.nn.Linear = Mine", None),
+    "another of the same": ("np.argmax = np.argmin", "numpy.argmax"),
+    "of numpy": ("np.argmax = functools.partial(np.argmin)", "numpy.argmax"),
+    "of Pillow": ("Image.open = lambda *a, **k: None", "PIL.Image.open"),
+    "of Python": ("builtins.print = lambda *a, **k: None", "builtins.print"),
+    "a time source": ("time.monotonic = lambda: 0.0", "time.monotonic"),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_function_in_place_of_a_librarys_is_refused_and_undone(module: Callable[[str], str], case: str) -> None:
+    line, name = REPLACED[case]
+    imports = "import builtins, functools, time\nimport torch.nn.functional as F\n"
+    before = attributes()
+    with pytest.raises(ConfigError, match="puts functions of its own in place of ") as caught:
+        build_classifier(f"{module(imports + line)}:build", {})
+    assert name is None or f" in place of {name}, for all of the process: give them names" in str(caught.value)
+    after = attributes()
+    assert all(after[at] is value for at, value in before.items())
+    assert after.keys() - before.keys() == set()
+
+
+def test_what_replaces_a_function_in_forward_is_refused_by_the_proof() -> None:
+    class Replaces(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.relu = torch.tanh
+            return x.flatten(1)[:, :2]
+
+    before = torch.relu
+    with pytest.raises(ConfigError, match=r"the classifier puts functions of its own in place of torch\.relu,"):
+        prove(Replaces().eval(), PREPROCESSING, torch.rand(4, 1, 6, 6), gradients=False)
+    assert torch.relu is before
 
 
 def test_in_another_thread_too(module: Callable[[str], str]) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from askance.calibration.images import Images
 from askance.calibration.paths import data_root
 from askance.detectors.preprocessing import Preprocessing
+from askance.errors import DataError
 
 Pools = tuple[Images, Images | None]
 """The images of the pool `train`, and those of the pool `test` where the source has such."""
@@ -44,6 +45,13 @@ class Source(ABC):
 
 
 def located(path: str) -> Path:
-    """Where a source's path leads: where it says, else under ASKANCE_DATA."""
+    """Where a source's path leads: where it says, else under ASKANCE_DATA.
+
+    Raises:
+        DataError: to a device, a pipe or a socket, which may be read for ever.
+    """
     root = data_root()
-    return Path(path) if root is None or Path(path).exists() else root / path
+    found = Path(path) if root is None or Path(path).exists() else root / path
+    if found.exists() and not (found.is_file() or found.is_dir()):
+        raise DataError(f"{found} is neither a plain file nor a folder: expected images to be kept in one")
+    return found

@@ -10,6 +10,7 @@ import grpc
 from pydantic import BaseModel, ConfigDict
 
 from askance.errors import ConfigError
+from askance.reading import content_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Certificates:
         contents = []
         for path in self._paths():
             try:
-                contents.append(path.read_bytes())
+                contents.append(content_of(path))
             except OSError as error:
                 raise ConfigError(f"{self._table}: {path} cannot be read: {error.strerror}") from None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
