@@ -14,6 +14,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import AimedAttack, Attack
 from askance.calibration.baselines import BASELINES, Baseline, Need, Observation, observe
+from askance.calibration.baselines.masks import learn_mask
 from askance.calibration.benign import LEARNED, PROMISED, benign_readings, of_both
 from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
@@ -87,8 +88,16 @@ class Harness:
             return Observation(scores.readings.logits, scores.labels, {}, {})
         stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers, *sorted(needs))
         stream = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
-        kept = self.stages.run(stage, lambda: observe(self.tap, stream, needs, f"baselines: {name}").tensors())
+        mask = self._mask if Need.MASKED in needs else None
+        kept = self.stages.run(stage, lambda: observe(self.tap, stream, needs, f"baselines: {name}", mask).tensors())
         return Observation.from_tensors(kept)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        """What the baselines multiply pixels by, learned from the fit split."""
+        images = self.inputs.splits["fit"][:MOST_FITTED_IMAGES]
+        stage = self._stage("baselines-mask", images, None, *self.tap.layers)
+        return self.stages.run(stage, lambda: {"mask": learn_mask(self.tap, images)})["mask"]
 
     @property
     def viewers(self) -> tuple[str, ...]:

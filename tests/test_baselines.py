@@ -19,7 +19,9 @@ from askance.calibration.baselines import (
     BASELINES,
     Energy,
     FeatureSqueezing,
+    FewLargeShifts,
     LocalIntrinsicDimensionality,
+    LogitLayer,
     Mahalanobis,
     MaxSoftmax,
     NearestNeighbors,
@@ -28,20 +30,27 @@ from askance.calibration.baselines import (
     knn,
     lid,
 )
+from askance.calibration.baselines._unusual import Unusual
 from askance.calibration.baselines.lid import local_intrinsic_dimensionality
+from askance.calibration.baselines.masks import RATE, STEPS, learn_mask, moved
+from askance.calibration.baselines.observation import Need, observe_batch
 from askance.calibration.baselines.squeezers import non_local_means, squeezers
 from askance.calibration.harness import Harness
+from askance.calibration.images import Images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
 from askance.calibration.stages import Stages
 from askance.calibration.weighing import learn_weights
+from askance.detectors import Tap
 from askance.errors import CalibrationError
+
+FITTED = {"mahalanobis", "lid", "knn", "recovery", "logit_layer", "few_large_shifts"}
 
 
 def test_which_baselines_are_fitted_and_to_what() -> None:
     fitted = {name for name, baseline in BASELINES.items() if baseline.learns()}
     trained = {name for name, baseline in BASELINES.items() if baseline.learns_from_attacks}
-    assert (fitted, trained) == ({"mahalanobis", "lid", "knn", "recovery"}, {"mahalanobis", "lid"})
+    assert (fitted, trained) == (FITTED, {"mahalanobis", "lid"})
 
 
 def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
@@ -57,7 +66,15 @@ def observation(count: int, seed: int, shift: float = 0.0) -> Observation:
         "linear": logits,
     }
     squeezed = {"bits": (logits + torch.randn(count, 3, generator=g)).softmax(dim=1)}
-    return Observation(logits, labels, features, squeezed)
+    # a mask moves the answer of what has been moved farther than the layers
+    jolt = (0.05 + 5 * shift) * torch.randn(count, 3, generator=g)
+    masked = Observation(
+        logits + jolt,
+        labels,
+        {name: v + 0.1 * torch.randn(v.shape, generator=g) for name, v in features.items()},
+        {},
+    )
+    return Observation(logits, labels, features, squeezed, masked)
 
 
 CLEAN, TUNE, OTHER = observation(600, 0), observation(300, 1), observation(300, 2)
@@ -68,6 +85,7 @@ def test_every_baseline_is_there_and_ranks_the_moved_above_the_clean() -> None:
     baselines = [baseline.fit(CLEAN, TUNE, SEEN) for baseline in (kind() for kind in BASELINES.values())]
     assert [baseline.name for baseline in baselines] == [
         "max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn", "recovery",
+        "logit_layer", "few_large_shifts",
     ]  # fmt: skip
     moved = observation(300, 5, shift=1.0)
     for baseline in baselines:
@@ -75,7 +93,7 @@ def test_every_baseline_is_there_and_ranks_the_moved_above_the_clean() -> None:
         assert baseline.score(OTHER).dtype == torch.float64
         figures = detection(baseline.score(OTHER), baseline.score(moved))
         assert figures is not None
-        if baseline.name in ("mahalanobis", "lid", "knn", "recovery"):
+        if baseline.name in FITTED:
             assert figures["auroc"] > 0.8, baseline.name
     assert all(baseline.title for baseline in baselines)
 
@@ -85,7 +103,16 @@ def test_observations_survive_a_stage_in_order() -> None:
     assert list(back.features) == ["early", "middle", "late", "linear"]
     assert torch.equal(back.features["late"], CLEAN.features["late"])
     assert torch.equal(back.squeezed["bits"], CLEAN.squeezed["bits"])
-    assert len(back[torch.arange(600) < 10]) == 10
+    assert back.masked is not None
+    assert CLEAN.masked is not None
+    assert torch.equal(back.masked.logits, CLEAN.masked.logits)
+    assert list(back.masked.features) == list(CLEAN.features)
+    few = back[torch.arange(600) < 10]
+    assert len(few) == 10
+    assert few.masked is not None
+    assert len(few.masked) == 10
+    again = Observation.joined([back[torch.arange(600) < 10], back[torch.arange(600) >= 10]])
+    assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in CLEAN.tensors().items())
 
 
 def one(logits: list[list[float]], squeezed: list[list[float]] | None = None) -> Observation:
@@ -132,10 +159,88 @@ def test_recovery_by_hand() -> None:
         uneven = sum(math.log(2) + share * math.log(share + 1e-8) for share in shares)
         expected.append(uneven * math.log(sum(errors) / 2 + 1e-8))
     assert made._recovered(inputs).tolist() == pytest.approx(expected)
-    made._usual = torch.tensor([expected[0] - 1, expected[0] + 1, expected[1] - 1], dtype=torch.float64)
+    made._usual = Unusual(torch.tensor([expected[0] - 1, expected[0] + 1, expected[1] - 1], dtype=torch.float64))
     # of three usual ones 1 and 3 are below: the quantiles of 3/8 and 7/8
     quantiles = [NormalDist().inv_cdf(share) for share in (1.5 / 4, 3.5 / 4)]
     assert made.score(inputs).tolist() == pytest.approx([one**2 for one in quantiles])
+
+
+def test_what_a_mask_moves_by_hand() -> None:
+    before = Observation(
+        torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]),
+        torch.zeros(2),
+        {"a": torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), "logits": torch.zeros(2, 2)},
+        {},
+    )
+    after = Observation(
+        torch.tensor([[0.0, 0.0], [0.0, math.log(9)]]),
+        torch.zeros(2),
+        {"a": torch.tensor([[1.0, 1.0, 2.5], [3.0, 0.0, 0.0]]), "logits": torch.ones(2, 2)},
+        {},
+    )
+    # of the softmax (3/4, 1/4) the predicted class is 0, of (1/2, 1/2) 0; masked it is (1/2, 1/2) and (1/10, 9/10)
+    entropies = [-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), math.log(2)]
+    answers = [entropies[0] * (0.25 + 0.25) / 2, entropies[1] * (0.81 + 0.81) / 2]
+    expected = [math.log(answers[0] / (2.25 / 3)), math.log(answers[1] / (9 / 3))]
+    found = moved(replace(before, masked=after))
+    assert found.shape == (2, 1)
+    assert found[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(CalibrationError, match="needs a tapped layer before the logits: tap one, or leave it out"):
+        moved(replace(before, features={"logits": torch.zeros(2, 2)}, masked=after))
+
+
+def test_logit_layer_and_recovery_are_squared_quantiles_added() -> None:
+    parts = [kind().fit(CLEAN, TUNE, SEEN).score(OTHER) for kind in (Recovery, LogitLayer)]
+    assert torch.equal(FewLargeShifts().fit(CLEAN, TUNE, SEEN).score(OTHER), parts[0] + parts[1])
+    usual = moved(TUNE).double().mean(dim=1)
+    below = (usual < moved(OTHER[torch.tensor([5])]).double().mean(dim=1)).sum().item()
+    assert parts[1][5].item() == pytest.approx(NormalDist().inv_cdf((below + 0.5) / (len(TUNE) + 1)) ** 2)
+
+
+def test_a_learned_mask_moves_layers_far_and_answers_little() -> None:
+    class Mean(torch.nn.Module):
+        """Whose answer hangs on how the halves of an image differ: brightening all of it changes layers alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = torch.nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = self.same(x).view(len(x), 2, -1).mean(dim=2)
+            return torch.cat([halves, halves.mean(dim=1, keepdim=True)], dim=1)
+
+    g = torch.Generator().manual_seed(0)
+    images = Images(torch.randint(0, 256, (200, 1, 4, 4), generator=g, dtype=torch.uint8), torch.zeros(200).long(), ())
+    with Tap(Mean().eval(), ["same"]) as tap:
+        mask = learn_mask(tap, images)
+        assert torch.equal(mask, learn_mask(tap, images))
+
+        def loss(mask: Tensor) -> float:
+            seen = observe_batch(tap, images.pixels(), images.y, {Need.FEATURES}, mask)
+            return float(moved(seen).mean())
+
+        reached = float((mask - 1).abs().max())
+        signs = torch.randint(0, 2, (20, 1, 4, 4), generator=g) * 2 - 1.0
+        others = [loss(1 + reached * sign) for sign in signs]
+        assert mask.shape == (1, 4, 4)
+        assert 0.01 < reached < 1.1 * STEPS * RATE
+        assert loss(mask) < min(others)
+
+
+def test_a_mask_cannot_be_learned_without_gradients() -> None:
+    class Still(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = torch.nn.Flatten()
+
+        def forward(self, x: Tensor) -> Tensor:
+            values: Tensor = self.flat(x.detach())
+            return values[:, :2]
+
+    images = Images(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10).long(), ())
+    message = "learns by gradients, the classifier has none: leave it out"
+    with Tap(Still().eval(), ["flat"]) as tap, pytest.raises(CalibrationError, match=message):
+        learn_mask(tap, images)
 
 
 def test_recovery_wants_layers_to_recover() -> None:

@@ -26,6 +26,7 @@ def odd(inputs: Observation) -> Observation:
             for layer, v in inputs.features.items()
         },
         squeezed={how: torch.eye(3)[torch.zeros(len(inputs), dtype=torch.long)] for how in inputs.squeezed},
+        masked=None if inputs.masked is None else odd(inputs.masked),
     )
 
 
@@ -63,14 +64,19 @@ def test_it_reads_nothing_but_what_it_states_to_need(name: str) -> None:
     needs = BASELINES[name].needs
 
     def only_needed(full: Observation) -> Observation:
-        features = full.features if Need.FEATURES in needs else {}
-        return Observation(full.logits, full.labels, features, full.squeezed if Need.SQUEEZED in needs else {})
+        return Observation(
+            full.logits,
+            full.labels,
+            full.features if Need.FEATURES in needs else {},
+            full.squeezed if Need.SQUEEZED in needs else {},
+            full.masked if Need.MASKED in needs else None,
+        )
 
     baseline = BASELINES[name]().fit(only_needed(CLEAN), only_needed(TUNE), [only_needed(one) for one in SEEN])
     assert torch.equal(baseline.score(only_needed(OTHER)), fitted(name).score(OTHER))
     if needs:  # and that it does need
         with pytest.raises((IndexError, KeyError, ValueError, RuntimeError)):
-            baseline.score(replace(OTHER, features={}, squeezed={}))
+            baseline.score(replace(OTHER, features={}, squeezed={}, masked=None))
 
 
 def test_only_those_that_say_so_learn_from_attacks(name: str) -> None:

@@ -7,6 +7,7 @@ from askance.calibration.baselines.energy import Energy
 from askance.calibration.baselines.feature_squeezing import FeatureSqueezing
 from askance.calibration.baselines.knn import NearestNeighbors
 from askance.calibration.baselines.lid import LocalIntrinsicDimensionality
+from askance.calibration.baselines.logit_layer import FewLargeShifts, LogitLayer
 from askance.calibration.baselines.mahalanobis import Mahalanobis
 from askance.calibration.baselines.max_softmax import MaxSoftmax
 from askance.calibration.baselines.observation import Need, Observation, observe
@@ -16,7 +17,10 @@ from askance.plugins import Family
 BASELINES: Family[Baseline] = Family(
     "askance.baselines",
     Baseline,
-    (MaxSoftmax, Energy, Mahalanobis, LocalIntrinsicDimensionality, FeatureSqueezing, NearestNeighbors, Recovery),
+    (
+        *(MaxSoftmax, Energy, Mahalanobis, LocalIntrinsicDimensionality, FeatureSqueezing, NearestNeighbors),
+        *(Recovery, LogitLayer, FewLargeShifts),
+    ),
     name_of=lambda baseline: baseline.name,
 )
 """All baselines by name, in the order of the tables."""
@@ -26,7 +30,9 @@ __all__ = [
     "Baseline",
     "Energy",
     "FeatureSqueezing",
+    "FewLargeShifts",
     "LocalIntrinsicDimensionality",
+    "LogitLayer",
     "Mahalanobis",
     "MaxSoftmax",
     "NearestNeighbors",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from askance.calibration.baselines._unusual import Unusual
 from askance.calibration.baselines.baseline import Baseline
 from askance.calibration.baselines.observation import Need, Observation
 from askance.errors import CalibrationError
@@ -24,12 +25,11 @@ class Recovery(Baseline):
 
     With e_l the squared error at layer l of L and p = softmax(e): sum over l of (log L + p_l log p_l), times
     log(mean e); its normal quantile among clean images, squared, for both sides are suspicious. Fitted for fewer steps
-    than published, at ten times the rate. The paper's other half, logit-layer testing, learns masks by gradients
-    through the classifier, which no baseline here is given.
+    than published, at ten times the rate.
     """
 
     name: ClassVar[str] = "recovery"
-    title: ClassVar[str] = "recovery testing, Yun et al. (2025), of two tests one"
+    title: ClassVar[str] = "recovery testing, Yun et al. (2025)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FEATURES})
 
     def fit(self, clean: Observation, tune: Observation, seen: Sequence[Observation]) -> Self:  # noqa: ARG002
@@ -38,7 +38,7 @@ class Recovery(Baseline):
         Raises:
             CalibrationError: there are fewer than three layers to recover one from another.
         """
-        deepest, *earlier = self._features(clean)
+        *earlier, deepest = (layer.float() for layer in clean.hidden)
         if len(earlier) < 2:  # of one by itself nothing is uneven
             raise CalibrationError(
                 f"the baseline recovery needs three tapped layers before the logits, got {len(earlier) + 1}: tap more, "
@@ -48,25 +48,16 @@ class Recovery(Baseline):
             torch.manual_seed(0)
             self._adapters: list[nn.Module] = [_adapter(deepest.shape[1], layer.shape[1]) for layer in earlier]
             _train(self._adapters, deepest, earlier)
-        self._usual = self._recovered(tune).sort().values
+        self._usual = Unusual(self._recovered(tune))
         return self
 
     def score(self, inputs: Observation) -> Tensor:
         """In [0, inf)."""
-        below = torch.searchsorted(self._usual, self._recovered(inputs)).double()
-        share = (below + 0.5) / (len(self._usual) + 1)
-        quantiles: Tensor = torch.special.ndtri(share)
-        return quantiles.square()
-
-    @staticmethod
-    def _features(inputs: Observation) -> list[Tensor]:
-        """The deepest layer that is not the logits, then those before it."""
-        layers = [values.float() for values in inputs.features.values() if values.shape[1] != inputs.logits.shape[1]]
-        return [layers[-1], *layers[:-1]]
+        return self._usual(self._recovered(inputs))
 
     @torch.no_grad()
     def _recovered(self, inputs: Observation) -> Tensor:
-        deepest, *earlier = self._features(inputs)
+        *earlier, deepest = (layer.float() for layer in inputs.hidden)
         errors = torch.stack(
             [
                 (layer - adapter(deepest)).double().square().sum(dim=1)
