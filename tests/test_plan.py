@@ -11,7 +11,7 @@ from calibration_support import DigitsRun
 
 from askance.calibration.config import Config
 from askance.calibration.inputs import load_inputs, new_detectors
-from askance.calibration.pace import in_words
+from askance.calibration.pace import in_words, seconds_per_image
 from askance.calibration.pipeline import calibrate
 from askance.calibration.plan import plan
 
@@ -51,6 +51,21 @@ def test_it_is_said_without_a_terminal(
     assert "digits: 5 stages, about " in said
     assert "  4. read controls and other images: clip\n" in said
     assert "  left out: held_out: the error estimator learns from fit" in said
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [((8.0,), 8.0), ((0.016, 0.8, 0.032, 0.016, 0.016), 0.016), ((0.8, 0.4), 0.4)],
+    ids=["a large network is timed once", "the fastest of five", "no more than a second"],
+)
+def test_a_pass_that_is_held_up_does_not_count(
+    passes: tuple[float, ...], expected: float, digits_run: DigitsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = load_inputs(digits_run.config)
+    clock = (tick for seconds in passes for tick in (0.0, seconds))
+    monkeypatch.setattr("askance.calibration.pace.time.perf_counter", lambda: next(clock))
+    assert seconds_per_image(inputs) == pytest.approx(expected / 16)
+    assert list(clock) == []
 
 
 def test_durations_in_words() -> None:
