@@ -169,9 +169,9 @@ def pixels_of(array: NDArray[Any]) -> Tensor:
     Raises:
         ImageError: NaN, infinity, or values outside [0, 1] by more than ROUNDING.
     """
-    values = torch.from_numpy(array.astype(np.float32))
     if array.dtype == np.uint8:
-        return values.div_(255)
+        return torch.from_numpy(array / np.float32(255))
+    values = torch.from_numpy(array.astype(np.float32))
     if (where := _outside(values)) is not None:
         value = float(values[where])
         raise ImageError("finite values in [0, 1]", f"{value:g} at {list(where)}{_hint(value)}")

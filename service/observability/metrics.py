@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -187,6 +188,11 @@ class Metrics:
         )
         self.candidate = CandidateMetrics(registry, Pool(pool_requests, pool_seconds))
         """Of a candidate bundle with the one that answers."""
+        # What is counted with every request is looked up once: `labels` takes longer than to count
+        self._of_method, self._of_end = cache(self._request_seconds.labels), cache(self._requests.labels)
+        self._of_stage, self._of_verdict = cache(self._stage_seconds.labels), cache(self._verdicts.labels)
+        self._of_class, self._of_detector = cache(self._predictions.labels), cache(self._p_value.labels)
+        self._of_reason = cache(self._reason_p_value.labels)
         for method in methods:
             self._request_seconds.labels(method)
             for code in CODES:
@@ -246,11 +252,11 @@ class Metrics:
             seconds: from its arrival.
         """
         self.failed(method, code, reason)
-        self._request_seconds.labels(method).observe(seconds)
+        self._of_method(method).observe(seconds)
 
     def failed(self, method: str, code: Code, reason: str | None) -> None:
         """Count what has no time of its own: a stream as a whole, beside its items, or a request refused unread."""
-        self._requests.labels(method, code.name).inc()
+        self._of_end(method, code.name).inc()
         if reason is not None:
             self._rejected.labels(reason).inc()
 
@@ -269,7 +275,7 @@ class Metrics:
     def stage(self, name: str, seconds: float) -> None:
         """Observe one stage; `detectors.screen.Observe` in shape, safe to call from any thread."""
         with self._pool.counting():
-            self._stage_seconds.labels(name).observe(seconds)
+            self._of_stage(name).observe(seconds)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -294,19 +300,19 @@ class Metrics:
         self.last_inference = time.time()
         with self._pool.counting(request):
             if answer.prediction is not None:
-                self._predictions.labels(answer.prediction.label).inc()
+                self._of_class(answer.prediction.label).inc()
             if answer.screening is None or answer.verdict is None:
                 return
-            self._verdicts.labels(answer.verdict.value).inc()
+            self._of_verdict(answer.verdict.value).inc()
             if answer.verdict is Verdict.ADVERSARIAL:
                 self._adversarial.labels(answer.label).inc()
             for word in (*answer.screening.detectors, answer.screening.fused):
-                self._p_value.labels(word.name).observe(coarse(word.p_value))
+                self._of_detector(word.name).observe(coarse(word.p_value))
                 for level in word.flags:
                     self._flags.labels(word.name, level).inc()
             for reason in answer.screening.reasons:
                 if reason.name in SUSPICIONS:
-                    self._reason_p_value.labels(reason.name).observe(coarse(reason.p_value))
+                    self._of_reason(reason.name).observe(coarse(reason.p_value))
                     for level in reason.flags:
                         self._reason_flags.labels(reason.name, level).inc()
 

@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
@@ -57,17 +57,20 @@ class Pool(Collector):
         self._published = clock()
         self._shown: dict[_Key, float] = {}
 
-    @contextmanager
-    def counting(self, request: object | None = None) -> Iterator[None]:
+    def counting(self, request: object | None = None) -> AbstractContextManager[object]:
         """A block that counts, safe on any thread: what it counts is published together.
 
         Args:
             request: stands for the request that it is about, by its identity: a batch is one, so that copies of an
                 image in one message are not many. None where it is about none, or about many.
         """
+        return self._lock if request is None else self._counting(request)
+
+    @contextmanager
+    def _counting(self, request: object) -> Iterator[None]:
         with self._lock:
             yield
-            if request is not None and len(self._waiting) < self._requests:
+            if len(self._waiting) < self._requests:
                 self._waiting.add(request)
 
     def describe(self) -> list[Metric]:

@@ -95,12 +95,11 @@ class Screener:
         with ExitStack() as stack:
             slots = [stack.enter_context(version.batcher.slot()) for _ in images]
             request = object()  # stands for this one where many are counted together; holds nothing of it
-            outcomes = await asyncio.gather(
-                *(
-                    self._screen(image, slot, version, explain, call.deadline, request)
-                    for image, slot in zip(images, slots, strict=True)
-                )
-            )
+            screened = [
+                self._screen(image, slot, version, explain, call.deadline, request)
+                for image, slot in zip(images, slots, strict=True)
+            ]
+            outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
         call.notes |= {"bundle": version.version, "verdicts": [verdict_of(outcome) for outcome in outcomes]}
         return version.bundle, outcomes
 
