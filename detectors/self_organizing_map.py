@@ -206,9 +206,9 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
         return self
 
     def prepare(self) -> None:
-        """Settle which units each class owns."""
+        """Work out what each map derives."""
         for layer_map in self.layer_maps().values():
-            layer_map.settle_ownership()
+            layer_map.settle()
 
     def read(self, capture: Capture) -> Reading:
         """Distances to the best matching unit and to the predicted class's own units, per layer."""

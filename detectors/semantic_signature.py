@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.leaving_out import Rows, leads, matches
 from askance.detectors.statistics import corrected
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ from askance.errors import ConfigError, DataError
 FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
-MOST_CLASSES = 200  # the table of remaining concepts is cubic in the classes
+MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
 
 
 class SemanticSignatureOptions(Options):
@@ -64,23 +65,15 @@ def two_versus_two(image_correlations: Tensor, word_correlations: Tensor) -> Ten
     Raises:
         DataError: fewer than four concepts (two columns must remain to correlate).
     """
-    count = word_correlations.shape[0]
+    return _each_pair(Rows.of(image_correlations), Rows.of(word_correlations))
+
+
+def _each_pair(image: Rows, word: Rows) -> Tensor:
+    count = len(word.centred)
     if count < 4:
         raise DataError(f"the 2 vs 2 test needs at least 4 concepts, got {count}")
-    pairs = torch.combinations(torch.arange(count))
-    keep = _remaining(count, pairs)
-    image = [centred_unit(image_correlations[pairs[:, i, None], keep]) for i in (0, 1)]
-    word = [centred_unit(word_correlations[pairs[:, i, None], keep]) for i in (0, 1)]
-    matched = (image[0] * word[0]).sum(dim=1) + (image[1] * word[1]).sum(dim=1)
-    crossed = (image[0] * word[1]).sum(dim=1) + (image[1] * word[0]).sum(dim=1)
-    return matched > crossed
-
-
-def _remaining(count: int, pairs: Tensor) -> Tensor:
-    """For each pair [P, 2] the positions 0..count-1 without the pair's own, [P, count - 2]."""
-    everything = torch.arange(count).expand(len(pairs), count)
-    outside = (everything != pairs[:, :1]) & (everything != pairs[:, 1:])
-    return everything[outside].view(len(pairs), count - 2)
+    above = torch.triu_indices(count, count, offset=1)
+    return matches(image, word)[above[0], above[1]]
 
 
 def _labels(capture: Capture) -> Tensor:
@@ -101,8 +94,8 @@ def _activations(stream: CaptureStream, layers: Iterable[str], rows: Tensor) -> 
     return {layer: torch.stack([kept[row] for row in rows.tolist()]) for layer, kept in found.items()}
 
 
-def _mean_accuracy(draws: Sequence[Tensor], word_correlations: Tensor) -> float:
-    return float(np.mean([two_versus_two(draw, word_correlations).double().mean() for draw in draws]))
+def _mean_accuracy(draws: Sequence[Rows], word: Rows) -> float:
+    return float(np.mean([_each_pair(draw, word).double().mean() for draw in draws]))
 
 
 class SemanticSignature(Detector[SemanticSignatureOptions]):
@@ -122,18 +115,19 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
     counts: Tensor
     sums: Tensor
     products: Tensor
-    others: Tensor
-    contrast: Tensor
+    centred: Tensor
+    totals: Tensor
+    inverses: Tensor
     means: Tensor
     precision: Tensor
 
     def __init__(self, options: SemanticSignatureOptions, word_vectors: Tensor | None = None) -> None:
         """Take the options and, to fit, the classes' word vectors D [K, n] in the order of the classes."""
         super().__init__(options)
-        if word_vectors is not None and not FEWEST_CLASSES <= word_vectors.shape[0] <= MOST_CLASSES:
+        if word_vectors is not None and word_vectors.shape[0] < FEWEST_CLASSES:
             raise DataError(
-                f"the semantic signature takes {FEWEST_CLASSES} to {MOST_CLASSES} classes, "
-                f"got {word_vectors.shape[0]}: leave it out of the config"
+                f"the semantic signature takes {FEWEST_CLASSES} classes or more, got {word_vectors.shape[0]}: leave it "
+                "out of the config"
             )
         self.register_buffer(
             "word_correlations",
@@ -144,7 +138,7 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
         self.register_buffer("counts", torch.empty(0))
         self.register_buffer("sums", torch.empty(0))
         self.register_buffer("products", torch.empty(0))
-        for name in ("others", "contrast", "means", "precision"):
+        for name in ("centred", "totals", "inverses", "means", "precision"):
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     @classmethod
@@ -153,7 +147,7 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
 
         Raises:
             ConfigError: there are none.
-            DataError: there are too few classes, or too many.
+            DataError: there are too few classes.
         """
         if inputs.word_vectors is None:
             raise ConfigError(
@@ -245,17 +239,8 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
         return self
 
     def prepare(self) -> None:
-        """Tabulate which concepts each pair of classes leaves, what separates them, and the typical signatures."""
-        classes = self.word_correlations.shape[0]
-        device = self.word_correlations.device
-        pairs = torch.cartesian_prod(torch.arange(classes), torch.arange(classes))
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]  # (p, q), q != p
-        keep = _remaining(classes, pairs).to(device)
-        own, rival = (self.word_correlations[pairs[:, i, None].to(device), keep] for i in (0, 1))
-        shape = (classes, classes - 1, classes - 2)
-        self.others = keep.view(shape)
-        self.contrast = (centred_unit(own) - centred_unit(rival)).view(shape)
-
+        """Tabulate the concepts without each pair of classes, and the typical signatures."""
+        self.centred, self.totals, self.inverses = Rows.of(self.word_correlations)
         count = self.counts.sum()
         if not count:
             return
@@ -269,23 +254,22 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
         self.precision = torch.linalg.pinv((1 - shrinkage) * covariance + shrinkage * diagonal, hermitian=True)
 
     def pair_margins(self, capture: Capture) -> Tensor:
-        """The margin of the predicted class p over each other class q, in the order of the classes, [B, L, K - 1].
+        """The margin of the predicted class p over each other class q, float64 [B, L, K], 0 at p itself.
 
         The 1 vs 2 test of p against q passes where it is positive.
         """
-        others, contrast = self.others[capture.predicted], self.contrast[capture.predicted]  # [B, K-1, K-2]
-        batch = torch.arange(len(capture), device=others.device)[:, None, None]
-        margins = []
+        similarities = []
         for layer in self.layers:
             references = self.references(layer)
-            similarity = centred_unit(capture.flat(layer).to(references.dtype)) @ references.T  # i, [B, K]
-            margins.append((centred_unit(similarity[batch, others]) * contrast).sum(dim=2))
-        return torch.stack(margins, dim=1)
+            similarities.append(centred_unit(capture.flat(layer).to(references.dtype)) @ references.T)  # i, [B, K]
+        words = Rows(self.centred, self.totals, self.inverses)
+        return leads(torch.stack(similarities, dim=1), capture.predicted, words)
 
     def margins(self, capture: Capture) -> tuple[Tensor, Tensor]:
-        """Mean margin and mean 1-vs-2 outcome over all classes q != p, each [B, L]."""
+        """Mean margin and mean 1-vs-2 outcome over all classes q != p, each float32 [B, L]."""
         margins = self.pair_margins(capture)
-        return margins.mean(dim=2), (margins > 0).to(margins.dtype).mean(dim=2)
+        rivals = margins.shape[2] - 1
+        return (margins.sum(dim=2) / rivals).float(), ((margins > 0).sum(dim=2) / rivals).float()
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
@@ -303,7 +287,8 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
 
     @torch.no_grad()
     def semantic_accuracy(self, stream: CaptureStream, seed: int = 0) -> dict[str, dict[str, float]]:
-        """2-vs-2 accuracy of every layer over several draws of one image per class, with permutation p-values.
+        """2-vs-2 accuracy of every layer over several draws of one image per class, of 100 classes where there are
+        more, with permutation p-values.
 
         The null permutes the concepts of the word vectors 1,000 times; p-values are corrected over layers by
         Benjamini-Hochberg-Yekutieli (paper 003, section 4.1). Two walks.
@@ -323,18 +308,21 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
             raise DataError(EMPTY_STREAM)
         generator = torch.Generator().manual_seed(seed)
         present = [k for k in range(len(self.word_correlations)) if bool((labels == k).any())]
+        if len(present) > MOST_CONCEPTS:
+            drawn = torch.randperm(len(present), generator=generator)[:MOST_CONCEPTS].sort().values
+            present = [present[i] for i in drawn.tolist()]
         rows = []
         for _ in range(DRAWS):
             order = torch.randperm(len(labels), generator=generator)
             rows.append(torch.stack([order[labels[order] == k][0] for k in present]))
         shown = _activations(stream, self.layers, torch.cat(rows))
-        word = self.word_correlations.double().cpu()[present][:, present]
+        word = Rows.of(self.word_correlations.double().cpu()[present][:, present])
         shuffles = [torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)]
         accuracies, p_values = [], []
         for layer in self.layers:
-            draws = [correlations(drawn) for drawn in shown[layer].split(len(present))]
+            draws = [Rows.of(correlations(drawn)) for drawn in shown[layer].split(len(present))]
             accuracies.append(_mean_accuracy(draws, word))
-            null = [_mean_accuracy(draws, word[shuffle][:, shuffle]) for shuffle in shuffles]
+            null = [_mean_accuracy(draws, word.shuffled(shuffle)) for shuffle in shuffles]
             p_values.append((1 + sum(value >= accuracies[-1] for value in null)) / (PERMUTATIONS + 1))
         p_values = corrected(torch.tensor(p_values, dtype=torch.float64)).tolist()
         return {

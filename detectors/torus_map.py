@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from askance.errors import BundleError
 
+MOST_VARYING = 2048  # numbers of a code whose covariance is learned
+
 
 def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:
     """Shortest step from grid positions `a` to `b` [..., 2] on a torus: the nearest copy on the 3 x 3 tiling."""
@@ -50,7 +52,8 @@ class TorusMap(nn.Module):
 
     Buffers: `mean`, `scale` [D]; `units` [U, D] in standardised space; `hits` [U, K], how often each predicted class
     landed on each unit (sums: they merge); `yardstick` [Q], sorted clean BMU distances; `class_means` [K, D] and
-    `minor_axes` [D, M], for `minor_distances`. Derived: `owned` [U, K].
+    `minor_axes` [D, M], for `minor_distances`. Derived: `owned` [U, K]; units and axes in float64, in which they are
+    multiplied.
     """
 
     mean: Tensor
@@ -61,13 +64,16 @@ class TorusMap(nn.Module):
     class_means: Tensor
     minor_axes: Tensor
     owned: Tensor
+    _wide_units: Tensor
+    _wide_axes: Tensor
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
         for name in ("mean", "scale", "units", "hits", "yardstick", "class_means", "minor_axes"):
             self.register_buffer(name, torch.empty(0))
-        self.register_buffer("owned", torch.empty(0), persistent=False)
+        for name in ("owned", "_wide_units", "_wide_axes"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
 
     def standardise(self, codes: Tensor) -> Tensor:
         """Codes [B, D] in units of the fit split's standard deviations."""
@@ -76,14 +82,16 @@ class TorusMap(nn.Module):
     def distances(self, standardised: Tensor) -> Tensor:
         """Distance of standardised codes [B, D] to every unit, [B, U]."""
         # In float64, where cdist's matrix product loses nothing of small distances to cancellation.
-        distances: Tensor = torch.cdist(standardised.double(), self.units.double())
+        distances: Tensor = torch.cdist(standardised.double(), self._wide_units)
         return distances.to(standardised.dtype)
 
     def find_minor_axes(self, codes: Tensor, predicted: Tensor, classes: int, chunk: int = 2048) -> None:
         """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
 
         Natural images hardly move along them, attacks do: Hendrycks and Gimpel, "Early methods for detecting
-        adversarial images" (2017), on pixels; here on codes, within the predicted class.
+        adversarial images" (2017), on pixels; here on codes, within the predicted class. Of a code that is wider than
+        MOST_VARYING, so many numbers are drawn, and the axes lie among them: what is learned is quadratic in their
+        count, and its decomposition cubic.
 
         Args:
             codes: [N, D], possibly on disk.
@@ -91,25 +99,30 @@ class TorusMap(nn.Module):
             classes: K.
             chunk: rows at a time.
         """
-        width = codes.shape[1]
-        sums = torch.zeros(classes, width, dtype=torch.float64)
+        drawn = torch.randperm(codes.shape[1], generator=torch.Generator().manual_seed(0))[:MOST_VARYING].sort().values
+        width = len(drawn)
+        sums = torch.zeros(classes, codes.shape[1], dtype=torch.float64)
         products = torch.zeros(width, width, dtype=torch.float64)
         for block, labels in zip(codes.split(chunk), predicted.split(chunk), strict=True):
             standardised = self.standardise(block).double()
             sums.index_add_(0, labels, standardised)
-            products += standardised.T @ standardised
+            some = standardised[:, drawn]
+            products += some.T @ some
         counts = torch.bincount(predicted, minlength=classes).double()
         means = sums / counts.clamp_min(1).unsqueeze(1)  # a class never predicted: the overall mean, 0
-        within = (products - (means * counts.unsqueeze(1)).T @ means) / counts.sum()
+        some_means = means[:, drawn]
+        within = (products - (some_means * counts.unsqueeze(1)).T @ some_means) / counts.sum()
         variances, axes = torch.linalg.eigh(within)
         # Axes without any variance (numbers that never change) would make every rounding error a wonder.
         kept = [i for i in range(max(1, width // 2)) if variances[i] > 1e-6 * variances[-1]] or [0]
         self.class_means = means.to(codes.dtype)
-        self.minor_axes = (axes[:, kept] / variances[kept].clamp_min(1e-12).sqrt()).to(codes.dtype)
+        scaled = (axes[:, kept] / variances[kept].clamp_min(1e-12).sqrt()).to(codes.dtype)
+        self.minor_axes = scaled.new_zeros(codes.shape[1], len(kept)).index_copy_(0, drawn, scaled)
+        self.widen()
 
     def minor_distances(self, standardised: Tensor, predicted: Tensor) -> Tensor:
         """Mahalanobis distance to the predicted class's mean along the minor axes, [B, D], [B] -> [B]."""
-        offset = (standardised - self.class_means[predicted]).double() @ self.minor_axes.double()
+        offset = (standardised - self.class_means[predicted]).double() @ self._wide_axes
         distance: Tensor = torch.linalg.vector_norm(offset, dim=1)
         return distance.to(standardised.dtype)
 
@@ -151,6 +164,7 @@ class TorusMap(nn.Module):
                 sums += block_sums
                 hits += block_hits
             self.move(sums, hits, radius)
+        self.widen()
 
     def batch_sums(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         """What one epoch needs of standardised codes [B, D]: their sum per best matching unit [U, D], and hits [U].
@@ -177,8 +191,12 @@ class TorusMap(nn.Module):
             raise BundleError("these maps hold different units: train once, then count hits on every shard")
         self.hits = self.hits + other.hits
 
-    def settle_ownership(self) -> None:
-        """Say which units each class owns: those most of whose hits are its.
+    def widen(self) -> None:
+        """Derive units and axes in float64."""
+        self._wide_units, self._wide_axes = self.units.double(), self.minor_axes.double()
+
+    def settle(self) -> None:
+        """Work out what is derived; above all which units each class owns: those most of whose hits are its.
 
         A class that owns none owns where it hit most; one that was never predicted owns every unit, so that its
         class distance is 0, no evidence either way.
@@ -186,6 +204,7 @@ class TorusMap(nn.Module):
         own = (self.hits == self.hits.amax(dim=1, keepdim=True)) & (self.hits > 0)
         most = self.hits == self.hits.amax(dim=0, keepdim=True)
         self.owned = torch.where(~own.any(dim=0), most, own)
+        self.widen()
 
     def mean_center_distance(self) -> float:
         """Mean torus distance between the centres of the classes that were ever predicted; 0 if there is one only."""

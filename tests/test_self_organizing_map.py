@@ -14,7 +14,7 @@ from minisom import MiniSom
 from torch import Tensor, nn
 from toy import Trained, auroc, capture_of, split
 
-from askance.detectors import Capture, SelfOrganizingMap, SelfOrganizingMapOptions, Tap
+from askance.detectors import Capture, SelfOrganizingMap, SelfOrganizingMapOptions, Tap, torus_map
 from askance.detectors.detector import Inputs
 from askance.detectors.self_organizing_map import channels_last, vector_code
 from askance.detectors.torus_map import TorusMap, class_center, grid_positions, torus_distance, torus_offset
@@ -215,6 +215,7 @@ def test_a_planted_torus_is_recovered(side: int) -> None:
     assert all(each.quality(each.standardise(fresh))[1] < 0.2 for each in maps)  # at worst one twist
     untrained = TorusMap(side)
     untrained.mean, untrained.scale, untrained.units = made.mean, made.scale, made.standardise(codes[: side * side])
+    untrained.widen()
     random_quantization, random_topographic = untrained.quality(made.standardise(fresh))
     assert quantization < 1.1 * random_quantization
     assert random_topographic > 0.5
@@ -262,17 +263,22 @@ def test_sums_over_chunks_are_the_sums_over_the_whole() -> None:
 def test_quality_by_hand() -> None:
     """A 4 x 4 torus, units at their own grid positions: best units that touch across the seam are neighbours."""
     made = TorusMap(4)
-    made.units = grid_positions(4)
+
+    def place(units: Tensor) -> None:
+        made.units = units
+        made.widen()
+
+    place(grid_positions(4))
     for point, error in (((0.1, 0.0), 0.1), ((1.4, 2.0), 0.4)):
         quantization, topographic = made.quality(torch.tensor([point]))
         assert topographic == 0.0
         assert quantization == pytest.approx(error)
-    made.units = torch.remainder(made.units + 2, 4)  # now units of rows 3 and 0 are the nearest to row 1.5
+    place(torch.remainder(made.units + 2, 4))  # now units of rows 3 and 0 are the nearest to row 1.5
     assert made.quality(torch.tensor([[1.5, 2.0]]))[1] == 0.0
     # Swap two units so that the nearest two of (0, 0.4) lie two apart on the grid.
     units = grid_positions(4)
     units[[1, 10]] = units[[10, 1]]
-    made.units = units
+    place(units)
     quantization, topographic = made.quality(torch.tensor([[0.0, 0.4], [3.0, 3.1]]))
     assert topographic == 0.5
     assert quantization == pytest.approx(0.25)
@@ -365,7 +371,7 @@ def test_evidence_names_unit_and_distance(fitted: SelfOrganizingMap) -> None:
 def test_ownership_by_hand() -> None:
     made = TorusMap(2)
     made.hits = torch.tensor([[5, 1, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0], [4, 3, 0, 1]])
-    made.settle_ownership()
+    made.settle()
     yes, no = True, False
     # Class 0: units 0, 1 (a tie), 3. Class 1: unit 1. Class 2: never predicted, owns all. Class 3: owns none, so
     # where it hit most. Unit 2 was hit by nobody.
@@ -438,6 +444,51 @@ def test_scores_alone_equal_scores_in_a_batch(trained: Trained) -> None:
     batch = detector.score(capture)
     alone = torch.cat([detector.score(capture.select(torch.tensor([i]))) for i in range(64)])
     torch.testing.assert_close(alone, batch[:64], atol=1e-5, rtol=0)
+
+
+def of_two_classes(count: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes that vary by 1 in their first half, by 1% of it in their second, about two means."""
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.arange(count) % 2
+    spread = torch.cat([torch.ones(width // 2), torch.full((width - width // 2,), 0.01)])
+    means = torch.randn(2, width, generator=generator)
+    return means[predicted] + spread * torch.randn(count, width, generator=generator), predicted
+
+
+def with_axes(codes: Tensor, predicted: Tensor) -> TorusMap:
+    made = TorusMap(2)
+    made.mean, made.scale = torch.zeros(codes.shape[1]), torch.ones(codes.shape[1])
+    made.find_minor_axes(codes, predicted, 2)
+    return made
+
+
+def test_minor_axes_are_those_in_which_a_class_hardly_varies() -> None:
+    codes, predicted = of_two_classes(4000, 10, 0)
+    made = with_axes(codes, predicted)
+    assert made.minor_axes.shape == (10, 5)
+    along = made.minor_distances(codes, predicted)
+    assert float(along.square().mean()) == pytest.approx(5, rel=0.02), "a Mahalanobis distance in five dimensions"
+    major, minor = codes.clone(), codes.clone()
+    major[:, 0] += 0.1
+    minor[:, 9] += 0.1
+    assert float((made.minor_distances(major, predicted) - along).abs().median()) < 0.2
+    assert float(made.minor_distances(minor, predicted).median()) > 9, "ten of its standard deviations"
+    other = made.minor_distances(codes, 1 - predicted)
+    assert float(other.median()) > 20, "it goes by the predicted class's mean"
+
+
+def test_minor_axes_of_wide_codes_lie_among_some_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, predicted = of_two_classes(2000, 40, 1)
+    monkeypatch.setattr(torus_map, "MOST_VARYING", 12)
+    made = with_axes(codes, predicted)
+    drawn = made.minor_axes.abs().sum(dim=1).nonzero()[:, 0]
+    assert made.minor_axes.shape == (40, 6)
+    assert len(drawn) == 12
+    narrow = with_axes(codes[:, drawn], predicted)
+    torch.testing.assert_close(
+        made.minor_distances(codes, predicted), narrow.minor_distances(codes[:, drawn], predicted), rtol=1e-3, atol=1e-3
+    )
+    assert torch.equal(with_axes(codes, predicted).minor_axes, made.minor_axes), "drawn alike every time"
 
 
 def test_an_epochs_sums_add_up_over_shards(fitted: SelfOrganizingMap) -> None:

@@ -293,6 +293,30 @@ def test_zero_and_constant_activations_never_give_nan(fitted: SemanticSignature)
     assert torch.isfinite(flat_words.score(semantic(5, 14))).all()
 
 
+def test_a_thousand_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, images = 1000, 2000
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % classes
+    vectors = torch.randn(classes, 50, generator=generator)
+    activations = {layer: vectors[labels] @ torch.randn(50, 64, generator=generator) for layer in ("early", "late")}
+    capture = capture_of(activations, labels.tolist(), classes, labels.tolist())
+    made = signature(vectors, images_per_concept=2).fit([capture])
+    assert all(buffer.numel() <= classes**2 for buffer in made.buffers())
+    few = capture.select(torch.tensor([0, 999, 500]))
+    margins, passes = made.margins(few)
+    assert torch.isfinite(made.score(few)).all()
+    assert float(passes.min()) > 0.9, "activations that are the words' own geometry speak for their class"
+    word, (p, q) = correlations(vectors).numpy(), (999, 7)
+    keep = [k for k in range(classes) if k not in (p, q)]
+    i = np.array([pearson(few.flat("late")[1], made.references("late")[k]) for k in range(classes)])
+    expected = pearson(i[keep], word[p, keep]) - pearson(i[keep], word[q, keep])
+    assert float(made.pair_margins(few)[1, 1, q]) == pytest.approx(expected, abs=1e-4)
+    assert margins.shape == (3, 2)
+    monkeypatch.setattr("askance.detectors.semantic_signature.PERMUTATIONS", 30)
+    accuracy = made.semantic_accuracy([capture])  # of a hundred classes
+    assert all(one["two_versus_two"] > 0.9 and one["p_value"] < 0.05 for one in accuracy.values())
+
+
 def test_what_cannot_be_fitted_or_asked() -> None:
     data = semantic(120, 15)
     unfitted = signature()
@@ -300,7 +324,7 @@ def test_what_cannot_be_fitted_or_asked() -> None:
     for ask in (unfitted.score, unfitted.components, unfitted.explain):
         with pytest.raises(NotFittedError, match=text):
             ask(data)
-    with pytest.raises(DataError, match="takes 5 to 200 classes, got 4: leave it out of the config"):
+    with pytest.raises(DataError, match="takes 5 classes or more, got 4: leave it out of the config"):
         signature(words(classes=4))
     with pytest.raises(DataError, match="7 word vectors for 6 classes: expected one each"):
         signature(words(classes=7)).fit([data])

@@ -220,8 +220,7 @@ def signature(study: Study) -> str:
         captures = list(study.stream(study.starts, pixels))
         margins = torch.cat([detector.pair_margins(c) for c in captures])
         hit = torch.cat([c.predicted for c in captures]) == aims
-        rival = study.starts.y - (study.starts.y > aims).long()  # the true class among those that are not the target
-        against = margins.gather(2, rival[:, None, None].expand(-1, margins.shape[1], 1)).squeeze(2)[hit]
+        against = margins.gather(2, study.starts.y[:, None, None].expand(-1, margins.shape[1], 1)).squeeze(2)[hit]
         columns[f"rank {rank} ({int(hit.sum())})"] = (against < 0).double().mean(dim=0)
     rows = [
         (layer, *(f"{100 * float(c[i]):.0f}%" for c in columns.values())) for i, layer in enumerate(detector.layers)
