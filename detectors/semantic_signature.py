@@ -24,6 +24,7 @@ from askance.errors import ConfigError, DataError
 FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
+SHOWN = 10  # classes that an error names
 MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
 
 
@@ -204,9 +205,10 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
             if bool((taken >= self.options.images_per_concept).all()):
                 break
         if bool((taken == 0).any()):
-            missing = [int(i) for i in torch.nonzero(taken == 0).flatten()]
+            missing = torch.nonzero(taken == 0).flatten().tolist()
+            shown = f"{missing[:SHOWN]}" + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
             raise DataError(
-                f"no correctly classified input of class {missing}: every class needs at least one reference image"
+                f"no correctly classified input of class {shown}: every class needs at least one reference image"
             )
         for i, total in enumerate(sums):
             setattr(self, f"references_{i}", centred_unit(total / taken.to(total).unsqueeze(1)))

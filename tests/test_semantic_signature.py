@@ -338,6 +338,14 @@ def test_what_cannot_be_fitted_or_asked() -> None:
         unfitted.fit([data.select((data.labels != 3) & (data.labels != 5))])
 
 
+def test_many_missing_classes_are_counted() -> None:
+    vectors, labels = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50)
+    capture = capture_of({"early": vectors, "late": vectors}, [0] * 50, 50, labels.tolist())
+    message = r"of class \[1, 2, 3, 4, 5, 6, 7, 8, 9, 10\] and 39 more: every class needs"
+    with pytest.raises(DataError, match=message):
+        signature(vectors).fit([capture])
+
+
 def test_scores_alone_equal_scores_in_a_batch(trained: Trained) -> None:
     (capture,) = trained.captures("evaluate", 1000)
     detector = trained.detectors["semantic_signature"]
