@@ -26,6 +26,8 @@ from torch.nn.modules import module as nn_module
 from askance.classifiers.replaced import attributes, put_back
 from askance.errors import ConfigError, listed
 
+logger = logging.getLogger(__name__)
+
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 """What reads it, and what writes it."""
 
@@ -154,13 +156,18 @@ LASTING: Mapping[str, Callable[[], Any]] = {
 
 @contextmanager
 def left_alone(whose: str) -> Iterator[None]:
-    """None of LASTING may be set in here.
+    """None of LASTING may be set in here, and no function of a library's replaced.
 
     Raises:
         ConfigError: one is.
     """
-    before = {name: read() for name, read in LASTING.items()}
+    before, functions = {name: read() for name, read in LASTING.items()}, attributes()
     yield
+    if replaced := put_back(functions):
+        raise ConfigError(
+            f"{whose} puts functions of its own in place of {listed(replaced)} while it answers, for all of the "
+            "process: give them names of their own, and call them by these"
+        )
     for name, read in LASTING.items():
         if read() != before[name]:
             raise ConfigError(
@@ -173,12 +180,13 @@ def left_alone(whose: str) -> Iterator[None]:
 def undone(whose: str) -> Iterator[None]:
     """Whatever the code in here sets of what it shares with us is as before when it ends; its warnings are its own.
 
+    Functions that it has put in place of a library's are taken out again, too, and that is said: it may miss them.
+
     Args:
-        whose: what an error calls the code.
+        whose: what a warning, or an error, calls the code.
 
     Raises:
-        ConfigError: it has left torch in inference mode, which cannot be undone, or has put a function of its own in
-            place of a library's, which is undone but which it will miss.
+        ConfigError: it has left torch in inference mode, which cannot be undone.
     """
     before, functions = [read() for read, _ in SETTINGS], attributes()
     generators = torch.get_rng_state(), np.random.get_state()
@@ -194,9 +202,11 @@ def undone(whose: str) -> Iterator[None]:
         np.random.set_state(generators[1])
         replaced = put_back(functions)
     if replaced:
-        raise ConfigError(
-            f"{whose} puts functions of its own in place of {listed(replaced)}, for all of the process: give them "
-            "names of their own, and call them by these"
+        logger.warning(
+            "%s puts functions of its own in place of %s, for all of the process: they are taken out again; give them "
+            "names of their own, and call them by these",
+            whose,
+            listed(replaced),
         )
     if torch.is_inference_mode_enabled() != inference:
         raise ConfigError(f"{whose} leaves torch in inference mode: enter it by `with torch.inference_mode():` only")
