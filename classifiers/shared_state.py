@@ -163,17 +163,17 @@ def left_alone(whose: str) -> Iterator[None]:
     """
     before, functions = {name: read() for name, read in LASTING.items()}, attributes()
     yield
-    if replaced := put_back(functions):
-        raise ConfigError(
-            f"{whose} puts functions of its own in place of {listed(replaced)} while it answers, for all of the "
-            "process: give them names of their own, and call them by these"
-        )
     for name, read in LASTING.items():
         if read() != before[name]:
             raise ConfigError(
                 f"{whose} sets {name} while it answers, for all of the process: set it where the module is made, or "
                 "back again"
             )
+    if replaced := put_back(functions):
+        raise ConfigError(
+            f"{whose} puts functions of its own in place of {listed(replaced)} while it answers, for all of the "
+            "process: give them names of their own, and call them by these"
+        )
 
 
 @contextmanager
