@@ -35,11 +35,16 @@ def around(values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nudged(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, K] with the predicted class's as they are, as low and as high as they may be."""
-    off = torch.zeros_like(logits).scatter(
-        1, logits.argmax(dim=1, keepdim=True), NOISE * logits.abs().amax(dim=1, keepdim=True)
-    )
-    return logits, logits - off, logits + off
+    """Logits [B, K] with the predicted class's as they are, as low and as high as they may be.
+
+    As low as the next class's at most, where the margin is least: below that another class is predicted, and leads.
+    """
+    first = logits.argmax(dim=1, keepdim=True)
+    off = NOISE * logits.abs().amax(dim=1, keepdim=True)
+    leading = logits.gather(1, first)
+    next_one = logits.scatter(1, first, -torch.inf).amax(dim=1, keepdim=True)
+    lowest = logits.scatter(1, first, torch.maximum(leading - off, next_one))
+    return logits, lowest, logits.scatter(1, first, leading + off)
 
 
 def may_change(low: Tensor, high: Tensor, levels: Collection[float]) -> Tensor:
