@@ -24,6 +24,14 @@ def content_of(path: Path) -> bytes:
     return content
 
 
+def given(path: Path, failure: type[Exception]) -> bytes:
+    """The content of a file that somebody gave; a `failure` in one line where it cannot be read, or is too large."""
+    try:
+        return content_of(path)
+    except OSError as error:
+        raise failure(f"{path} cannot be read: {error.strerror}") from None
+
+
 def text_of(path: Path) -> str:
     """The text of a file, UTF-8; a mark of byte order at its head is none of it.
 

@@ -20,7 +20,7 @@ from askance.detectors.bundle import Bundle
 from askance.detectors.screen import Screen
 from askance.errors import BundleError, DataError, ScreenError
 from askance.images import ImageLike, is_picture, is_single, planes_of
-from askance.reading import content_of
+from askance.reading import given
 
 BATCH_IMAGES = 32
 
@@ -145,7 +145,7 @@ class ScreenedClassifier:
             if is_picture(image):
                 return of_picture(image, preprocessing)
             if isinstance(image, (str, PathLike)):
-                image = _content(Path(image))
+                image = given(Path(image), DataError)
             if isinstance(image, bytes):
                 return decode(image, preprocessing, MAX_PIXELS)
             return of_planes(planes_of(image), preprocessing)
@@ -171,10 +171,3 @@ class ScreenedClassifier:
 
     def _repr_html_(self) -> str:
         return self.bundle._repr_html_()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return content_of(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None

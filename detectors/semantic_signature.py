@@ -53,23 +53,19 @@ def correlations(rows: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def two_versus_two(image_correlations: Tensor, word_correlations: Tensor) -> Tensor:
+def two_versus_two(image: Rows, word: Rows) -> Tensor:
     """The 2 vs 2 test of every pair of concepts, bool [w(w-1)/2] in the order of `torch.combinations`.
 
     Both columns of the pair are dropped; it passes if the matched correlations sum to more than the crossed ones
     (paper, Eqs. 1 and 2). The mean is the layer's 2-vs-2 accuracy; chance is one half.
 
     Args:
-        image_correlations: C_I, [w, w].
-        word_correlations: C_D, [w, w].
+        image: the rows of C_I, [w, w].
+        word: those of C_D, [w, w].
 
     Raises:
         DataError: fewer than four concepts (two columns must remain to correlate).
     """
-    return _each_pair(Rows.of(image_correlations), Rows.of(word_correlations))
-
-
-def _each_pair(image: Rows, word: Rows) -> Tensor:
     count = len(word.centred)
     if count < 4:
         raise DataError(f"the 2 vs 2 test needs at least 4 concepts, got {count}")
@@ -96,7 +92,7 @@ def _activations(stream: CaptureStream, layers: Iterable[str], rows: Tensor) -> 
 
 
 def _mean_accuracy(draws: Sequence[Rows], word: Rows) -> float:
-    return float(np.mean([_each_pair(draw, word).double().mean() for draw in draws]))
+    return float(np.mean([two_versus_two(draw, word).double().mean() for draw in draws]))
 
 
 class SemanticSignature(Detector[SemanticSignatureOptions]):

@@ -28,7 +28,7 @@ from askance.answers import (
 )
 from askance.errors import AskanceError, ConfigError, DataError
 from askance.images import ImageLike, is_picture, planes_of
-from askance.reading import content_of
+from askance.reading import given
 from askance.service.call import VERDICT
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 
@@ -107,7 +107,7 @@ class Credentials:
 
 def _pem(path: Path) -> bytes:
     """A PEM file's content; gRPC takes any other for a server that does not answer."""
-    content = _content(path, ConfigError)
+    content = given(path, ConfigError)
     if b"-----BEGIN " not in content:
         raise ConfigError(f"{path} is not PEM: expected a line that starts with -----BEGIN")
     return content
@@ -119,7 +119,7 @@ def token_of(path: Path) -> str:
     Raises:
         ConfigError: it cannot be read, or is no token.
     """
-    text = _content(path, ConfigError).decode(errors="replace").strip()
+    text = given(path, ConfigError).decode(errors="replace").strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigError(f"{path} holds no token: expected one word of printable characters")
     return text
@@ -132,16 +132,9 @@ def readable(paths: Iterable[Path], failed: dict[int, DataError]) -> Iterator[by
     """
     for i, path in enumerate(paths):
         try:
-            yield _content(path)
+            yield given(path, DataError)
         except DataError as error:
             failed[i] = error
-
-
-def _content(path: Path, failure: type[AskanceError] = DataError) -> bytes:
-    try:
-        return content_of(path)
-    except OSError as error:
-        raise failure(f"{path} cannot be read: {error.strerror}") from None
 
 
 def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "") -> pb.ScreenRequest:
@@ -154,7 +147,7 @@ def request_of(image: ImageLike, *, explain: bool = False, request_id: str = "")
     if isinstance(image, bytes):
         request.encoded = image
     elif isinstance(image, (str, PathLike)):
-        request.encoded = _content(Path(image))
+        request.encoded = given(Path(image), DataError)
     elif is_picture(image):
         request.encoded = _file(image)
     else:

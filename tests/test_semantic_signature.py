@@ -13,6 +13,7 @@ from torch import Tensor
 from toy import Trained, auroc, capture_of, split
 
 from askance.detectors import Capture, SemanticSignature, SemanticSignatureOptions
+from askance.detectors.leaving_out import Rows
 from askance.detectors.semantic_signature import correlations, two_versus_two
 from askance.errors import DataError, NotFittedError
 
@@ -57,12 +58,12 @@ def test_two_versus_two_by_hand() -> None:
     # Pair (0, 1): the remaining columns 2, 3 fall for word 0, rise for word 1.
     same = symmetric({(0, 1): 0.5, (0, 2): 0.7, (0, 3): 0.3, (1, 2): 0.1, (1, 3): 0.4, (2, 3): 0.2}, 4)
     swapped = symmetric({(0, 1): 0.5, (0, 2): 0.3, (0, 3): 0.7, (1, 2): 0.4, (1, 3): 0.1, (2, 3): 0.2}, 4)
-    assert bool(two_versus_two(same, word)[0])  # 1 + 1 > -1 - 1
-    assert not bool(two_versus_two(swapped, word)[0])
+    assert bool(two_versus_two(Rows.of(same), Rows.of(word))[0])  # 1 + 1 > -1 - 1
+    assert not bool(two_versus_two(Rows.of(swapped), Rows.of(word))[0])
     both_fall = symmetric({(0, 1): 0.5, (0, 2): 0.7, (0, 3): 0.3, (1, 2): 0.8, (1, 3): 0.4, (2, 3): 0.2}, 4)
-    assert not bool(two_versus_two(both_fall, word)[0])  # 1 - 1 against -1 + 1: a tie does not pass
-    assert two_versus_two(same, word).dtype == torch.bool
-    assert two_versus_two(same, word).shape == (6,)
+    assert not bool(two_versus_two(Rows.of(both_fall), Rows.of(word))[0])  # 1 - 1 against -1 + 1: a tie does not pass
+    assert two_versus_two(Rows.of(same), Rows.of(word)).dtype == torch.bool
+    assert two_versus_two(Rows.of(same), Rows.of(word)).shape == (6,)
 
 
 @pytest.mark.parametrize("count", [5, 8])
@@ -75,8 +76,8 @@ def test_two_versus_two_equals_the_loop(count: int) -> None:
         keep = [k for k in range(count) if k not in (c1, c2)]
         i1, i2, d1, d2 = image[c1, keep], image[c2, keep], word[c1, keep], word[c2, keep]
         expected.append(pearson(i1, d1) + pearson(i2, d2) > pearson(i1, d2) + pearson(i2, d1))
-    assert two_versus_two(image, word).tolist() == expected
-    assert bool(two_versus_two(word, word).all())  # representations that agree pass everywhere
+    assert two_versus_two(Rows.of(image), Rows.of(word)).tolist() == expected
+    assert bool(two_versus_two(Rows.of(word), Rows.of(word)).all())  # representations that agree pass everywhere
 
 
 def test_two_versus_two_is_at_chance_without_relation() -> None:
@@ -84,13 +85,13 @@ def test_two_versus_two_is_at_chance_without_relation() -> None:
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         image, word = (correlations(torch.randn(10, 20, generator=generator)) for _ in range(2))
-        accuracies.append(float(two_versus_two(image, word).double().mean()))
+        accuracies.append(float(two_versus_two(Rows.of(image), Rows.of(word)).double().mean()))
     assert 0.42 < float(np.mean(accuracies)) < 0.58
 
 
 def test_two_versus_two_needs_four_concepts() -> None:
     with pytest.raises(DataError, match="needs at least 4 concepts, got 3"):
-        two_versus_two(torch.eye(3), torch.eye(3))
+        two_versus_two(Rows.of(torch.eye(3)), Rows.of(torch.eye(3)))
 
 
 # Fitting
