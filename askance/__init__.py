@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from askance.calibration.live import calibrate as calibrate
     from askance.calibration.live import evaluate as evaluate
     from askance.detectors.bundle import Bundle as Bundle
-    from askance.detectors.screen import Calibration as Calibration
-    from askance.detectors.screen import Levels as Levels
     from askance.errors import AskanceError as AskanceError
     from askance.errors import BundleError as BundleError
     from askance.errors import CalibrationError as CalibrationError
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from askance.errors import DataError as DataError
     from askance.errors import ScreenError as ScreenError
     from askance.evaluation import Evaluation as Evaluation
+    from askance.judgement import Calibration as Calibration
+    from askance.judgement import Levels as Levels
     from askance.screened import ScreenedClassifier as ScreenedClassifier
     from askance.screened import open as open  # noqa: A004 (as tarfile.open, Image.open)
     from askance.service.client import AsyncClient as AsyncClient
@@ -53,7 +53,7 @@ _HOMES = {
     "AsyncClient": "askance.service.client",
     "Bundle": "askance.detectors.bundle",
     "BundleError": "askance.errors",
-    "Calibration": "askance.detectors.screen",
+    "Calibration": "askance.judgement",
     "CalibrationError": "askance.errors",
     "Client": "askance.service.client",
     "ConfigError": "askance.errors",
@@ -61,7 +61,7 @@ _HOMES = {
     "DataError": "askance.errors",
     "DetectorVerdict": "askance.answers",
     "Evaluation": "askance.evaluation",
-    "Levels": "askance.detectors.screen",
+    "Levels": "askance.judgement",
     "Prediction": "askance.answers",
     "Reason": "askance.answers",
     "ScreenError": "askance.errors",

@@ -16,7 +16,17 @@ from askance.writing import REMEDIES, cannot_write
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
-EXTRA_PACKAGES = ("advertorch", "foolbox", "pyautoattack", "cv2", "sklearn", "scipy", "matplotlib")
+EXTRA_PACKAGES = (
+    "advertorch",
+    "foolbox",
+    "pyautoattack",
+    "cv2",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ AskanceError
     CalibrationError    calibration scores cannot support what was asked of them
     BundleError         a bundle is missing, altered, or made for something else
     ConfigError         a configuration is not valid
+    ExportError         a classifier or a detector cannot be made a graph
     ScreenError         one input could not be screened
     FileError           a file cannot be written
     OutputError         standard output cannot be written (NobodyReadsError: whoever read it is gone)
@@ -52,6 +53,10 @@ class BundleError(AskanceError):
 
 class ConfigError(AskanceError):
     """A configuration is not valid."""
+
+
+class ExportError(AskanceError):
+    """What a classifier or a detector does cannot be made a graph, or the graph computes something else."""
 
 
 class ScreenError(AskanceError):

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, SCORER_OF, Answer, Verdict, said_of
 from askance.detectors.bundle import Bundle
+from askance.detectors.publishing import NO_GRAPH
 from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
 from askance.service.client_messages import ServiceError
@@ -307,6 +308,10 @@ def print_bundle(bundle: Bundle) -> None:
         "calibration": f"{calibration.samples} clean images, fused score {calibration.fusion_samples}",
         "levels": ", ".join(f"{name} {alpha:.1%}" for name, alpha in calibration.levels.items()),
     }
+    engine = "its graph, by ONNX Runtime" if manifest.graphs is not None else "torch alone"
+    if why := manifest.provenance.get(NO_GRAPH):
+        engine += f" ({why})"
+    lines["computed by"] = engine
     packages = sorted({f"{one.package.name} {one.package.version}" for one in manifest.detectors if one.package})
     if packages:
         lines["packages"] = ", ".join(packages)

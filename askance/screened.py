@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from askance.answers import Answer
 from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
 from askance.classifiers.trust import standing_in
-from askance.detectors.bundle import Bundle
+from askance.detectors.bundle import Bundle, Engine
 from askance.detectors.screen import Screen
-from askance.errors import BundleError, DataError, ScreenError
+from askance.errors import BundleError, ConfigError, DataError, ScreenError, did_you_mean
 from askance.images import ImageLike, is_picture, is_single, planes_of
 from askance.reading import given
 
@@ -30,6 +30,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     *,
     classifier: nn.Module | None = None,
     allowed_factories: Collection[str] = (),
+    engine: Engine | str = Engine.AUTO,
     device: str | torch.device = "cpu",
     single_pass: bool = False,
     require_signature: str | PathLike[str] | None = None,
@@ -41,6 +42,8 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
         classifier: a module to use in place of one built by the bundle's factory; it takes the bundle's own weights.
         allowed_factories: what builds the bundle's classifier and may be imported for that ("package.module:callable",
             or "package.module"), beside the shipped ones, torchvision's and timm's.
+        engine: "onnxruntime" computes the bundle's graph, "torch" the classifier itself; "auto" takes the graph where
+            there is one, no classifier is given and the device is the CPU.
         device: where the classifier and the detectors run.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes.
         require_signature: a keyring, a PEM file of Ed25519 public keys, one of which must have signed the bundle.
@@ -48,7 +51,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     Raises:
         BundleError: the bundle is missing, altered, incomplete, not signed, or does not fit its own description; its
             weights are not the module's; its factory is not allowed; its sentinels are not answered as they were.
-        ConfigError: there is no such device; the keyring cannot be used.
+        ConfigError: there is no such device or engine; the keyring cannot be used.
 
     Example:
         >>> screen = askance.open("digits-bundle")  # doctest: +SKIP
@@ -60,9 +63,19 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
         Bundle.open(Path(bundle), require_signature=keyring),
         classifier=classifier,
         allowed_factories=allowed_factories,
+        engine=engine,
         device=device,
         single_pass=single_pass,
     )
+
+
+def _engine(name: Engine | str) -> Engine:
+    try:
+        return Engine(name)
+    except ValueError:
+        raise ConfigError(
+            f"unknown engine {name!r}: {did_you_mean(str(name), [one.value for one in Engine])}"
+        ) from None
 
 
 class ScreenedClassifier:
@@ -72,13 +85,14 @@ class ScreenedClassifier:
         bundle: opened.
         classifier: as for `askance.open`.
         allowed_factories: as for `askance.open`.
+        engine: as for `askance.open`.
         device: as for `askance.open`.
         single_pass: as for `askance.open`.
 
     Raises:
         BundleError: a part of the bundle does not fit, its factory is not allowed, or its sentinels are not answered as
             they were at calibration.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device or engine.
     """
 
     def __init__(
@@ -87,13 +101,17 @@ class ScreenedClassifier:
         *,
         classifier: nn.Module | None = None,
         allowed_factories: Collection[str] = (),
+        engine: Engine | str = Engine.AUTO,
         device: str | torch.device = "cpu",
         single_pass: bool = False,
     ) -> None:
         self.bundle = bundle
         build = standing_in(classifier, allowed_factories)
         sentinels = bundle.sentinels(single_pass=single_pass)
-        self._screen: Screen = bundle.screen(build, single_pass=single_pass).to(device)
+        chosen = _engine(engine)
+        if chosen is Engine.AUTO and (classifier is not None or str(device).partition(":")[0] != "cpu"):
+            chosen = Engine.TORCH
+        self._screen: Screen = bundle.screen_by(chosen, build, single_pass=single_pass).to(device)
         try:
             sentinels.prove(self._screen)
         except BundleError as error:

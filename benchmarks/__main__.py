@@ -52,10 +52,10 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         print_fixture(fixtures[-1])
     say("screening")
     screened = [
-        screening.measure(fixture, batch, sizes, with_views=with_views)
+        cost
         for fixture in fixtures
         for with_views in (False, True)
-        for batch in sizes.calls
+        for cost in screening.measure(fixture, sizes, with_views=with_views)
     ]
     print_screening(screened)
     say("library construction")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -99,7 +100,7 @@ def changes(screen: Screen, images: Sequence[Tensor], mates: Tensor, batches: in
 
 def without_margins(screen: Screen) -> AbstractContextManager[object]:
     """The screen judges no image twice."""
-    return patch.object(screen, "_undecided", lambda read, *_: torch.zeros(len(read.logits), dtype=torch.bool))
+    return patch.object(screen, "undecided", lambda read, *_: np.zeros(len(read.logits), dtype=np.bool_))
 
 
 def measure(bundle: Path, source: str, pairs: int, batches: int, epsilon: float, device: str) -> Found:
@@ -111,9 +112,9 @@ def measure(bundle: Path, source: str, pairs: int, batches: int, epsilon: float,
     screen = Bundle.open(bundle).screen(build_classifier).to(device)
     of_source = load_source(source, screen.preprocessing)
     images = of_source.pixels()[: 4 * pairs].to(device)
-    labels = screen.tap.classify(images[:pairs]).argmax(dim=1)
+    labels = screen.reader.tap.classify(images[:pairs]).argmax(dim=1)
     fgsm = FGSM(name="fgsm", kind="fgsm", epsilon=epsilon)
-    attacked = perturb(PixelClassifier(screen.tap.module, screen.preprocessing), fgsm, images[:pairs], labels, 0)
+    attacked = perturb(PixelClassifier(screen.reader.tap.module, screen.preprocessing), fgsm, images[:pairs], labels, 0)
     starts = torch.cat([images[:pairs], images[pairs : 2 * pairs]])
     found = list(searched(screen, starts, torch.cat([attacked, images[2 * pairs : 3 * pairs]])))
     mates = images[3 * pairs :]

@@ -19,7 +19,6 @@ from askance.calibration.paths import data_root
 from askance.classifiers import build_classifier, load_weights
 from askance.detectors import (
     DETECTORS,
-    Calibration,
     Capture,
     Constellation,
     ConstellationOptions,
@@ -30,7 +29,6 @@ from askance.detectors import (
     LibraryNetwork,
     LibraryNetworkOptions,
     Options,
-    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
@@ -40,7 +38,9 @@ from askance.detectors import (
     tap_for,
 )
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.reader import TorchReader, read
 from askance.errors import DataError
+from askance.judgement import Calibration
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration
@@ -147,8 +147,8 @@ class Fixture:
     classifier: nn.Module
     images: Tensor
     fitted_on: Sequence[Capture]
-    screen: Screen
-    with_views: Screen
+    screen: Screen[TorchReader]
+    with_views: Screen[TorchReader]
     seconds: float
 
     def bare_classifier(self) -> nn.Module:
@@ -194,9 +194,10 @@ def fit(network: Network, fit_images: int, calibration_images: int) -> Fixture:
     for detector in everything.values():
         detector.fit(calibrate if detector.view_layers else fitted_on).eval()
 
-    def screen(chosen: Mapping[str, Detector]) -> Screen:
-        tables = Calibration.fit(Readings.of(chosen, calibrate), Readings.of(chosen, fuse))
-        return Screen(classifier, network.preprocessing, images.classes, chosen, tables)
+    def screen(chosen: Mapping[str, Detector]) -> Screen[TorchReader]:
+        tables = Calibration.fit(read(chosen, calibrate), read(chosen, fuse))
+        reader = TorchReader(classifier, chosen, network.preprocessing)
+        return Screen(reader, network.preprocessing, images.classes, chosen, tables)
 
     return Fixture(
         network=network,

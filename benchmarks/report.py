@@ -9,7 +9,7 @@ from rich.table import Table
 from askance.output import console
 from benchmarks.fixtures import Fixture
 from benchmarks.library import ConstructionCost
-from benchmarks.screening import ScreeningCost
+from benchmarks.screening import TORCH, ScreeningCost
 from benchmarks.serving import ASKANCE, NO_OP, ServingCost
 
 
@@ -30,23 +30,32 @@ def print_screening(costs: Sequence[ScreeningCost]) -> None:
     for column in (
         "network",
         "views",
+        "engine",
+        "bare",
         "batch",
         "bare ms",
         "screened ms",
         "screened / bare: median (min..max)",
         "pairs",
     ):
-        table.add_column(column, justify="left" if column == "network" else "right")
+        table.add_column(column, justify="left" if column in ("network", "engine", "bare") else "right")
     for cost in costs:
         bare, screened = f"{cost.bare_ms:.2f}", f"{cost.screened_ms:.2f}"
-        table.add_row(cost.network, str(cost.views), str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs))
+        table.add_row(
+            cost.network,
+            str(cost.views),
+            cost.engine,
+            cost.bare,
+            *(str(cost.batch), bare, screened, str(cost.ratio), str(cost.pairs)),
+        )
     console.print(table)
     split = _table("where a screened call's time goes, median ms (share)")
     split.add_column("stage")
-    for cost in costs:
-        split.add_column(f"{cost.network}, {cost.views} views, batch {cost.batch}", justify="right")
-    for stage in dict.fromkeys(stage for cost in costs for stage in cost.stages_ms):
-        split.add_row(stage, *(_share(cost, stage) for cost in costs))
+    own = [cost for cost in costs if cost.bare == TORCH]
+    for cost in own:
+        split.add_column(f"{cost.network}, {cost.views} views, batch {cost.batch}, {cost.engine}", justify="right")
+    for stage in dict.fromkeys(stage for cost in own for stage in cost.stages_ms):
+        split.add_row(stage, *(_share(cost, stage) for cost in own))
     console.print(split)
 
 

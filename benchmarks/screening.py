@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from askance.calibration.exporting import graph_of
+from askance.detectors import Screen
+from askance.detectors.graph import GraphReader
 from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread, interleave
 
 REST = "explanations and results"
+TORCH, GRAPH = "torch", "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class ScreeningCost:
     Attributes:
         network: its name.
         views: of each image, which the constellation adds; 0 without it.
+        engine: what computes the screened call.
+        bare: what computes the bare one.
         batch: images in a call.
         pairs: measurements of each.
         bare_ms, screened_ms: median milliseconds of a call.
@@ -31,6 +39,8 @@ class ScreeningCost:
 
     network: str
     views: int
+    engine: str
+    bare: str
     batch: int
     pairs: int
     bare_ms: float
@@ -39,38 +49,66 @@ class ScreeningCost:
     stages_ms: dict[str, float]
 
 
-def measure(fixture: Fixture, batch: int, sizes: Sizes, *, with_views: bool) -> ScreeningCost:
+def measure(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> Iterator[ScreeningCost]:
     """Time the Screen, with or without the constellation, against normalisation and a forward pass of the classifier.
 
-    The bare classifier runs in inference mode and without hooks.
-    Both take the same pixels [batch, C, H, W].
+    Torch beside torch, the graph beside torch, and the graph beside the classifier's own graph. The bare classifier
+    runs in inference mode and without hooks. All take the same pixels [batch, C, H, W].
     """
     screen = fixture.with_views if with_views else fixture.screen
-    preprocessing = fixture.network.preprocessing
+    normalize, classifier = fixture.network.preprocessing.normalize, fixture.bare_classifier()
+
+    def bare(pixels: Tensor) -> None:
+        with torch.inference_mode():
+            classifier(normalize(pixels)).tolist()
+
+    for batch in sizes.calls:
+        yield _measured(fixture, sizes, batch, screen, bare, TORCH)
+    if with_views not in sizes.exported.get(fixture.network.name, ()):
+        return
+    reader = GraphReader(*graph_of(screen, fixture.images[:32].float() / 255), list(screen.detectors))
+    by_graph = Screen(reader, screen.preprocessing, screen.class_names, screen.detectors, screen.calibration)
+
+    def bare_graph(pixels: Tensor) -> None:
+        reader.classify(pixels).tolist()
+
+    for batch in sizes.calls:
+        yield _measured(fixture, sizes, batch, by_graph, bare, TORCH)
+        yield _measured(fixture, sizes, batch, by_graph, bare_graph, GRAPH)
+
+
+def _measured(
+    fixture: Fixture,
+    sizes: Sizes,
+    batch: int,
+    screen: Screen,
+    bare: Callable[[Tensor], None],
+    of_bare: str,
+) -> ScreeningCost:
     assert len(fixture.images) >= batch
     pixels = fixture.images[:batch].float() / 255
     views = sum(d.views(pixels[:1]).shape[1] for d in screen.detectors.values() if d.view_layers)
-    classifier = fixture.bare_classifier()
     calls: list[dict[str, float]] = []
-
-    def bare() -> None:
-        with torch.inference_mode():
-            classifier(preprocessing.normalize(pixels)).tolist()
 
     def screened() -> None:
         stages: dict[str, float] = {}
         start = time.perf_counter()
-        screen(pixels, observe=stages.__setitem__)
+        screen(pixels, observe=lambda stage, seconds: stages.update({stage: stages.get(stage, 0.0) + seconds}))
         stages[REST] = time.perf_counter() - start - sum(stages.values())
         calls.append(stages)
 
-    bare()
+    def answered() -> None:
+        bare(pixels)
+
+    answered()
     screened()
     calls.clear()
-    measured = interleave(bare, screened, pairs=sizes.pairs, calls=sizes.calls[batch])
+    measured = interleave(answered, screened, pairs=sizes.pairs, calls=sizes.calls[batch])
     return ScreeningCost(
         network=fixture.network.name,
         views=views,
+        engine=screen.reader.engine,
+        bare=of_bare,
         batch=batch,
         pairs=sizes.pairs,
         bare_ms=1000 * statistics.median(measured.base),

@@ -14,6 +14,7 @@ class Sizes:
         calibration_images: behind each of the two conformal tables; the default levels need 99.
         pairs: measurements of screening at each batch size.
         calls: timed calls behind one such measurement, by batch size.
+        exported: which networks are measured as graphs, too: without views, with them, or both.
         library_pairs: measurements of library construction.
         clients: numbers of concurrent clients.
         rounds: slices of load on each server.
@@ -25,6 +26,7 @@ class Sizes:
     calibration_images: int
     pairs: int
     calls: dict[int, int]
+    exported: dict[str, tuple[bool, ...]]
     library_pairs: int
     clients: tuple[int, ...]
     rounds: int
@@ -37,6 +39,7 @@ FULL = Sizes(
     calibration_images=300,
     pairs=25,
     calls={1: 10, 32: 3},
+    exported={"LeNet": (False, True), "ResNet44": (False, True)},
     library_pairs=3,
     clients=(1, 16),
     rounds=9,
@@ -48,6 +51,7 @@ QUICK = Sizes(
     calibration_images=100,
     pairs=2,
     calls={1: 2, 32: 1},
+    exported={"LeNet": (False,)},
     library_pairs=1,
     clients=(1, 16),
     rounds=1,

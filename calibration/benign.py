@@ -13,7 +13,7 @@ from torch import Tensor
 
 from askance.calibration.controls import ControlConfig, control
 from askance.calibration.images import Images
-from askance.detectors import Readings
+from askance.judgement import Readings
 
 Read = Callable[[Images, Tensor], Readings]
 Benign = tuple[Readings, Sequence[Readings]] | None  # what is learned from, and what is promised for, by change
@@ -50,9 +50,9 @@ def benign_readings(images: Images, answers: Tensor, count: int, read: Read, sta
     before = images[rows.flatten()]
     parts = before.pixels().split(rows.shape[1])
     after = read(before, torch.cat([control(one, part) for one, part in zip(mild_changes(), parts, strict=True)]))
-    kept = calm(answers[rows], after.logits.argmax(dim=1).view_as(rows), stays)
+    kept = calm(answers[rows], torch.from_numpy(after.predicted).view_as(rows), stays)
     of_each = torch.arange(rows.numel()).view_as(rows)
-    return tuple(after.where(of_each[i][own]) for i, own in enumerate(kept) if bool(own.any()))
+    return tuple(after.where(of_each[i][own].numpy()) for i, own in enumerate(kept) if bool(own.any()))
 
 
 def of_both(calibrate: Sequence[Readings], fuse: Sequence[Readings]) -> Benign:

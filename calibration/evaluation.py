@@ -12,10 +12,11 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.attacks import Attack
 from askance.calibration.metrics import FIGURES, detection, detection_intervals, flag_rate_interval, worst_case
-from askance.detectors import Levels
-from askance.detectors.conformal import p_value
-from askance.detectors.screen import SINGLE_PASS
 from askance.evaluation import Evaluation
+from askance.judgement import Levels
+from askance.judgement.arrays import Floats
+from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.conformal import p_value
 
 UNTRAINED = "fused_untrained"
 BASELINE = "max_softmax"
@@ -80,7 +81,7 @@ class Evidence:
     """
 
     clean: SetScores
-    tables: Mapping[str, Tensor]
+    tables: Mapping[str, Floats]
     attacks: Sequence[AttackedSet]
     others: Mapping[str, Mapping[str, SetScores]]
     baselines: Sequence[str] = ()
@@ -213,13 +214,13 @@ def _enter_worst_case(result: dict[str, Any], evidence: Evidence, levels: Levels
 
 
 def flag_rates(
-    tables: Mapping[str, Tensor], columns: Mapping[str, Tensor], levels: Levels
+    tables: Mapping[str, Floats], columns: Mapping[str, Tensor], levels: Levels
 ) -> dict[str, dict[str, float]]:
     """The share of images that each scorer flags at each level, {scorer: {level: share}}."""
     rates = {}
     for scorer, values in columns.items():
-        p = p_value(values.to(tables[scorer].dtype), tables[scorer])
-        rates[scorer] = {level: float((p <= alpha).double().mean()) for level, alpha in levels.items()}
+        p = p_value(values.numpy(), tables[scorer])
+        rates[scorer] = {level: float((p <= alpha).mean()) for level, alpha in levels.items()}
     return rates
 
 

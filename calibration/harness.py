@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,12 +30,14 @@ from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Calibration, Detector, Fusion, Readings, Tap, tap_for
-from askance.detectors.conformal import table
+from askance.detectors import Detector, Tap, tap_for
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
+from askance.judgement import Calibration, Fusion, Readings
+from askance.judgement.arrays import Doubles
+from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.conformal import table
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
@@ -85,7 +88,7 @@ class Harness:
         needs = frozenset[Need]().union(*(BASELINES[one].needs for one in self.inputs.settings.evaluation.baselines))
         if not needs:  # our detectors have read the logits
             scores = self.scores(name, images, pixels)
-            return Observation(scores.readings.logits, scores.labels, {}, {})
+            return Observation(torch.from_numpy(scores.readings.logits), scores.labels, {}, {})
         stage = self._stage(f"baselines-{name}", images, pixels, *self.tap.layers, *sorted(needs))
         stream = ImageStream(self.tap, images, self.inputs.settings.batch_size, pixels)
         mask = self._mask if Need.MASKED in needs else None
@@ -237,7 +240,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         kept = (images if other.classes is None else images.only(other.classes))[: other.images]
         foreign[other.name] = scorers.scores(f"out-{other.name}", as_input(kept, shape))
     of_fuse = scorers.scores("split-fuse", splits["fuse"])
-    tables = {name: table(values) for name, values in of_fuse.columns.items()}
+    tables = {name: table(values.numpy()) for name, values in of_fuse.columns.items()}
     single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass.table}
     return Evidence(
         scorers.scores("split-evaluate", splits["evaluate"]),
@@ -284,7 +287,7 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
     config = harness.inputs.settings.evaluation
     if not config.seen_kinds:
         return fusion
-    seen: dict[str, list[Tensor]] = {}
+    seen: dict[str, list[Doubles]] = {}
     for attack in harness.seen_attacks:
         name, (images, pixels) = attack.name, harness.seen[attack.name]
         scores = harness.scores(f"seen-{name}", images, pixels)
@@ -296,7 +299,7 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
                 f"the seen attack {name} never succeeds on the calibration split: raise its budget, or leave it out"
             )
         learned = attack.model_dump_json(exclude={"name", "images", *BUDGET_OPTIONS})
-        seen.setdefault(learned, []).append(fusion.features(scores.readings.where(succeeded)))
+        seen.setdefault(learned, []).append(fusion.features(scores.readings.where(succeeded.numpy())))
     if not seen:
         say(
             "warning: no rung of the ladder succeeds on the calibration split: the fused score has learned from nothing"
@@ -307,7 +310,7 @@ def _trained(harness: Harness, fusion: Fusion) -> Fusion:
         peaceful.append(Readings.joined(changed))
     features = [fusion.features(readings) for readings in peaceful]
     weights, biases = zip(*(learn_weights(features, budgets) for budgets in seen.values()), strict=True)
-    return Fusion(fusion.background, torch.stack(weights), torch.stack(biases) - math.log(len(seen)))
+    return Fusion(fusion.background, np.stack(weights), np.array(biases) - math.log(len(seen)))
 
 
 class _Scorers:
@@ -342,14 +345,16 @@ class _Scorers:
 
     def scores(self, name: str, images: Images, pixels: Tensor | None = None) -> SetScores:
         scores = self._harness.scores(name, images, pixels)
-        columns = dict(scores.readings.scores)
+        made = dict(scores.readings.scores)
         judged = self._fused.scores(scores.readings)
-        columns[FUSED] = judged.pop(FUSED)
-        columns |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()} | judged
+        made[FUSED] = judged.pop(FUSED)
+        made |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()} | judged
+        columns = {name: torch.from_numpy(values) for name, values in made.items()}
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
-        return SetScores(columns, scores.predicted, scores.labels, scores.readings.components)
+        components = {name: torch.from_numpy(values) for name, values in scores.readings.components.items()}
+        return SetScores(columns, scores.predicted, scores.labels, components)
 
 
 def any_image(shape: tuple[int, int, int]) -> Preprocessing:

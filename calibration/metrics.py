@@ -10,16 +10,17 @@ import torch
 from scipy.stats import betabinom
 from torch import Tensor
 
-from askance.detectors.conformal import rank
+from askance.judgement.conformal import rank
 
 FALSE_POSITIVE_RATES = (0.05, 0.01, 0.001)
 FIGURES = ("auroc", "aupr", *(f"tpr_at_fpr_{rate:g}" for rate in FALSE_POSITIVE_RATES))
 RESAMPLES = 500
 CONFIDENCE = 0.95
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Scores = Tensor | Floats  # on the CPU
 
 
-def detection(clean: Tensor, attacked: Tensor) -> dict[str, float] | None:
+def detection(clean: Scores, attacked: Scores) -> dict[str, float] | None:
     """AUROC, AUPR (attacked as positives) and TPR at 5%, 1% and 0.1% FPR, each in [0, 1].
 
     Args:
@@ -35,7 +36,7 @@ def detection(clean: Tensor, attacked: Tensor) -> dict[str, float] | None:
     return {name: float(values[0]) for name, values in figures.items()}
 
 
-def detection_intervals(clean: Tensor, attacked: Tensor, seed: int = 0) -> dict[str, tuple[float, float]] | None:
+def detection_intervals(clean: Scores, attacked: Scores, seed: int = 0) -> dict[str, tuple[float, float]] | None:
     """95% bootstrap intervals (percentiles) of the figures of `detection`: clean and attacked resampled apart.
 
     Returns:
@@ -59,8 +60,8 @@ def _draws(count: int, seed: int) -> Floats:
     return drawn.astype(np.float64)
 
 
-def _ordered(clean: Tensor, attacked: Tensor) -> tuple[Floats, Floats]:
-    return clean.double().cpu().numpy(), attacked.double().cpu().numpy()
+def _ordered(clean: Scores, attacked: Scores) -> tuple[Floats, Floats]:
+    return np.asarray(clean, dtype=np.float64), np.asarray(attacked, dtype=np.float64)
 
 
 def _weighted(clean: Floats, attacked: Floats, clean_weights: Floats, attacked_weights: Floats) -> dict[str, Floats]:

@@ -19,6 +19,7 @@ from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
 from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
+from askance.calibration.exporting import graph_of
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.plan import plan
@@ -28,7 +29,7 @@ from askance.calibration.stages import Stages, alone_in
 from askance.classifiers import build_classifier
 from askance.classifiers.trust import is_trusted, standing_in
 from askance.detectors import Bundle, Capture, Detector
-from askance.detectors.publishing import publish, refuse_existing
+from askance.detectors.publishing import NO_GRAPH, publish, refuse_existing
 from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
 from askance.writing import temporary_folder
@@ -82,7 +83,8 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
     evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}
     clean, attacked = sentinel_candidates(harness)
-    publish(
+    say("sentinels, graphs, bundle")
+    manifest = publish(
         out,
         classifier={
             "name": settings.name,
@@ -107,8 +109,11 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
             "packages": {package: version(package) for package in PACKAGES},
             "host": {"platform": platform.platform(), "python": sys.version.split()[0]},
         },
+        export=graph_of,
         extra_files=report(settings.name, evaluation, evidence, settings.levels),
     )
+    if why := manifest.provenance.get(NO_GRAPH):
+        say(f"no graph, so that servers need torch: {why}")
     stages.remove()
 
 

@@ -45,7 +45,7 @@ def plan(inputs: CalibrationInputs, detectors: Mapping[str, Detector]) -> list[s
     others = [one.name for one in evaluation.controls] + [one.name for one in evaluation.out_of_distribution]
     if others:
         rows.append(f"read controls and other images: {listed(others)}")
-    rows.append("diagnostics, figures, sentinels, bundle")
+    rows.append("diagnostics, figures, sentinels, graphs, bundle")
     lines = [f"{settings.name}: {len(rows)} stages, about {in_words(total)} here"]
     lines += [f"  {i}. {row}" for i, row in enumerate(rows, 1)]
     return lines + [f"  left out: {one}" for one in left_out(settings, sizes)]

@@ -8,19 +8,24 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from askance.answers import FUSED
 from askance.calibration.benign import BENIGN_IMAGES, LEARNED, PROMISED, Benign, benign_readings, of_both
+from askance.calibration.exporting import graph_of
 from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
 from askance.classifiers import trusting
-from askance.detectors import Bundle, Calibration, Fusion, Readings, Screen
-from askance.detectors.conformal import p_value
+from askance.detectors import Bundle, Screen
 from askance.detectors.publishing import publish, refuse_existing
+from askance.detectors.reader import TorchReader
 from askance.errors import CalibrationError
+from askance.judgement import Calibration, Fusion, Readings
+from askance.judgement.arrays import Floats
+from askance.judgement.conformal import p_value
 
 MOST_TIMES = 10.0  # as many flagged ADVERSARIAL as promised, which may still be drift
 CHANCE = 1.63  # of Kolmogorov and Smirnov: two samples of one distribution differ by more in 1% of all cases
@@ -95,6 +100,7 @@ def recalibrate(
         build=build,
         clean=images.x[:half],
         attacked=attacked,
+        export=graph_of,
         evaluation=bundle.evaluation().as_json(),
         summary=bundle.manifest.evaluation,
         provenance={
@@ -115,14 +121,14 @@ def recalibrate(
 _CLASSIFIER = ("name", "factory", "arguments", "layers", "preprocessing", "class_names", "output")
 
 
-def _read(screen: Screen, images: Images) -> tuple[Readings, Benign]:
+def _read(screen: Screen[TorchReader], images: Images) -> tuple[Readings, Benign]:
     """What the detectors read of the images; and of either half mildly changed, where the old tables know of that."""
 
     def read(part: Images, pixels: Tensor | None = None) -> Readings:
-        return score(screen.detectors, ImageStream(screen.tap, part, BATCH, pixels), "read").readings
+        return score(screen.detectors, ImageStream(screen.reader.tap, part, BATCH, pixels), "read").readings
 
     readings, half = read(images), len(images) // 2
-    answers = readings.logits.argmax(dim=1)
+    answers = torch.from_numpy(readings.predicted)
     count = BENIGN_IMAGES if screen.calibration.fused.fusion.background.benign.shape[1] else 0
     one, other = (
         benign_readings(images[rows], answers[rows], count, read, stays)
@@ -139,19 +145,19 @@ def _shifts(old: Calibration, readings: Readings) -> dict[str, Shift]:
         p = p_value(scores[name], table)
         n, m = len(table), len(p)
         found[name] = Shift(
-            {level: float((p <= alpha).double().mean()) for level, alpha in old.levels.items()},
+            {level: float((p <= alpha).mean()) for level, alpha in old.levels.items()},
             distance(table, scores[name]),
             CHANCE * math.sqrt((n + m) / (n * m)),
         )
     return found
 
 
-def distance(one: Tensor, other: Tensor) -> float:
+def distance(one: Floats, other: Floats) -> float:
     """The greatest difference between two empirical distribution functions, [n], [m] -> in [0, 1]."""
-    one, other = one.double().sort().values, other.double().sort().values
-    places = torch.cat([one, other])
-    shares = [torch.searchsorted(values, places, right=True).double() / len(values) for values in (one, other)]
-    return float((shares[0] - shares[1]).abs().max())
+    one, other = np.sort(one.astype(np.float64)), np.sort(other.astype(np.float64))
+    places = np.concatenate([one, other])
+    shares = [np.searchsorted(values, places, side="right") / len(values) for values in (one, other)]
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def _calibration(old: Calibration, readings: Readings, benign: Benign, half: int) -> Calibration:

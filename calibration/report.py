@@ -11,9 +11,9 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from askance.calibration.evaluation import Evidence
-from askance.detectors import Levels
-from askance.detectors.conformal import threshold
 from askance.evaluation import Evaluation
+from askance.judgement import Levels
+from askance.judgement.conformal import threshold
 
 GRID = np.logspace(-3.5, 0, 71)  # false-positive rates at which curves are drawn
 BINS = 40

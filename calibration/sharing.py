@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from askance.detectors.conformal import samples_needed
 from askance.errors import ConfigError, DataError
+from askance.judgement.conformal import samples_needed
 
 TrainedOn = Literal["train", "none", "all"]
 """Which of the images the classifier has seen: the first pool, none, or all."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from scipy.special import expit
-from torch import Tensor
+
+from askance.judgement.arrays import Doubles
 
 PENALTY = 1e-3  # on the squared weights, per unit of mean loss
 
 
-def learn_weights(calm: Sequence[Tensor], seen: Sequence[Tensor], penalty: float = PENALTY) -> tuple[Tensor, Tensor]:
+def learn_weights(calm: Sequence[Doubles], seen: Sequence[Doubles], penalty: float = PENALTY) -> tuple[Doubles, float]:
     """Logistic regression: what was left in peace against what was attacked, the sets of each side counting alike.
 
     Args:
@@ -22,10 +22,10 @@ def learn_weights(calm: Sequence[Tensor], seen: Sequence[Tensor], penalty: float
         penalty: on the squared weights.
 
     Returns:
-        Weights [S] and the bias [], float64.
+        Weights, float64 [S], and the bias.
     """
     sets = [*calm, *seen]
-    x = torch.cat(sets, dim=1).double().cpu().numpy().T
+    x = np.concatenate(sets, axis=1).T
     truth = np.repeat([0.0] * len(calm) + [1.0] * len(seen), [part.shape[1] for part in sets])
     share = np.concatenate(
         [np.full(part.shape[1], 0.5 / len(side) / part.shape[1]) for side in (calm, seen) for part in side]
@@ -39,4 +39,4 @@ def learn_weights(calm: Sequence[Tensor], seen: Sequence[Tensor], penalty: float
         return value, np.append(x.T @ slope + 2 * penalty * weights, slope.sum())
 
     found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return torch.from_numpy(found.x[:-1]), torch.tensor(found.x[-1], dtype=torch.float64)
+    return found.x[:-1], float(found.x[-1])

@@ -1,39 +1,31 @@
 """What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
 
-from askance.detectors.background import Background
 from askance.detectors.bundle import Bundle
 from askance.detectors.constellation import Constellation, ConstellationOptions
 from askance.detectors.detector import Detector, Inputs, Options, Reading, tap_for
-from askance.detectors.fusion import Fusion
 from askance.detectors.introspection import Introspection, IntrospectionOptions
 from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
-from askance.detectors.readings import Readings
 from askance.detectors.registry import DETECTORS
-from askance.detectors.screen import Calibration, Levels, Screen
+from askance.detectors.screen import Screen
 from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
 from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
 from askance.detectors.tap import Capture, CaptureStream, Tap
 
 __all__ = [
     "DETECTORS",
-    "Background",
     "Bundle",
-    "Calibration",
     "Capture",
     "CaptureStream",
     "Constellation",
     "ConstellationOptions",
     "Detector",
-    "Fusion",
     "Inputs",
     "Introspection",
     "IntrospectionOptions",
-    "Levels",
     "LibraryNetwork",
     "LibraryNetworkOptions",
     "Options",
     "Reading",
-    "Readings",
     "Screen",
     "SelfOrganizingMap",
     "SelfOrganizingMapOptions",

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from torch import Tensor, nn
 from askance.answers import FUSED
 from askance.detectors.detector import Detector
 from askance.detectors.files import read_file, real_folder
-from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, FileEntry, Manifest
+from askance.detectors.graph import GraphReader, Model
+from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, FileEntry, GraphsEntry, Manifest
 from askance.detectors.output import select_output
+from askance.detectors.reader import TorchReader
 from askance.detectors.registry import DETECTORS, unfitted
-from askance.detectors.screen import SINGLE_PASS, Calibration, Screen
+from askance.detectors.screen import Screen
 from askance.detectors.sentinels import Sentinels
 from askance.detectors.signatures import Keyring, read_signatures
 from askance.detectors.tables import calibration_from
 from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, listed, one_line, printable
 from askance.evaluation import Evaluation
+from askance.judgement import Calibration
+from askance.judgement.calibration import SINGLE_PASS
 from askance.notebook import table as html_table
 
 MANIFEST = "manifest.json"
@@ -34,6 +39,8 @@ EVALUATION = "evaluation.json"
 REPORT = "report/"
 MOST_MANIFEST_BYTES = 16 * 2**20
 MOST_BYTES = 8 * 2**30  # of all files together, two billion parameters: whatever a manifest says, no more is read
+ALONE = "classifier"
+"""The graph of the classifier alone, beside those by the fused scores."""
 BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
 """(factory, arguments, weights) -> the classifier in eval mode; the factory is None where there is none."""
 
@@ -41,6 +48,20 @@ BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]]
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+class Engine(StrEnum):
+    """What computes a bundle.
+
+    Attributes:
+        AUTO: ONNX Runtime where the bundle has a graph, else torch.
+        ONNXRUNTIME: the bundle's graph; nothing of the classifier's code is needed.
+        TORCH: the classifier itself, under hooks.
+    """
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    TORCH = "torch"
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,10 @@ class Bundle:
         head = ("flags above", *(f"{level} ({target:.1%})" for level, target in levels.items()))
         return f"<div>{html_table((), lines)}{html_table(head, rows)}</div>"
 
+    def content(self, name: str) -> bytes:
+        """A file's content, as it was read."""
+        return self._files[name]
+
     @property
     def signed_content(self) -> bytes:
         """The manifest's bytes, as they were read: what a signature is over."""
@@ -174,7 +199,10 @@ class Bundle:
         entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
         tensors = self.tensors(entry)
         try:
-            return calibration_from(entry, kinds, len(self.manifest.classifier.class_names), tensors)
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            return calibration_from(entry, kinds, len(self.manifest.classifier.class_names), arrays)
+        except TypeError:  # bfloat16, say
+            raise BundleError(f"{self.path}: its tables are of a type that no calibration makes") from None
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
@@ -208,8 +236,53 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
-    def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
-        """The Screen this bundle describes.
+    def screen_by(self, engine: Engine, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
+        """The Screen this bundle describes, computed by an engine.
+
+        Args:
+            engine: AUTO takes the bundle's graph where it has one, else torch.
+            build: makes the classifier, for torch.
+            single_pass: leave out the detectors that need views of the input.
+
+        Raises:
+            BundleError: a part does not fit, or there is no graph and nothing else may compute; the message names the
+                bundle.
+        """
+        if engine is Engine.TORCH or (engine is Engine.AUTO and self.manifest.graphs is None):
+            return self.screen(build, single_pass=single_pass)
+        if self.manifest.graphs is None:
+            raise BundleError(
+                f"{self.path} has no graph, which the engine {engine} computes: askance export {self.path} --out NEW, "
+                'or engine = "torch"'
+            )
+        return self._graph_screen(self.manifest.graphs, single_pass)
+
+    def _graph_screen(self, graphs: GraphsEntry, single_pass: bool) -> Screen[GraphReader]:
+        manifest, entry = self.manifest, self.manifest.classifier
+        fused = SINGLE_PASS if single_pass and manifest.calibration.single_pass else FUSED
+        try:
+            wanted = [graphs.models[which] for which in (fused, ALONE)]
+            places = {place for model in wanted for place in model.tensors.values()}
+            needed = {place.partition("/")[0] for place in places}
+            held = {one.file: self.tensors(one) for one in manifest.entries if one.file in needed}
+            found = {place: held[place.partition("/")[0]][place.partition("/")[2]] for place in places}
+            graph, alone = (
+                Model(self._files[model.file], {name: found[place] for name, place in model.tensors.items()})
+                for model in wanted
+            )
+        except KeyError:
+            raise BundleError(f"{self.path}: its graphs are incomplete: calibrate again") from None
+        whole = self.calibration()
+        calibration = whole.in_a_single_pass() if single_pass else whole
+        asked = {kind: detector for kind, detector in self.detectors().items() if kind in calibration.tables}
+        try:
+            reader = GraphReader(graph, alone, list(asked))
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {error}") from None
+        return Screen(reader, entry.preprocessing, entry.class_names, asked, calibration, manifest.id)
+
+    def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen[TorchReader]:
+        """The Screen this bundle describes, in torch.
 
         Args:
             build: makes the classifier.
@@ -222,23 +295,23 @@ class Bundle:
         try:
             detectors, whole = self.detectors(), self.calibration()
             calibration = whole.in_a_single_pass() if single_pass else whole
-            return Screen(
-                self.classifier(build),
-                entry.preprocessing,
-                entry.class_names,
-                {name: detector for name, detector in detectors.items() if name in calibration.tables},
-                calibration,
-                self.manifest.id,
-            )
+            asked = {name: detector for name, detector in detectors.items() if name in calibration.tables}
+            reader = TorchReader(self.classifier(build), asked, entry.preprocessing)
+            return Screen(reader, entry.preprocessing, entry.class_names, asked, calibration, self.manifest.id)
         except BundleError:
             raise
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
 
+def _models(manifest: Manifest) -> set[str]:
+    """The files of ONNX models."""
+    return set() if manifest.graphs is None else {model.file for model in manifest.graphs.models.values()}
+
+
 def require_only_what_bundles_hold(path: Path, manifest: Manifest) -> None:
     """Raise BundleError unless a manifest names the files that bundles hold, of no more bytes than are ever read."""
-    own = {EVALUATION, *(entry.file for entry in manifest.entries)}
+    own = {EVALUATION, *(entry.file for entry in manifest.entries), *_models(manifest)}
     for name in manifest.files:
         if any(part in ("", ".", "..") for part in name.split("/")) or not name.isprintable() or "\\" in name:
             raise BundleError(f"{path}: the manifest names a file outside the bundle, {name!r}")
@@ -249,6 +322,8 @@ def require_only_what_bundles_hold(path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if name not in own and not name.startswith(REPORT):
             raise BundleError(f"{path}: the manifest names a file that bundles do not hold, {name!r}")
+    for name in sorted(_models(manifest) - set(manifest.files)):
+        raise BundleError(f"{path}: {printable(name)} is missing from this manifest's files: copy the bundle again")
     if EVALUATION not in manifest.files:
         raise BundleError(f"{path}: the manifest names no {EVALUATION}: the bundle is incomplete, copy it again")
     total = sum(stored.size for stored in manifest.files.values())

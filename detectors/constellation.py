@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from askance.detectors.conformal import p_value, yardstick
 from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.ranks import p_value, yardstick
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.views import add_noise, median_filter, reduce_bits
 from askance.errors import DataError
@@ -134,7 +134,7 @@ class Constellation(Detector[ConstellationOptions]):
         groups = self.options.groups()
         # in float64, where a confident classifier's log-probabilities, of 1e-8 say, are still numbers
         own = capture.logits.double().log_softmax(dim=1)
-        views = capture.views.logits.double().log_softmax(dim=1).view(len(capture), -1, own.shape[1])
+        views = capture.views.logits.double().log_softmax(dim=1).view(own.shape[0], -1, own.shape[1])
         predicted = capture.predicted[:, None]
         held = views.gather(2, predicted.unsqueeze(2).expand(-1, views.shape[1], 1)).squeeze(2)
         readings = {

@@ -52,7 +52,7 @@ class Reading:
         components: the named readings behind the score, {name: [B]}, which fusion weighs.
         two_sided: the components that can be untypical either way; the others point like the score.
         evidence: what `explain` puts in words, {name: [B, ...]}.
-        tied: whether a tie, but for noise (`detectors.margins.TIE`), decided something: the readings would jump; [B]
+        tied: whether a tie, but for noise (`detectors.ranks.TIE`), decided something: the readings would jump; [B]
             bool, None where nothing can be tied.
         slack: how far the score may be off because it rises in steps, [B], >= 0; None where it does not.
     """

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from askance.detectors import infovae
-from askance.detectors.conditioning import margins
 from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
 from askance.detectors.infovae import WIDTH, InfoVAE, dense
+from askance.detectors.ranks import leads
 from askance.detectors.spool import spool
 from askance.detectors.statistics import auroc, neighbor_vote
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
@@ -71,7 +71,7 @@ def declared_margin(logits: Tensor) -> Tensor:
     An attack that stops at the decision boundary leaves next to none, one that goes on leaves more than any clean image
     has: untypical either way. The logarithm gives both tails a scale.
     """
-    return margins(logits).clamp_min(torch.finfo(logits.dtype).tiny).log().to(logits.dtype)
+    return leads(logits).clamp_min(torch.finfo(logits.dtype).tiny).log().to(logits.dtype)
 
 
 def _labels(capture: Capture) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from askance.detectors.margins import TIE
+from askance.detectors.ranks import TIE
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
 BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix

@@ -13,7 +13,7 @@ from askance.answers import Verdict
 from askance.detectors.class_names import ClassNames, Label
 from askance.detectors.output import Output
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Levels
+from askance.judgement import Levels
 
 SCHEMA_VERSION = 8
 NO_CONTENT = frozenset({"id", "checksum", "created", "provenance"})
@@ -111,6 +111,22 @@ class SentinelsEntry(FileEntry):
     expected: tuple[Expected, ...]
 
 
+class GraphModel(_Part):
+    """An ONNX model in `file`, whose large tensors are the bundle's: {initializer: "file/tensor"}."""
+
+    file: str
+    tensors: dict[str, str]
+
+
+class GraphsEntry(FileEntry):
+    """What computes the bundle without torch: by the fused score what its detectors read, and the classifier alone.
+
+    `file` holds the tensors that no other file has.
+    """
+
+    models: dict[str, GraphModel]
+
+
 class Figures(BaseModel):
     """The figures of the evaluation that stand in the manifest, the AUROC of each scorer on each attack among them."""
 
@@ -139,6 +155,7 @@ class Manifest(_Part):
     detectors: tuple[DetectorEntry, ...] = Field(min_length=1)
     calibration: CalibrationEntry
     sentinels: SentinelsEntry
+    graphs: GraphsEntry | None = None
     evaluation: Annotated[dict[str, Any], AfterValidator(_are_figures)]
     files: dict[str, StoredFile]
     provenance: dict[str, Any]
@@ -146,7 +163,14 @@ class Manifest(_Part):
     @property
     def entries(self) -> tuple[FileEntry, ...]:
         """What of it has a file of tensors."""
-        return (self.classifier, self.calibration, self.sentinels, *self.detectors)
+        graphs = () if self.graphs is None else (self.graphs,)
+        return (self.classifier, self.calibration, self.sentinels, *self.detectors, *graphs)
+
+    @model_serializer(mode="wrap")
+    def _without_graphs_where_there_are_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Bundles without graphs are as they were before there were any, their ids included."""
+        content: dict[str, Any] = serialize(self)
+        return content if self.graphs is not None else {k: v for k, v in content.items() if k != "graphs"}
 
     def sealed(self) -> Manifest:
         """The same with its id and its checksum."""

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from askance.answers import FUSED
 from askance.detectors.bundle import (
+    ALONE,
     EVALUATION,
     MANIFEST,
     REPORT,
@@ -25,24 +27,37 @@ from askance.detectors.bundle import (
     sha256,
 )
 from askance.detectors.detector import Detector
+from askance.detectors.graph import Model
 from askance.detectors.manifest import (
     ClassifierEntry,
     DetectorEntry,
     FileEntry,
+    GraphModel,
+    GraphsEntry,
     Manifest,
     PackageEntry,
     SentinelsEntry,
     StoredFile,
 )
+from askance.detectors.reader import TorchReader
 from askance.detectors.registry import DETECTORS
-from askance.detectors.screen import SINGLE_PASS, Calibration
+from askance.detectors.screen import Screen
 from askance.detectors.sentinels import choose
-from askance.detectors.tables import entry_of, tensors_of
+from askance.detectors.tables import arrays_of, entry_of
 from askance.detectors.tensors import contiguous, described
-from askance.errors import BundleError
+from askance.errors import BundleError, ExportError
+from askance.judgement import Calibration
+from askance.judgement.calibration import SINGLE_PASS
 from askance.writing import PUBLIC, SECRET, writing
 
-CLASSIFIER, CALIBRATION, SENTINELS = (f"{part}.safetensors" for part in ("classifier", "calibration", "sentinels"))
+Export = Callable[[Screen[TorchReader], Tensor], tuple[Model, Model]]
+"""(Screen, images to try it on) -> the graph of all that it reads, and that of its classifier alone."""
+MODELS = {FUSED: "graph.onnx", SINGLE_PASS: "graph_single_pass.onnx", ALONE: "classifier.onnx"}
+NO_GRAPH = "no_graph"
+"""Where a bundle's provenance says why it has none."""
+CLASSIFIER, CALIBRATION, SENTINELS, GRAPHS = (
+    f"{part}.safetensors" for part in ("classifier", "calibration", "sentinels", "graphs")
+)
 
 
 def publish(
@@ -58,6 +73,7 @@ def publish(
     evaluation: Mapping[str, Any],
     summary: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    export: Export | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Manifest:
     """Write a bundle and publish it at `path` by one rename; on any failure nothing is left behind.
@@ -73,7 +89,9 @@ def publish(
         attacked: the same, float32 [M, C, H, W] in [0, 1]; M may be 0.
         evaluation: the whole of evaluation.json.
         summary: the part of it that the manifest carries.
-        provenance: data digests, seeds, package versions, host; not part of the id.
+        provenance: data digests, seeds, package versions, host; not part of the id. What cannot be exported adds why,
+            under "no_graph".
+        export: makes graphs, such as `exporting.graph_of`; None makes none.
         extra_files: {relative path: content}, the report.
 
     Raises:
@@ -95,7 +113,9 @@ def publish(
                 **_kept(files, f"{kind}.safetensors", detector.state_dict()).model_dump(),
             )
         )
-    of_calibration = _kept(files, CALIBRATION, tensors_of(calibration))
+    of_calibration = _kept(
+        files, CALIBRATION, {name: torch.from_numpy(values) for name, values in arrays_of(calibration).items()}
+    )
     files[EVALUATION] = json.dumps(evaluation, indent=2, allow_nan=False).encode()
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,30 +128,104 @@ def publish(
         provenance=dict(provenance),
     )
     manifest = _with_sentinels(Bundle(path, manifest, files), files, build, clean, attacked)
-    files |= extra_files or {}
+    if export is not None:
+        tried = torch.cat([clean.float() / 255, attacked.float()])
+        try:
+            manifest = _with_graphs(Bundle(path, manifest, files), files, build, tried, export)
+        except ExportError as error:
+            manifest = manifest.model_copy(update={"provenance": manifest.provenance | {NO_GRAPH: str(error)}})
+    return _published(path, manifest, files | dict(extra_files or {}))
+
+
+def publish_with_graphs(bundle: Bundle, path: Path, *, build: BuildClassifier, export: Export) -> Manifest:
+    """Publish a bundle once more, at `path`, with graphs.
+
+    Args:
+        bundle: the one without, or with others.
+        path: must not exist.
+        build: makes the classifier.
+        export: as for `publish`.
+
+    Raises:
+        BundleError: `path` exists, or a part of the bundle does not fit.
+        ExportError: there are no such graphs.
+    """
+    refuse_existing(path)
+    old = bundle.manifest
+    graphs = {GRAPHS, *MODELS.values()}
+    files = {name: bundle.content(name) for name in old.files if name not in graphs}
+    provenance = {name: said for name, said in old.provenance.items() if name != NO_GRAPH}
+    bare = Bundle(bundle.path, old.model_copy(update={"graphs": None, "provenance": provenance}), files)
+    return _published(path, _with_graphs(bare, files, build, bundle.sentinels().images, export), files)
+
+
+def _published(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Write a manifest and the files that it is to tell of."""
     stored = {name: StoredFile(sha256=sha256(content), size=len(content)) for name, content in sorted(files.items())}
     manifest = manifest.model_copy(update={"files": stored}).sealed()
     require_only_what_bundles_hold(path, manifest)
-    files[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode()
+    content = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False).encode()
     with writing(path):
-        _write(path, files)
+        _write(path, {**files, MANIFEST: content})
     return manifest
+
+
+def _screens(bundle: Bundle, build: BuildClassifier) -> dict[str, Screen[TorchReader]]:
+    """The Screens that a bundle gives, by the fused score that they go by."""
+    modes = {FUSED: False} | ({SINGLE_PASS: True} if bundle.manifest.calibration.single_pass else {})
+    return {fused: bundle.screen(build, single_pass=single) for fused, single in modes.items()}
 
 
 def _with_sentinels(
     bundle: Bundle, files: dict[str, bytes], build: BuildClassifier, clean: Tensor, attacked: Tensor
 ) -> Manifest:
     """The manifest with sentinels, answered by the Screen that the bundle gives; their images join its files."""
-    manifest = bundle.manifest
-    modes = {FUSED: False} | ({SINGLE_PASS: True} if manifest.calibration.single_pass else {})
-    screens = {fused: bundle.screen(build, single_pass=single) for fused, single in modes.items()}
+    screens = _screens(bundle, build)
     tensors, expected = choose(screens, clean, attacked)
     entry = SentinelsEntry(**_kept(files, SENTINELS, tensors).model_dump(), expected=expected)
-    chosen = Bundle(bundle.path, manifest.model_copy(update={"sentinels": entry}), files)
+    chosen = Bundle(bundle.path, bundle.manifest.model_copy(update={"sentinels": entry}), files)
     for fused, screen in screens.items():
-        chosen.sentinels(single_pass=modes[fused]).prove(screen)
+        chosen.sentinels(single_pass=fused == SINGLE_PASS).prove(screen)
         screen.close()
     return chosen.manifest
+
+
+def _with_graphs(
+    bundle: Bundle, files: dict[str, bytes], build: BuildClassifier, images: Tensor, export: Export
+) -> Manifest:
+    """The manifest with graphs, tried on images; they join its files.
+
+    Raises:
+        ExportError: there is none that judges images as its Screen does.
+    """
+    made = {}
+    for fused, screen in _screens(bundle, build).items():
+        made[fused], made[ALONE] = export(screen, images)
+        screen.close()
+    held = {
+        _content(tensor): f"{entry.file}/{name}"
+        for entry in bundle.manifest.entries
+        for name, tensor in bundle.tensors(entry).items()
+    }
+    own, models = {}, {}
+    for which, model in sorted(made.items()):
+        places = {}
+        for name, tensor in model.tensors.items():
+            content = _content(tensor)
+            if content not in held:
+                own[content], held[content] = tensor, f"{GRAPHS}/{content}"
+            places[name] = held[content]
+        files[MODELS[which]] = model.content
+        models[which] = GraphModel(file=MODELS[which], tensors=places)
+    entry = GraphsEntry(**_kept(files, GRAPHS, own).model_dump(), models=models)
+    return bundle.manifest.model_copy(update={"graphs": entry})
+
+
+def _content(tensor: Tensor) -> str:
+    """A name for what a tensor is, its type and its shape included."""
+    plain = tensor.contiguous()
+    said = f"{plain.dtype} {list(plain.shape)}".encode()
+    return sha256(said + plain.flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _kept(files: dict[str, bytes], name: str, tensors: Mapping[str, Tensor]) -> FileEntry:

@@ -10,10 +10,10 @@ from askance.detectors.constellation import Constellation
 from askance.detectors.detector import Detector
 from askance.detectors.introspection import Introspection
 from askance.detectors.library_network import LibraryNetwork
-from askance.detectors.screen import SINGLE_PASS
 from askance.detectors.self_organizing_map import SelfOrganizingMap
 from askance.detectors.semantic_signature import SemanticSignature
 from askance.errors import BundleError, did_you_mean
+from askance.judgement.calibration import SINGLE_PASS
 from askance.plugins import Family
 
 DETECTORS: Family[Detector] = Family(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Generic, Self
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from askance.answers import (
-    DOUBTFUL,
     FUSED,
     MANIPULATED,
-    UNFAMILIAR,
     UNSCREENED,
     Answer,
     DetectorVerdict,
@@ -24,190 +21,29 @@ from askance.answers import (
     Screening,
     Verdict,
 )
-from askance.detectors.background import Background
-from askance.detectors.conditioning import margins
-from askance.detectors.conformal import least_favourable, p_value, table
-from askance.detectors.detector import Detector, Reading, tap_for
-from askance.detectors.fusion import Fusion
-from askance.detectors.margins import around, is_close, may_change
+from askance.detectors.detector import Detector, Reading
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.readings import Readings
-from askance.detectors.tap import Capture
+from askance.detectors.reader import Observe, ReaderT_co, array, in_numbers, slack_of
 from askance.errors import ConfigError, ScreenError
-
-SINGLE_PASS = "fused_single_pass"
-MOST_FLAGGED = 0.5  # of clean inputs: a level above it says nothing
-Observe = Callable[[str, float], None]  # (stage, seconds)
+from askance.judgement import Calibration, Readings
+from askance.judgement.arrays import Bools
 
 
-class Levels(BaseModel):
-    """The false-positive targets: a clean input is flagged at a level with at most this probability."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    suspect: float = 0.05
-    adversarial: float = 0.01
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Levels:
-        if not 0 < self.adversarial <= self.suspect <= MOST_FLAGGED:
-            raise ValueError(f"levels must satisfy 0 < adversarial <= suspect <= {MOST_FLAGGED:g}")
-        return self
-
-    def flags(self, p: float) -> tuple[str, ...]:
-        """The names of the levels that a p-value meets."""
-        return tuple(name for name, alpha in self.items() if p <= alpha)
-
-    def items(self) -> tuple[tuple[str, float], ...]:
-        """(name, target), the loosest first."""
-        return ("suspect", self.suspect), ("adversarial", self.adversarial)
-
-    def verdict(self, p: float) -> Verdict:
-        """The verdict of a fused p-value."""
-        if p <= self.adversarial:
-            return Verdict.ADVERSARIAL
-        return Verdict.SUSPECT if p <= self.suspect else Verdict.CLEAN
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A fused score and its conformal table.
-
-    Attributes:
-        fusion: the score, tabulated on the calibration split.
-        table: sorted scores [m] of the fusion split, those of its benignly changed images where they are higher.
-        unfamiliar: how unfamiliar its clean images are to the same components, sorted, float64 [m].
-    """
-
-    fusion: Fusion
-    table: Tensor
-    unfamiliar: Tensor
-
-    def to(self, device: str | torch.device) -> Fused:
-        """The same on another device."""
-        return Fused(self.fusion.to(device), self.table.to(device), self.unfamiliar.to(device))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The conformal tables.
-
-    Attributes:
-        levels: the false-positive targets.
-        tables: {detector: sorted clean scores [n]} of the calibration split.
-        fused: of all detectors.
-        doubtful: how doubtful the clean images of the fusion split are, sorted, float64 [m].
-        single_pass: of the detectors that need no views of the input; None where none needs them.
-    """
-
-    levels: Levels
-    tables: Mapping[str, Tensor]
-    fused: Fused
-    doubtful: Tensor
-    single_pass: Fused | None = None
-
-    @property
-    def reasons(self) -> dict[str, Tensor]:
-        """The tables of the reasons beside `MANIPULATED`, which is the fused score: {reason: sorted [m]}."""
-        return {UNFAMILIAR: self.fused.unfamiliar, DOUBTFUL: self.doubtful}
-
-    @property
-    def judged(self) -> dict[str, Tensor]:
-        """The tables of what a fusion gives, {name: sorted [m]}: the fused score's own, and those of the reasons."""
-        return {FUSED: self.fused.table, **self.reasons}
-
-    @classmethod
-    def fit(
-        cls,
-        calibrate: Readings,
-        fuse: Readings,
-        levels: Levels | None = None,
-        *,
-        benign: tuple[Readings, Sequence[Readings]] | None = None,
-        viewers: Collection[str] = (),
-        train: Callable[[Fusion], Fusion] | None = None,
-    ) -> Calibration:
-        """Tabulate clean readings of two splits that nothing was fitted on, disjoint from each other.
-
-        Args:
-            calibrate: of the split that each detector's p-values, and the fused score's components, go by.
-            fuse: of the split that the fused score's p-value goes by.
-            levels: the false-positive targets; None takes the defaults.
-            benign: the same two of images changed benignly: what suspicions are held against, and by change what is to
-                be flagged no oftener than clean images are, if anything.
-            viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
-                without them.
-            train: gives an untrained Fusion its trained opinions; None leaves it untrained.
-
-        Raises:
-            CalibrationError: there are no readings, or some are not finite.
-        """
-        background = Background.fit(calibrate, None if benign is None else benign[0])
-
-        def fused(names: tuple[str, ...]) -> Fused:
-            fusion = Fusion.untrained(background.only(names))
-            fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
-            of_clean = {name: table(scores) for name, scores in fusion.scores(fuse).items()}
-            mild, least = () if benign is None else benign[1], of_clean[FUSED]
-            if mild:
-                least = least_favourable(least, [table(fusion.score(change)) for change in mild])
-            return Fused(fusion, least, of_clean[UNFAMILIAR])
-
-        names = background.names
-        alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
-        return cls(
-            Levels() if levels is None else levels,
-            {name: table(scores) for name, scores in calibrate.scores.items()},
-            fused(names),
-            table(-margins(fuse.logits)),
-            fused(alone) if viewers else None,
-        )
-
-    def to(self, device: str | torch.device) -> Calibration:
-        """The same on another device."""
-        return replace(
-            self,
-            tables={name: values.to(device) for name, values in self.tables.items()},
-            fused=self.fused.to(device),
-            doubtful=self.doubtful.to(device),
-            single_pass=None if self.single_pass is None else self.single_pass.to(device),
-        )
-
-    def in_a_single_pass(self) -> Calibration:
-        """The same without the detectors that need views."""
-        if self.single_pass is None:
-            return self
-        kept = {name.partition("/")[0] for name in self.single_pass.fusion.names}
-        tables = {name: values for name, values in self.tables.items() if name in kept}
-        return replace(self, tables=tables, fused=self.single_pass, single_pass=None)
-
-
-def read_all(detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None) -> dict[str, Reading]:
-    """Every detector's Reading of a Capture, {name: Reading}; `observe` gets each one's seconds."""
-    readings = {}
-    for name, detector in detectors.items():
-        start = time.perf_counter()
-        readings[name] = detector.read(capture)
-        if observe is not None:
-            observe(name, time.perf_counter() - start)
-    return readings
-
-
-class Screen:
+class Screen(Generic[ReaderT_co]):
     """From a batch of images to predictions and verdicts. Safe to call from several threads.
 
     Args:
-        classifier: maps normalised images [B, C, H, W] to logits [B, K]; in eval mode.
+        reader: of images like those that the tables were made of.
         preprocessing: the input's shape and normalisation.
         class_names: K names.
-        detectors: fitted, by name.
+        detectors: fitted, by name; they explain what was read.
         calibration: their conformal tables.
         bundle_id: of the bundle that all this comes from; each answer names it.
     """
 
     def __init__(
         self,
-        classifier: nn.Module,
+        reader: ReaderT_co,
         preprocessing: Preprocessing,
         class_names: Sequence[str],
         detectors: Mapping[str, Detector],
@@ -219,9 +55,8 @@ class Screen:
         self.class_names = tuple(class_names)
         self.detectors = dict(detectors)
         self.calibration = calibration
-        self.tap = tap_for(classifier, self.detectors.values(), preprocessing.normalize)
+        self.reader = reader
 
-    @torch.no_grad()
     def __call__(
         self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
     ) -> list[Answer | ScreenError]:
@@ -230,7 +65,7 @@ class Screen:
         Args:
             images: [B, C, H, W], float32 in [0, 1].
             explain: whether to explain, for all or one each.
-            observe: called with (stage, seconds) for "classify", every detector, and "fused" (with the p-values).
+            observe: called with (stage, seconds) for those of the reader, and "fused" (with the p-values).
 
         Returns:
             One Answer per input, or the ScreenError that befell it alone.
@@ -238,31 +73,22 @@ class Screen:
         Raises:
             ConfigError: there are not as many class names as outputs.
         """
-        start = time.perf_counter()
-        capture = self.tap(images)
-        if observe is not None:
-            observe("classify", time.perf_counter() - start)
-        predictions = self._predictions(capture.logits)
-        readings = read_all(self.detectors, capture, observe)
-        wanted = [explain] * len(capture) if isinstance(explain, bool) else list(explain)
+        logits, readings = self.reader(images, observe)
+        predictions = self._predictions(logits)
+        wanted = [explain] * len(logits) if isinstance(explain, bool) else list(explain)
         explanations = {
             name: detector.explain_reading(readings[name], [i for i, w in enumerate(wanted) if w])
             for name, detector in self.detectors.items()
         }
         start = time.perf_counter()
-        read = Readings.of_batch(readings, capture.logits)
-        reasons = self.calibration.reasons
-        scores = {name: one.score for name, one in readings.items()} | self.calibration.fused.fusion.scores(read)
-        tables = {**self.calibration.tables, **self.calibration.judged}
-        columns = {
-            name: (values.tolist(), p_value(values.to(tables[name].dtype), tables[name]).tolist())
-            for name, values in scores.items()
-        }
+        numbers = in_numbers(readings, logits)
+        judged = self.calibration.judge(numbers)
+        columns = {name: (scores.tolist(), p.tolist()) for name, (scores, p) in judged.items()}
+        finite = np.logical_and.reduce([np.isfinite(scores) for scores, _ in judged.values()]).tolist()
         if observe is not None:
             observe(FUSED, time.perf_counter() - start)
-        finite = torch.stack([torch.isfinite(values) for values in scores.values()]).all(dim=0).tolist()
 
-        flags = self.calibration.levels.flags
+        flags, reasons = self.calibration.levels.flags, self.calibration.reasons
         answers: list[Answer | ScreenError] = []
         for i, prediction in enumerate(predictions):
             if isinstance(prediction, ScreenError):
@@ -291,28 +117,16 @@ class Screen:
             )
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         if len(answers) > 1:
-            for i in self._undecided(read, scores, readings).nonzero().flatten().tolist():
+            for i in self.undecided(numbers, readings).nonzero()[0].tolist():
                 (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
-    def _undecided(self, read: Readings, scores: Mapping[str, Tensor], readings: Mapping[str, Reading]) -> Tensor:
+    def undecided(self, numbers: Readings, readings: Mapping[str, Reading]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
-        calibration = self.calibration
-        ends = {}
-        for name, clean in calibration.tables.items():
-            low, high = around(scores[name], clean)
-            slack = 0.0 if (own := readings[name].slack) is None else own
-            ends[name] = (low - slack, high + slack, clean)
-        for name, (low, high) in calibration.fused.fusion.ends(read).items():
-            ends[name] = (low, high, calibration.judged[name])
-        alphas = [alpha for _, alpha in calibration.levels.items()]
-        undecided = [is_close(read.logits), *(one.tied for one in readings.values() if one.tied is not None)]
-        for low, high, clean in ends.values():
-            least, most = (p_value(end.to(clean.dtype), clean) for end in (high, low))
-            undecided.append(may_change(least, most, alphas))
-        return torch.stack(undecided).any(dim=0)
+        tied = [array(one.tied) for one in readings.values() if one.tied is not None]
+        undecided: Bools = np.logical_or.reduce([self.calibration.undecided(numbers, slack_of(readings)), *tied])
+        return undecided
 
-    @torch.no_grad()
     def classify(self, images: Tensor) -> list[Answer | ScreenError]:
         """The classifier's answers alone (verdict UNSCREENED), for images [B, C, H, W] in [0, 1]; otherwise as a call.
 
@@ -323,7 +137,7 @@ class Screen:
             found
             if isinstance(found, ScreenError)
             else Answer(found, Verdict.UNSCREENED, reason=UNSCREENED, bundle_id=self.bundle_id)
-            for found in self._predictions(self.tap.classify(images))
+            for found in self._predictions(self.reader.classify(images))
         ]
 
     def _predictions(self, logits: Tensor) -> list[Prediction | ScreenError]:
@@ -339,24 +153,26 @@ class Screen:
         ]
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes: that of the fused score's table."""
-        return self.calibration.fused.table.device
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the detectors read."""
+        return tuple(
+            dict.fromkeys(layer for one in self.detectors.values() for layer in (*one.layers, *one.view_layers))
+        )
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the classifier, the detectors and the tables; return self. Not while others call it.
+        """Compute elsewhere; return self. Not while others call it.
 
         Raises:
             ConfigError: there is no such device.
         """
-        try:
-            self.calibration = self.calibration.to(device)
-            for module in (self.tap.module, *self.detectors.values()):
-                module.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
-            raise ConfigError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        self.reader.to(device)
         return self
 
     def close(self) -> None:
-        """Remove the hooks from the classifier."""
-        self.tap.close()
+        """Let go of what the reader holds: hooks on the classifier, say."""
+        self.reader.close()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.reader.device

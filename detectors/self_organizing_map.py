@@ -13,11 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from askance.detectors.conformal import p_value, yardstick
 from askance.detectors.detector import Detector, Inputs, Options, Reading
-from askance.detectors.margins import around
+from askance.detectors.ranks import around, harmonic_mean, p_value, yardstick
 from askance.detectors.spool import spool
-from askance.detectors.surprisal import harmonic_mean
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
 from askance.errors import DataError, LayerError

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from askance.answers import FUSED, Answer, Verdict
-from askance.detectors.conformal import reach, threshold
 from askance.detectors.manifest import Expected
-from askance.detectors.screen import SINGLE_PASS, Screen
+from askance.detectors.reader import TorchReader
+from askance.detectors.screen import Screen
 from askance.errors import AskanceError, BundleError, ScreenError, one_line
+from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.conformal import reach, threshold
 
 MOST_IMAGES = 16  # of each kind, clean and attacked: one batch
 MOST_BYTES = 2 * 1024 * 1024  # of each kind; one clean image is kept whatever its size
@@ -137,7 +139,7 @@ def _spreads(screen: Screen, fused: str) -> dict[str, float]:
 
 
 def choose(
-    screens: Mapping[str, Screen], clean: Tensor, attacked: Tensor
+    screens: Mapping[str, Screen[TorchReader]], clean: Tensor, attacked: Tensor
 ) -> tuple[dict[str, Tensor], tuple[Expected, ...]]:
     """Pick sentinels: far from the thresholds, unmoved by what another machine's rounding does, of many classes.
 
@@ -170,7 +172,7 @@ def choose(
     return kept, tuple(expected)
 
 
-def _steady(screens: Mapping[str, Screen], pixels: Tensor) -> dict[int, Expected]:
+def _steady(screens: Mapping[str, Screen[TorchReader]], pixels: Tensor) -> dict[int, Expected]:
     """The answers to images that can be sentinels, by position."""
     found: dict[int, Expected] = {}
     for fused, screen in screens.items():
@@ -185,7 +187,7 @@ def _steady(screens: Mapping[str, Screen], pixels: Tensor) -> dict[int, Expected
                 steady[i] = Expected(label=answer.prediction.label, verdicts={fused: answer.verdict}, scores=scores)
         for draw, scale in enumerate(ROUNDING):
             rows = list(steady)
-            with _rounded(screen.tap.module, scale, draw):
+            with _rounded(screen.reader.tap.module, scale, draw):
                 moved = dict(zip(rows, _answers(screen, pixels[rows]), strict=True))
             steady = {i: one for i, one in steady.items() if _still(one, moved[i], fused, spreads)}
         found = steady if fused == FUSED else _both(found, steady)

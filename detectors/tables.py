@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
-from askance.detectors.background import Background
-from askance.detectors.conditioning import KNOTS, Conditioning
-from askance.detectors.conformal import check_level, threshold
-from askance.detectors.fusion import Fusion
 from askance.detectors.manifest import CalibrationEntry, FileEntry
-from askance.detectors.screen import SINGLE_PASS, Calibration, Fused
 from askance.errors import BundleError
+from askance.judgement import Background, Calibration, Fused, Fusion
+from askance.judgement.arrays import Floats
+from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.conditioning import KNOTS, Conditioning
+from askance.judgement.conformal import check_level, threshold
+
+Arrays = Mapping[str, NDArray[Any]]
 
 BACKGROUND = (
     *("clean", "benign", "doubts", "two_sided"),
@@ -27,15 +30,14 @@ UNFAMILIAR_SINGLE_PASS = f"{UNFAMILIAR}_single_pass"
 _AGAIN = "it has been altered since it was calibrated: calibrate again"
 
 
-def tensors_of(calibration: Calibration) -> dict[str, Tensor]:
+def arrays_of(calibration: Calibration) -> dict[str, NDArray[Any]]:
     """All tables and weights, by the names that a bundle has for them."""
-    tensors = {f"scores/{name}": values for name, values in _tables(calibration).items()}
+    arrays: dict[str, NDArray[Any]] = {f"scores/{name}": values for name, values in _tables(calibration).items()}
     background = calibration.fused.fusion.background
-    tensors |= {f"background/{name}": values for name, values in background.state_dict().items()}
-    tensors["background/two_sided"] = torch.tensor([name in background.two_sided for name in background.names])
+    arrays |= {f"background/{name}": values for name, values in background.arrays().items()}
     for name, fused in _fused(calibration).items():
-        tensors |= {f"{name}/{part}": getattr(fused.fusion, part) for part in FUSION}
-    return tensors
+        arrays |= {f"{name}/{part}": getattr(fused.fusion, part) for part in FUSION}
+    return arrays
 
 
 def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
@@ -63,16 +65,14 @@ def entry_of(calibration: Calibration, kept: FileEntry) -> CalibrationEntry:
     )
 
 
-def calibration_from(
-    entry: CalibrationEntry, kinds: Sequence[str], classes: int, tensors: Mapping[str, Tensor]
-) -> Calibration:
-    """The calibration that a manifest's entry and a file's tensors describe.
+def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], classes: int, arrays: Arrays) -> Calibration:
+    """The calibration that a manifest's entry and a file's arrays describe.
 
     Args:
         entry: what the manifest says of it.
         kinds: of the detectors.
         classes: K.
-        tensors: as `tensors_of` gave them.
+        arrays: as `arrays_of` gave them.
 
     Raises:
         BundleError: a table is missing, of another shape or type, unsorted or not finite, there is one too many, or the
@@ -81,28 +81,28 @@ def calibration_from(
     """
     fusions = {FUSED: entry.components} | ({SINGLE_PASS: entry.single_pass} if entry.single_pass else {})
     reasons = (UNFAMILIAR, DOUBTFUL, *((UNFAMILIAR_SINGLE_PASS,) if entry.single_pass else ()))
-    _check_names(entry, (*kinds, *fusions, *reasons), tensors, fusions)
+    _check_names(entry, (*kinds, *fusions, *reasons), arrays, fusions)
     for name in (*kinds, *fusions, *reasons):
-        kept = (torch.float32, torch.float64) if name in kinds else (torch.float64,)
-        _check_table(f"scores/{name}", tensors, 1, kept)
-    background = _background(entry, classes, tensors)
+        kept = (np.float32, np.float64) if name in kinds else (np.float64,)
+        _check_table(f"scores/{name}", arrays, 1, kept)
+    background = _background(entry, classes, arrays)
 
     def fused(name: str, components: tuple[str, ...]) -> Fused:
-        parts = {part: tensors[f"{name}/{part}"] for part in FUSION}
+        parts = {part: arrays[f"{name}/{part}"] for part in FUSION}
         for part, dimensions in FUSION.items():
             if parts[part].ndim != dimensions or not _are_finite(parts[part]):
                 raise BundleError(f"the calibration's {part} of {name} are not finite float64 numbers: {_AGAIN}")
         if len(parts["offsets"]) != classes:
             raise BundleError(f"the calibration's offsets of {name} are not one for each of {classes}: {_AGAIN}")
-        unfamiliar = tensors[f"scores/{UNFAMILIAR if name == FUSED else UNFAMILIAR_SINGLE_PASS}"]
-        return Fused(Fusion(background.only(components), **parts), tensors[f"scores/{name}"], unfamiliar)
+        unfamiliar = arrays[f"scores/{UNFAMILIAR if name == FUSED else UNFAMILIAR_SINGLE_PASS}"]
+        return Fused(Fusion(background.only(components), **parts), arrays[f"scores/{name}"], unfamiliar)
 
     parts = {name: fused(name, components) for name, components in fusions.items()}
     calibration = Calibration(
         entry.levels,
-        {kind: tensors[f"scores/{kind}"] for kind in kinds},
+        {kind: arrays[f"scores/{kind}"] for kind in kinds},
         parts[FUSED],
-        tensors[f"scores/{DOUBTFUL}"],
+        arrays[f"scores/{DOUBTFUL}"],
         parts.get(SINGLE_PASS),
     )
     recomputed = entry_of(calibration, entry)
@@ -112,21 +112,21 @@ def calibration_from(
     return calibration
 
 
-def _background(entry: CalibrationEntry, classes: int, tensors: Mapping[str, Tensor]) -> Background:
+def _background(entry: CalibrationEntry, classes: int, arrays: Arrays) -> Background:
     """What the fused scores have in common.
 
     Raises:
         BundleError: a part is not of the shape that the manifest asks for, or nothing that a calibration makes.
     """
-    parts = {name: tensors[f"background/{name}"] for name in BACKGROUND}
-    for name in ("clean", "doubts", *(("benign",) if parts["benign"].numel() else ())):
-        _check_table(f"background/{name}", tensors, 2, (torch.float32,))
+    parts = {name: arrays[f"background/{name}"] for name in BACKGROUND}
+    for name in ("clean", "doubts", *(("benign",) if parts["benign"].size else ())):
+        _check_table(f"background/{name}", arrays, 2, (np.float32,))
     count = len(entry.components)
     rows = {"clean": 2 * count, "benign": 2 * count, "doubts": 1}
     if any(parts[name].ndim != 2 or len(parts[name]) != expected for name, expected in rows.items()):
         raise BundleError(f"the calibration has not two tables for each of {count} components: {_AGAIN}")
-    two_sided = torch.tensor([name in entry.two_sided for name in entry.components])
-    if parts["two_sided"].dtype != torch.bool or not torch.equal(parts["two_sided"], two_sided):
+    two_sided = np.array([name in entry.two_sided for name in entry.components])
+    if parts["two_sided"].dtype != np.bool_ or not np.array_equal(parts["two_sided"], two_sided):
         raise BundleError(f"the calibration's two_sided in the manifest are not those of its tables: {_AGAIN}")
     coefficients = (1 + KNOTS + classes, count)
     shapes = {
@@ -143,15 +143,15 @@ def _background(entry: CalibrationEntry, classes: int, tensors: Mapping[str, Ten
                 f"the calibration's {name} are not finite float64 numbers of shape {list(shape)}, as {classes} classes "
                 f"and {count} components want them: {_AGAIN}"
             )
-    if not bool((state["spread"] > 0).all()) or not bool((state["knots"].diff() >= 0).all()):
+    if not (state["spread"] > 0).all() or not (np.diff(state["knots"]) >= 0).all():
         raise BundleError(f"the calibration's knots or spreads are out of order: {_AGAIN}")
     return Background(
         entry.components, frozenset(entry.two_sided), Conditioning(**state), *(parts[name] for name in rows)
     )
 
 
-def _are_finite(values: Tensor) -> bool:
-    return values.dtype == torch.float64 and bool(torch.isfinite(values).all())
+def _are_finite(values: NDArray[Any]) -> bool:
+    return values.dtype == np.float64 and bool(np.isfinite(values).all())
 
 
 def _fused(calibration: Calibration) -> dict[str, Fused]:
@@ -160,7 +160,7 @@ def _fused(calibration: Calibration) -> dict[str, Fused]:
     return {FUSED: calibration.fused} | single
 
 
-def _tables(calibration: Calibration) -> dict[str, Tensor]:
+def _tables(calibration: Calibration) -> dict[str, Floats]:
     """All conformal tables by name."""
     single = calibration.single_pass
     return {
@@ -172,13 +172,13 @@ def _tables(calibration: Calibration) -> dict[str, Tensor]:
 
 
 def _check_names(
-    entry: CalibrationEntry, tables: Sequence[str], tensors: Collection[str], fusions: Collection[str]
+    entry: CalibrationEntry, tables: Sequence[str], arrays: Collection[str], fusions: Collection[str]
 ) -> None:
     expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in tables)}
     expected |= {f"{name}/{part}" for name in fusions for part in FUSION}
-    for name in sorted(expected - set(tensors)):
+    for name in sorted(expected - set(arrays)):
         raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
-    for name in sorted(set(tensors) - expected):
+    for name in sorted(set(arrays) - expected):
         raise BundleError(f"the calibration has a table {name!r} that nothing reads: {_AGAIN}")
     for names in (tables, entry.components, entry.single_pass, entry.two_sided):
         if len(set(names)) < len(names):
@@ -188,12 +188,12 @@ def _check_names(
             raise BundleError(f"the manifest names a component that the fused score has not: {_AGAIN}")
 
 
-def _check_table(name: str, tensors: Mapping[str, Tensor], dimensions: int, kept: Collection[torch.dtype]) -> None:
-    values = tensors[name]
+def _check_table(name: str, arrays: Arrays, dimensions: int, kept: Collection[type[np.generic]]) -> None:
+    values = arrays[name]
     if values.ndim != dimensions or values.dtype not in kept or values.shape[-1] == 0:
-        shape = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        shape = f"{values.dtype} {list(values.shape)}"
         raise BundleError(f"the calibration's table {name!r} is {shape}, expected sorted clean scores: {_AGAIN}")
-    if not bool(torch.isfinite(values).all()):
+    if not np.isfinite(values).all():
         raise BundleError(f"the calibration's table {name!r} holds NaN or infinity: {_AGAIN}")
-    if not bool((values.diff(dim=-1) >= 0).all()):
+    if not (np.diff(values) >= 0).all():
         raise BundleError(f"the calibration's table {name!r} is not sorted: {_AGAIN}")

@@ -65,6 +65,7 @@ class TorusMap(nn.Module):
     minor_axes: Tensor
     owned: Tensor
     _wide_units: Tensor
+    _unit_squares: Tensor
     _wide_axes: Tensor
 
     def __init__(self, side: int) -> None:
@@ -72,7 +73,7 @@ class TorusMap(nn.Module):
         self.side = side
         for name in ("mean", "scale", "units", "hits", "yardstick", "class_means", "minor_axes"):
             self.register_buffer(name, torch.empty(0))
-        for name in ("owned", "_wide_units", "_wide_axes"):
+        for name in ("owned", "_wide_units", "_unit_squares", "_wide_axes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     def standardise(self, codes: Tensor) -> Tensor:
@@ -81,9 +82,10 @@ class TorusMap(nn.Module):
 
     def distances(self, standardised: Tensor) -> Tensor:
         """Distance of standardised codes [B, D] to every unit, [B, U]."""
-        # In float64, where cdist's matrix product loses nothing of small distances to cancellation.
-        distances: Tensor = torch.cdist(standardised.double(), self._wide_units)
-        return distances.to(standardised.dtype)
+        # By a matrix product, in float64, where small distances lose nothing to cancellation
+        wide = standardised.double()
+        squares = (wide**2).sum(dim=1, keepdim=True) + self._unit_squares - 2 * wide @ self._wide_units.T
+        return squares.clamp_min(0).sqrt().to(standardised.dtype)
 
     def find_minor_axes(self, codes: Tensor, predicted: Tensor, classes: int, chunk: int = 2048) -> None:
         """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
@@ -192,8 +194,9 @@ class TorusMap(nn.Module):
         self.hits = self.hits + other.hits
 
     def widen(self) -> None:
-        """Derive units and axes in float64."""
+        """Derive units and axes in float64, and the squares of the units' lengths."""
         self._wide_units, self._wide_axes = self.units.double(), self.minor_axes.double()
+        self._unit_squares = (self._wide_units**2).sum(dim=-1)
 
     def settle(self) -> None:
         """Work out what is derived; above all which units each class owns: those most of whose hits are its.

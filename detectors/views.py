@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,10 +37,10 @@ def median_filter(images: Tensor, size: int) -> Tensor:
     rows = _mirrored(images.shape[2], before, after, images.device)
     columns = _mirrored(images.shape[3], before, after, images.device)
     padded = images[:, :, rows][:, :, :, columns]
-    batch, channels, height, width = images.shape
-    squares = F.unfold(padded.flatten(0, 1).unsqueeze(1), size)  # [B C, size^2, H W]
-    middle = size * size // 2 + 1
-    return squares.kthvalue(middle, dim=1).values.view(batch, channels, height, width)
+    height, width = images.shape[2:]
+    shifted = [padded[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    median: Tensor = torch.stack(shifted).sort(dim=0).values[size * size // 2]
+    return median
 
 
 def _mirrored(count: int, before: int, after: int, device: torch.device) -> Tensor:

@@ -67,6 +67,7 @@ def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
     return lambda: LoadedBundle.open(
         path,
         build,
+        engine=config.inference.engine,
         single_pass=config.inference.single_pass,
         require_signature=config.bundles.require_signature,
     )

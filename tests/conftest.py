@@ -15,6 +15,8 @@ from calibration_support import DigitsRun, run_digits
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
 
+from askance.calibration import pipeline, recalibration
+from askance.errors import ExportError
 from askance.service.observability.log import GRPC, OWN, Ids
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
@@ -34,6 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Attacked images of tests stay out of the user's cache, and the user's out of tests."""
     os.environ["ASKANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_graphs() -> Iterator[None]:
+    """Graphs are made by their own tests, and by commands in a process of their own: each takes seconds."""
+
+    def left_out(*_: object) -> None:
+        raise ExportError("left out of tests")
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (pipeline, recalibration):
+            patched.setattr(module, "graph_of", left_out)
+        yield
 
 
 @pytest.fixture(autouse=True)

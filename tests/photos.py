@@ -38,7 +38,7 @@ def take_photos(folder: Path, counts: dict[str, int]) -> None:
             Image.fromarray(photo(kind, random)).save(path)
 
 
-def train_on(folder: Path, weights: Path, epochs: int = 4, factory: str = "torchvision:resnet18") -> float:
+def train_on(folder: Path, weights: Path, epochs: int = 6, factory: str = "torchvision:resnet18") -> float:
     """Train a zoo's classifier on folder/train and save its state dict; its accuracy there, in [0, 1]."""
     images = load_source(f"folder:{folder / 'train'}")
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -52,11 +52,16 @@ def train_on(folder: Path, weights: Path, epochs: int = 4, factory: str = "torch
 
 
 def learn(classifier: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
-    """Train on normalised images x with labels y; leaves the classifier in eval mode."""
+    """Train on normalised images x with labels y; leaves the classifier in eval mode.
+
+    The rate falls to nothing: where steps stay large, the last of them decide, and with them the machine's rounding.
+    """
     optimizer = torch.optim.SGD(classifier.train().parameters(), lr=rate, momentum=0.9)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, total_iters=epochs - 1)
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(24):
             optimizer.zero_grad()
             nn.functional.cross_entropy(classifier(x[rows]), y[rows]).backward()
             optimizer.step()
+        falling.step()
     classifier.eval()

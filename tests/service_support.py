@@ -26,22 +26,21 @@ from torch import Tensor, nn
 
 from askance.answers import Answer
 from askance.detectors import (
-    Calibration,
     Capture,
     Detector,
     LibraryNetwork,
     LibraryNetworkOptions,
-    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
     Tap,
 )
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.publishing import publish
-from askance.detectors.screen import Observe
+from askance.detectors.publishing import Export, publish
+from askance.detectors.reader import Observe, TorchReader, read
 from askance.detectors.sentinels import Sentinels
 from askance.errors import ScreenError
+from askance.judgement import Calibration
 from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving, started
@@ -98,15 +97,16 @@ def parts(preprocessing: Preprocessing = GREY) -> tuple[nn.Module, dict[str, Det
         captures: list[Capture] = [tap(part) for part in images.split([200, 500])]
         for detector in detectors.values():
             detector.fit(cast(Any, captures[:1]))
-    readings = Readings.of(detectors, captures[1])
+    readings = read(detectors, captures[1])
     return classifier, detectors, Calibration.fit(readings, readings)
 
 
-def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen:
+def tiny_screen(preprocessing: Preprocessing = GREY) -> Screen[TorchReader]:
     """A real Screen that takes well under a millisecond."""
     plain = preprocessing.model_copy(update={"resize": "refuse"})
     classifier, detectors, calibration = parts(plain)
-    return Screen(classifier, preprocessing, CLASSES, detectors, calibration)
+    reader = TorchReader(classifier, detectors, preprocessing)
+    return Screen(reader, preprocessing, CLASSES, detectors, calibration)
 
 
 def tiny_served(screen: Screen | None = None) -> LoadedBundle:
@@ -116,7 +116,9 @@ def tiny_served(screen: Screen | None = None) -> LoadedBundle:
     )
 
 
-def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: float = 0.0) -> str:
+def publish_tiny(
+    path: Path, factory: str | None = "tiny", name: str = "tiny", shift: float = 0.0, export: Export | None = None
+) -> str:
     """Publish a real bundle, for `build_tiny` unless another factory is named; return its id.
 
     Another `shift` of the fused table gives another bundle, with other p-values.
@@ -144,6 +146,7 @@ def publish_tiny(path: Path, factory: str = "tiny", name: str = "tiny", shift: f
         evaluation={},
         summary={},
         provenance={},
+        export=export,
     ).id
 
 
@@ -157,7 +160,8 @@ class Valve(Screen):
 
     def __init__(self, detectors: Mapping[str, Detector] | None = None) -> None:
         classifier, own, calibration = parts()
-        super().__init__(classifier, GREY, CLASSES, own if detectors is None else detectors, calibration)
+        asked = own if detectors is None else detectors
+        super().__init__(TorchReader(classifier, asked, GREY), GREY, CLASSES, asked, calibration)
         self.batches: list[list[float]] = []  # the first pixel of each image
         self.opened = threading.Event()
         self.entered = threading.Event()

@@ -77,7 +77,7 @@ def test_an_application_of_another_server_runs_unmodified(old_client: dict[str, 
     assert found["default"][:2] == ["output__0", "classes"]
     assert {"verdict", "probabilities"} < set(found["default"])
     with torch.no_grad():
-        own = tiny_screen().tap.classify(torch.from_numpy(IMAGES).float() / 255)
+        own = tiny_screen().reader.classify(torch.from_numpy(IMAGES).float() / 255)
     np.testing.assert_allclose(found["logits"], own, rtol=1e-3, atol=1e-4)
     assert [text.split(":")[2] for text in found["top"]] == [CLASSES[i] for i in own.argmax(dim=1)]
     assert (found["metadata"]["name"], found["metadata"]["versions"]) == ("resnet50", [version, "1"])

@@ -61,18 +61,26 @@ def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> Non
 
 
 def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) -> None:
-    assert [(row["network"], row["views"], row["batch"]) for row in figures["screening"]] == [
+    by_torch = [row for row in figures["screening"] if row["engine"] == "torch"]
+    assert [(row["network"], row["views"], row["batch"]) for row in by_torch] == [
         (network, views, batch)
         for network, with_views in (("LeNet", 3), ("ResNet44", 10))  # as their configs have them
         for views in (0, with_views)
         for batch in (1, 32)
     ]
+    by_graph = [row for row in figures["screening"] if row["engine"] == "onnxruntime"]
+    assert [(row["network"], row["views"], row["batch"], row["bare"]) for row in by_graph] == [
+        ("LeNet", 0, batch, bare) for batch in (1, 32) for bare in ("torch", "onnxruntime")
+    ]
     for row in figures["screening"]:
-        assert set(row) == {"network", "views", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms"}
+        assert set(row) == {
+            *("network", "views", "engine", "bare", "batch", "pairs", "bare_ms", "screened_ms", "ratio", "stages_ms")
+        }
         assert set(row["ratio"]) == SPREAD
+        stages = {"graph"} if row in by_graph else {"classify", *DETECTORS}
         assert set(row["stages_ms"]) == {
-            *("classify", "fused", "explanations and results"),
-            *DETECTORS,
+            *("fused", "explanations and results"),
+            *stages,
             *(("constellation",) if row["views"] else ()),
         }
 
@@ -92,7 +100,7 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
     for row in figures["serving"]:
         for part in ("askance", "no_op", "ratio"):
             assert set(row[part]) == {"requests_per_second", "p50_ms", "p99_ms"}
-        assert set(row["stages_ms"]) == {"decode", "queue", "classify", "fused", "respond"} | DETECTORS
+        assert set(row["stages_ms"]) == {"decode", "queue", "graph", "fused", "respond"}
         assert row["requests"] >= row["clients"]
     assert figures["serving"][0]["mean_batch"] == 1
 

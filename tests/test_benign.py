@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from calibration_support import DigitsRun
 from torch import Tensor
+from toy import readings_of
 
 from askance.calibration.benign import KINDS, SEVERITIES, benign_readings, calm, mild_changes, starts
 from askance.calibration.controls import CONTROLS, ControlConfig, control
@@ -16,8 +18,8 @@ from askance.calibration.harness import Harness, calibration_of
 from askance.calibration.images import Images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.stages import Stages
-from askance.detectors import Calibration, Readings
-from askance.detectors.conformal import p_value
+from askance.judgement import Calibration, Readings
+from askance.judgement.conformal import p_value
 
 COUNT = len(KINDS) * len(SEVERITIES)
 
@@ -47,7 +49,7 @@ def read_as(answers: Callable[[Tensor], Tensor]) -> Callable[[Images, Tensor], R
     def read(images: Images, pixels: Tensor) -> Readings:
         numbers = images.x[:, 0, 0, 0].float()
         logits = torch.nn.functional.one_hot(answers(numbers), 2).float()
-        return Readings({}, {"d/number": numbers, "d/mean": pixels.mean(dim=(1, 2, 3))}, frozenset(), logits)
+        return readings_of({"d/number": numbers, "d/mean": pixels.mean(dim=(1, 2, 3))}, logits=logits)
 
     return read
 
@@ -66,14 +68,14 @@ def test_each_change_is_made_of_its_own_images() -> None:
         rows = starts(10, 200)[i]
         expected = control(change, images[rows].pixels()).mean(dim=(1, 2, 3))
         assert found[i].components["d/number"].tolist() == [float(j % 200) for j in range(10 * i, 10 * i + 10)]
-        assert torch.allclose(found[i].components["d/mean"], expected), change.name
+        assert np.allclose(found[i].components["d/mean"], expected), change.name
 
 
 def test_answers_that_change_do_not_count() -> None:
     zeros = torch.zeros(200, dtype=torch.long)
     found = benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 10 == 3).long()), 0.9)
     assert len(found) == COUNT
-    numbers = Readings.joined(found).components["d/number"].int().tolist()
+    numbers = Readings.joined(found).components["d/number"].tolist()
     assert set(numbers) == {i for i in range(200) if i % 10 != 3}
     assert benign_readings(numbered(200), zeros, 10, read_as(lambda numbers: (numbers % 5 == 3).long()), 0.9) == ()
     assert benign_readings(numbered(200), zeros, 0, read_as(lambda numbers: numbers.long() * 0), 0.9) == ()
@@ -84,7 +86,7 @@ def test_a_change_that_alters_answers_is_left_out() -> None:
     third = starts(8, 200)[2]  # of images that no other change is made of
     found = benign_readings(numbered(200), zeros, 8, read_as(lambda numbers: torch.isin(numbers, third).long()), 0.9)
     assert len(found) == COUNT - 1
-    assert not torch.isin(Readings.joined(found).components["d/number"].long(), third).any()
+    assert not np.isin(Readings.joined(found).components["d/number"], third.numpy()).any()
 
 
 def test_what_kept_its_answer_under_a_mild_change_counts() -> None:
@@ -126,7 +128,7 @@ def flagged(harness: Harness, calibration: Calibration, pixels: Tensor, name: st
     """The share of the first evaluation images, in this form, that the fused score calls suspicious."""
     scores = harness.scores(name, harness.inputs.splits["evaluate"][: len(pixels)], pixels)
     fused = calibration.fused
-    return float((p_value(fused.fusion.score(scores.readings), fused.table) <= 0.05).double().mean())
+    return float((p_value(fused.fusion.score(scores.readings), fused.table) <= 0.05).mean())
 
 
 def test_benign_readings_are_of_images_that_kept_their_answer(harness: Harness) -> None:
@@ -140,7 +142,7 @@ def test_the_calibration_has_tables_of_them(calibrations: dict[int, Calibration]
     without, made = calibrations[0].fused, calibrations[100].fused
     assert without.fusion.background.benign.shape[1] == 0
     assert made.fusion.background.benign.shape[1] > 1000
-    assert torch.equal(made.fusion.background.clean, without.fusion.background.clean)
+    assert np.array_equal(made.fusion.background.clean, without.fusion.background.clean)
     assert made.table.shape == without.table.shape
 
 

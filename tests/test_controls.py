@@ -12,8 +12,8 @@ from askance.calibration.attacks import FGSM
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.controls import CONTROLS, ControlConfig, control, every_control
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
-from askance.detectors import Levels
-from askance.detectors.conformal import table
+from askance.judgement import Levels
+from askance.judgement.conformal import table
 
 AMOUNTS: dict[str, float] = {
     "clip": 0, "uniform": 0.05, "gaussian": 0.05, "blur": 0.7, "jpeg": 75, "webp": 75, "resize": 0.6, "pixelate": 0.6,
@@ -198,7 +198,9 @@ def test_only_images_that_stay_right_count() -> None:
     none = SetScores({FUSED: torch.full((4,), 300.0)}, zeros[:4] + 1, zeros[:4])
     attacked = AttackedSet(FGSM(name="f", kind="fgsm", epsilon=0.1), some, {}, seen=False)
     others = {"controls": {"some": some, "none": none}, "out_of_distribution": {"other": some}}
-    result = evaluate(Evidence(clean, {FUSED: table(clean.columns[FUSED])}, [attacked], others), Levels(), ("a", "b"))
+    result = evaluate(
+        Evidence(clean, {FUSED: table(clean.columns[FUSED].numpy())}, [attacked], others), Levels(), ("a", "b")
+    )
     found = result.controls["some"]
     assert (found.images, found.counted, found.accuracy) == (4, 2, 0.5)
     assert found.flag_rate[FUSED] == {"suspect": 0.0, "adversarial": 0.0}

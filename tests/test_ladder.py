@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from calibration_support import DigitsRun
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
 
 from askance.calibration import harness as harness_module
 from askance.calibration.attacks import FGSM, Attack, StoppedPGD
@@ -27,6 +26,7 @@ from askance.calibration.pipeline import evaluate_bundle
 from askance.calibration.stages import Stages
 from askance.errors import CalibrationError
 from askance.evaluation import Evaluation
+from askance.judgement.arrays import Doubles
 
 # The ladder by hand
 
@@ -183,14 +183,14 @@ def test_every_way_to_end_is_an_opinion(harness: Harness, monkeypatch: pytest.Mo
     """
     learned: list[int] = []
 
-    def learn(calm: list[Tensor], seen: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def learn(calm: list[Doubles], seen: list[Doubles]) -> tuple[Doubles, float]:
         learned.append(len(seen))
-        return torch.zeros(len(calm[0]), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        return np.zeros(len(calm[0])), 0.0
 
     monkeypatch.setattr(harness_module, "learn_weights", learn)
     fusion = calibration_of(harness).fused.fusion
     assert learned == [3, 3, 3, 3, 3, 2]
-    assert fusion.biases.exp().tolist() == pytest.approx([1 / 6] * 6)
+    assert np.exp(fusion.biases).tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_rungs_out_of_reach_are_not_learned_from(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:

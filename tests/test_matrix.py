@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from askance.calibration import harness
 from askance.classifiers import build_classifier, load_weights
-from askance.detectors import conditioning, fusion
 from askance.detectors.constellation import ConstellationOptions
+from askance.judgement import conditioning, fusion
 from benchmarks.matrix import __main__ as command
 from benchmarks.matrix.choices import DEFAULT, SETTINGS, changed, left_out
 from benchmarks.matrix.glyphs import glyphs

@@ -30,7 +30,7 @@ def test_stages_sizes_and_what_is_left_out(digits_run: DigitsRun) -> None:
     ]
     assert re.fullmatch(r"  3. attack up to 300 images each: the ladder, fgsm, pgd \(about \d+ (s|min)\)", rows[2])
     assert rows[3:] == [
-        "  4. diagnostics, figures, sentinels, bundle",
+        "  4. diagnostics, figures, sentinels, graphs, bundle",
         "  left out: constellation, without a section",
     ]
 

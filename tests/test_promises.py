@@ -26,12 +26,13 @@ from toy import Trained, answered
 import askance
 from askance.answers import Answer
 from askance.classifiers import build_classifier
-from askance.detectors import Bundle, Levels, Screen
+from askance.detectors import Bundle, Screen
 from askance.detectors import bundle as bundle_module
 from askance.detectors.sentinels import MOST_IMAGES
 from askance.detectors.tables import BACKGROUND, FUSION
 from askance.detectors.tensors import described
 from askance.errors import AskanceError, BundleError, ScreenError
+from askance.judgement import Levels
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import Server
 

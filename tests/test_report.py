@@ -15,8 +15,8 @@ from askance.answers import FUSED
 from askance.calibration.attacks import FGSM
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
 from askance.calibration.report import report
-from askance.detectors import Levels
-from askance.detectors.conformal import table
+from askance.judgement import Levels
+from askance.judgement.conformal import table
 
 LEVELS = Levels()
 
@@ -33,7 +33,9 @@ def page_of(doubts: dict[str, dict[str, str]]) -> str:
     clean = SetScores({FUSED: torch.arange(1000) / 1000}, zeros, zeros)
     attacked = SetScores({FUSED: torch.tensor([0.95, 0.995, 2.0, 0.1])}, torch.tensor([1, 1, 1, 0]), zeros[:4])
     options = FGSM(name="f", kind="fgsm", epsilon=0.1)
-    evidence = Evidence(clean, {FUSED: table(clean.columns[FUSED])}, [AttackedSet(options, attacked, {}, True)], {})
+    evidence = Evidence(
+        clean, {FUSED: table(clean.columns[FUSED].numpy())}, [AttackedSet(options, attacked, {}, True)], {}
+    )
     evaluation = evaluate(evidence, LEVELS, ("a",)).model_copy(update={"doubts": doubts})
     files = report("</script> & friends", evaluation, evidence, LEVELS)
     assert list(files) == ["report/index.html"]

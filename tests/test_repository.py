@@ -115,7 +115,7 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing(folder: Path) -> None:
             assert value("askance_bundle_reloads_total", {"result": "failure"}) == 0
             ok = value("askance_requests_total", {"method": "Screen", "code": "OK"})
             assert ok == answers.total() + SWAPS
-            info = {"id": served.bundle_id, "classifier": "tiny"}
+            info = {"id": served.bundle_id, "classifier": "tiny", "engine": "torch"}
             assert value("askance_bundle_info", info) == 1
             await until(lambda: not server.repository._retiring)
 

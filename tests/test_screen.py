@@ -14,11 +14,12 @@ from torch import Tensor
 from toy import NAMES, Trained, Whole, auroc, whole
 
 from askance.answers import FUSED, Answer, Verdict
-from askance.detectors import Levels, Readings, Screen, tap_for
-from askance.detectors.conformal import p_value
+from askance.detectors import Screen, tap_for
 from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import read_all
+from askance.detectors.reader import TorchReader, in_numbers, read_all
 from askance.errors import ScreenError
+from askance.judgement import Levels
+from askance.judgement.conformal import p_value
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 
@@ -86,7 +87,7 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
     probabilities = capture.logits.softmax(dim=1)
     calibration = trained.calibration
     assert calibration is not None
-    fused = calibration.fused.fusion.score(Readings.of_batch(readings, capture.logits))
+    fused = calibration.fused.fusion.score(in_numbers(readings, capture.logits))
     for i, answer in enumerate(answers):
         assert answer.index == int(capture.predicted[i])
         assert answer.label == NAMES[answer.index]
@@ -97,12 +98,12 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
             score = readings[word.name].score[i]
             clean = calibration.tables[word.name]
             assert word.score == pytest.approx(float(score), abs=1e-4)
-            assert word.p_value == (1 + int((clean >= score).sum())) / (len(clean) + 1)
+            assert word.p_value == (1 + int((clean >= float(score)).sum())) / (len(clean) + 1)
             assert word.flags == calibration.levels.flags(word.p_value)
             assert word.explanation is None
         assert answer.fused.name == FUSED
         assert answer.fused.score == pytest.approx(float(fused[i]), abs=1e-6)
-        assert answer.fused.p_value == float(p_value(fused[i : i + 1], calibration.fused.table))
+        assert answer.fused.p_value == float(p_value(fused[i : i + 1], calibration.fused.table)[0])
         assert answer.verdict is calibration.levels.verdict(answer.fused.p_value)
 
 
@@ -149,8 +150,8 @@ def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, e
         assert auroc(before[kind].score, after[kind].score[success]) > floor, kind
     assert trained.calibration is not None
     fusion = trained.calibration.fused.fusion
-    joined = Readings.of_batch(before, clean.logits), Readings.of_batch(after, attacked.logits)
-    peaceful, suspicious = (fusion.score(readings) for readings in joined)
+    joined = in_numbers(before, clean.logits), in_numbers(after, attacked.logits)
+    peaceful, suspicious = (torch.from_numpy(fusion.score(readings)) for readings in joined)
     assert auroc(peaceful, suspicious[success]) > 0.8
     assert joined[0].two_sided <= set(joined[0].components)
 
@@ -251,7 +252,7 @@ def test_screening_records_no_gradients_and_closing_removes_the_hooks(trained: T
     screen = mine.screen()
     screened(screen(images))
     assert all(parameter.grad is None for parameter in mine.classifier.parameters())
-    assert sum(len(m._forward_hooks) for m in mine.classifier.modules()) == len(set(screen.tap.layers))
+    assert sum(len(m._forward_hooks) for m in mine.classifier.modules()) == len(set(screen.layers))
     screen.close()
     assert sum(len(m._forward_hooks) for m in mine.classifier.modules()) == 0
     logits = mine.classifier(mine.preprocessing.normalize(images))
@@ -265,4 +266,5 @@ def test_class_names_must_match_the_logits(trained: Trained) -> None:
     images, labels = trained.part("evaluate")
     nine = images[labels == 9][:3]
     with pytest.raises(AskanceError, match="10 outputs for 9 class names"):
-        Screen(trained.classifier, trained.preprocessing, NAMES[:9], trained.detectors, trained.calibration)(nine)
+        reader = TorchReader(trained.classifier, trained.detectors, trained.preprocessing)
+        Screen(reader, trained.preprocessing, NAMES[:9], trained.detectors, trained.calibration)(nine)

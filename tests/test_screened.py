@@ -17,6 +17,7 @@ import askance
 from askance import Answer, BundleError, ConfigError, DataError, Verdict
 from askance.answers import BLOCKED, Prediction, Screening
 from askance.classifiers.images import ImageError
+from askance.detectors.reader import TorchReader
 from askance.errors import ScreenError
 from askance.evaluation import AttackFigures, ClassifierFigures
 from askance.images import planes_of
@@ -90,7 +91,9 @@ def test_an_unfit_image_is_one_line_and_of_several_says_which(
 def test_a_classifier_that_gives_nan_is_one_line(bundle: Path) -> None:
     broken = copy.deepcopy(parts()[0])
     with askance.open(bundle, classifier=broken) as screen:
-        bias = screen._screen.tap.module.get_parameter("output.bias")
+        reader = screen._screen.reader
+        assert isinstance(reader, TorchReader)
+        bias = reader.tap.module.get_parameter("output.bias")
         bias.data[0] = torch.nan
         with pytest.raises(ScreenError, match=r"^image 0: the classifier gave NaN or infinity for this image$"):
             screen([noise(0), noise(1)])

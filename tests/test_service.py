@@ -39,6 +39,7 @@ from torch import Tensor
 from toy import Whole, whole
 
 from askance.detectors import Screen
+from askance.detectors.reader import TorchReader
 from askance.service.client_messages import request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
@@ -253,7 +254,8 @@ def test_logits_that_are_not_finite_are_an_error_of_that_image() -> None:
         tiny, detectors, calibration = parts()
         classifier = Overflowing().eval()
         classifier.load_state_dict(tiny.state_dict())
-        async with running(tiny_served(Screen(classifier, GREY, CLASSES, detectors, calibration))) as service:
+        reader = TorchReader(classifier, detectors, GREY)
+        async with running(tiny_served(Screen(reader, GREY, CLASSES, detectors, calibration))) as service:
             code, details = await status_of(service.stub.Screen(request_of(marked(0.95))))
             assert code is grpc.StatusCode.INTERNAL
             assert details == ("this image could not be screened: the classifier gave NaN or infinity for this image")

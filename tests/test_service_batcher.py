@@ -14,7 +14,7 @@ from service_support import Valve, marked, until
 from torch import Tensor
 
 from askance.answers import Answer
-from askance.detectors.screen import Observe
+from askance.detectors.reader import Observe
 from askance.errors import ScreenError
 from askance.service.errors import Code, StatusError
 from askance.service.observability.metrics import Metrics

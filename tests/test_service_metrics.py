@@ -123,7 +123,7 @@ def test_counts_are_exact() -> None:
                 assert count == 8, stage
             assert (value("askance_batch_size_count"), value("askance_batch_size_sum")) == (8, 8)
             assert value("askance_queue_depth") == 0
-            assert value("askance_bundle_info", id="0123456789abcdef" * 4, classifier="tiny") == 1
+            assert value("askance_bundle_info", id="0123456789abcdef" * 4, classifier="tiny", engine="torch") == 1
             assert value("askance_bundle_calibrated_timestamp_seconds") == CREATED.timestamp()
             assert value("askance_bundle_reloads_total", result="success") == 0
             assert value("askance_expected_false_positive_rate", level="suspect") == 0.05

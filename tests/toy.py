@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -16,17 +17,14 @@ from askance.answers import Answer, DetectorVerdict, Prediction, Reason, Screeni
 from askance.calibration.weighing import learn_weights
 from askance.classifiers import DigitsCNN
 from askance.detectors import (
-    Calibration,
     Capture,
     Constellation,
     ConstellationOptions,
     Detector,
-    Fusion,
     Introspection,
     IntrospectionOptions,
     LibraryNetwork,
     LibraryNetworkOptions,
-    Readings,
     Screen,
     SelfOrganizingMap,
     SelfOrganizingMapOptions,
@@ -36,7 +34,10 @@ from askance.detectors import (
     tap_for,
 )
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.reader import TorchReader, read
 from askance.errors import ScreenError
+from askance.judgement import Calibration, Fusion, Readings
+from askance.judgement.arrays import Floats
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}
@@ -53,13 +54,14 @@ def capture_of(
 
 
 def readings_of(
-    components: Mapping[str, Tensor], two_sided: Iterable[str] = (), logits: Tensor | None = None
+    components: Mapping[str, Floats | Tensor], two_sided: Iterable[str] = (), logits: Floats | Tensor | None = None
 ) -> Readings:
-    """Readings without scores; where no logits are given, the classifier is equally sure of one class throughout."""
+    """Readings without scores, in float32; where no logits are given, the classifier is equally sure of one class."""
     count = len(next(iter(components.values())))
     if logits is None:
-        logits = torch.tensor([[5.0, 0.0]]).expand(count, 2)
-    return Readings({}, components, frozenset(two_sided), logits)
+        logits = np.tile([5.0, 0.0], (count, 1))
+    values = {name: np.asarray(one, dtype=np.float32) for name, one in components.items()}
+    return Readings({}, values, frozenset(two_sided), np.asarray(logits, dtype=np.float32))
 
 
 def split(capture: Capture, sizes: Sequence[int]) -> list[Capture]:
@@ -133,9 +135,10 @@ class Trained:
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(channels=1, height=8, width=8, mean=(0.3,), std=(0.4,))
 
-    def screen(self) -> Screen:
+    def screen(self) -> Screen[TorchReader]:
         assert self.calibration is not None
-        return Screen(self.classifier, self.preprocessing, NAMES, self.detectors, self.calibration)
+        reader = TorchReader(self.classifier, self.detectors, self.preprocessing)
+        return Screen(reader, self.preprocessing, NAMES, self.detectors, self.calibration)
 
     def captures(self, name: str, size: int = 128) -> list[Capture]:
         images, labels = self.part(name)
@@ -213,19 +216,19 @@ def fit_everything(trained: Trained) -> Trained:
     """Fit the detectors on `train`, tabulate on `calibrate`, the fused score on `fuse`; its one opinion is of PGD."""
     stream = trained.captures("train")
     trained.detectors = {kind: detector.fit(stream) for kind, detector in new_detectors().items()}
-    calibrate, fuse = (Readings.of(trained.detectors, trained.captures(name, 1000)) for name in ("calibrate", "fuse"))
+    calibrate, fuse = (read(trained.detectors, trained.captures(name, 1000)) for name in ("calibrate", "fuse"))
     images, labels = trained.part("calibrate")
     pixels = trained.attack(images, labels, 0.2, 20)
     with (
         torch.no_grad(),
         tap_for(trained.classifier, trained.detectors.values(), trained.preprocessing.normalize) as tap,
     ):
-        attacked = Readings.of(trained.detectors, tap(pixels))
-    attacked = attacked.where(attacked.logits.argmax(dim=1) != labels)
+        attacked = read(trained.detectors, tap(pixels))
+    attacked = attacked.where(attacked.predicted != labels.numpy())
 
     def learned(fusion: Fusion) -> Fusion:
         weights, bias = learn_weights([fusion.features(calibrate)], [fusion.features(attacked)])
-        return Fusion(fusion.background, weights.unsqueeze(0), bias.unsqueeze(0))
+        return Fusion(fusion.background, weights[None], np.array([bias]))
 
     trained.calibration = Calibration.fit(calibrate, fuse, viewers=["constellation"], train=learned)
     return trained

@@ -21,7 +21,8 @@ from askance.calibration.progress import say
 from askance.calibration.scoring import Scores
 from askance.calibration.stages import Stages, alone_in
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Bundle, conditioning, fusion
+from askance.detectors import Bundle
+from askance.judgement import conditioning, fusion
 from askance.output import write_json
 from benchmarks.matrix.run import RESULTS, RUNS, inputs_for
 from benchmarks.matrix.victims import VICTIMS, Victim
@@ -87,7 +88,7 @@ def _by_row(harness: Harness, rows: Mapping[str, Scores]) -> dict[str, float]:
     made = calibration_of(harness).fused.fusion
     clean = made.score(harness.split("evaluate").readings)
     figures = {
-        name: detection(clean, made.score(scores.readings.where(~scores.correct)))
+        name: detection(clean, made.score(scores.readings.where(~scores.correct.numpy())))
         for name, scores in rows.items()
         if int((~scores.correct).sum()) >= FEWEST
     }

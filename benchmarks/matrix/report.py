@@ -10,7 +10,7 @@ from askance.answers import FUSED
 from askance.calibration.benign import PROMISED, SEVERITIES
 from askance.calibration.evaluation import UNTRAINED
 from askance.calibration.markdown import number, table
-from askance.detectors.screen import SINGLE_PASS
+from askance.judgement.calibration import SINGLE_PASS
 
 Rows = Mapping[str, Any]
 NEAR = 0.005  # of AUROC, by which the fused score may miss the best single reading

@@ -17,8 +17,8 @@ from askance.calibration.pipeline import calibrate_inputs
 from askance.calibration.rehearsal import inputs_of
 from askance.calibration.subject import known
 from askance.detectors import Bundle
-from askance.detectors.screen import SINGLE_PASS
 from askance.evaluation import Evaluation
+from askance.judgement.calibration import SINGLE_PASS
 from benchmarks.matrix.suite import suite
 from benchmarks.matrix.victims import Victim
 

@@ -44,6 +44,8 @@ class BundleDescription:
         class_names: of the classifier.
         detectors: their names.
         levels: the false-positive targets, by name.
+        engine: what computes it.
+        stages: of that, by name.
     """
 
     bundle_id: str
@@ -52,6 +54,8 @@ class BundleDescription:
     class_names: Sequence[str]
     detectors: Sequence[str]
     levels: Mapping[str, float]
+    engine: str
+    stages: Sequence[str]
 
 
 class Metrics:
@@ -167,7 +171,10 @@ class Metrics:
         )
         registry.register(_DroppedLines())
         self._bundle_info = Gauge(
-            "askance_bundle_info", "The bundle that answers; always 1.", ["id", "classifier"], registry=registry
+            "askance_bundle_info",
+            "The bundle that answers; always 1.",
+            ["id", "classifier", "engine"],
+            registry=registry,
         )
         self._calibrated = Gauge(
             "askance_bundle_calibrated_timestamp_seconds",
@@ -206,7 +213,7 @@ class Metrics:
             self._unscreened.labels(reason)
         for verdict in JUDGED:
             self._verdicts.labels(verdict.value)
-        for stage in ("decode", "queue", "classify", "respond"):
+        for stage in ("decode", "queue", "respond"):
             self._stage_seconds.labels(stage)
 
     def serves(self, bundle: BundleDescription) -> None:
@@ -217,9 +224,10 @@ class Metrics:
                 self._adversarial.labels(label)
             for detector in (*bundle.detectors, FUSED):
                 self._p_value.labels(detector)
-                self._stage_seconds.labels(detector)
                 for level in bundle.levels:
                     self._flags.labels(detector, level)
+            for stage in (*bundle.stages, FUSED):
+                self._stage_seconds.labels(stage)
             for reason in SUSPICIONS:
                 self._reason_p_value.labels(reason)
                 for level in bundle.levels:
@@ -227,7 +235,7 @@ class Metrics:
         for level, target in bundle.levels.items():
             self._expected.labels(level).set(target)
         self._bundle_info.clear()
-        self._bundle_info.labels(bundle.bundle_id, bundle.classifier).set(1)
+        self._bundle_info.labels(bundle.bundle_id, bundle.classifier, bundle.engine).set(1)
         self._calibrated.set(bundle.calibrated)
 
     def reloaded(self, result: str) -> None:

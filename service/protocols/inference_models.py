@@ -106,7 +106,7 @@ def model_statistics(bundle: LoadedBundle, metrics: Metrics) -> dict[str, Any]:
             "fail": duration(*failed),
             "queue": duration(*metrics.stages("queue")),
             "compute_input": duration(*metrics.stages("decode")),
-            "compute_infer": duration(*metrics.stages("classify", *bundle.screen.detectors, "fused")),
+            "compute_infer": duration(*metrics.stages(*bundle.screen.reader.stages, "fused")),
             "compute_output": duration(*metrics.stages("respond")),
         },
     }

@@ -68,7 +68,7 @@ def describe_response(bundle: LoadedBundle, config: ServerConfig) -> pb.Describe
             std=preprocessing.std,
             resize=_RESIZES[preprocessing.resize],
         ),
-        layers=screen.tap.layers,
+        layers=screen.layers,
         detectors=[
             pb.DetectorDescription(name=name, layers=detector.layers) for name, detector in screen.detectors.items()
         ],

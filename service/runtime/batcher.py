@@ -15,7 +15,7 @@ from opentelemetry.trace import Span
 from torch import Tensor
 
 from askance.answers import Answer
-from askance.detectors.screen import Observe
+from askance.detectors.reader import Observe
 from askance.errors import ScreenError
 from askance.service.errors import StatusError, expired, failed, queue_full, too_late, unavailable
 from askance.service.observability.metrics import Metrics

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from askance.detectors.bundle import BuildClassifier, Bundle
+from askance.detectors.bundle import BuildClassifier, Bundle, Engine
 from askance.detectors.screen import Screen
 from askance.detectors.sentinels import Sentinels
 from askance.errors import BundleError
@@ -34,13 +34,20 @@ class LoadedBundle:
 
     @classmethod
     def open(
-        cls, path: Path, build: BuildClassifier, *, single_pass: bool = False, require_signature: Path | None = None
+        cls,
+        path: Path,
+        build: BuildClassifier,
+        *,
+        engine: Engine = Engine.AUTO,
+        single_pass: bool = False,
+        require_signature: Path | None = None,
     ) -> LoadedBundle:
         """Open and verify the bundle at `path`.
 
         Args:
             path: the bundle's directory.
             build: makes the classifier, such as `classifiers.trusting`.
+            engine: what computes it.
             single_pass: leave out the detectors that need views of each image.
             require_signature: a keyring, one of whose keys must have signed the bundle.
 
@@ -51,7 +58,7 @@ class LoadedBundle:
         """
         bundle = Bundle.open(path, require_signature=require_signature)
         manifest, sentinels = bundle.manifest, bundle.sentinels(single_pass=single_pass)
-        screen = bundle.screen(build, single_pass=single_pass)
+        screen = bundle.screen_by(engine, build, single_pass=single_pass)
         created = datetime.fromisoformat(manifest.created)
         return cls(manifest.id, created, manifest.classifier.name, screen, sentinels)
 
@@ -63,12 +70,12 @@ class LoadedBundle:
     @property
     def calibration_samples(self) -> int:
         """Clean images behind each detector's p-values (the fewest)."""
-        return min(table.shape[-1] for table in self.screen.calibration.tables.values())
+        return min(len(table) for table in self.screen.calibration.tables.values())
 
     @property
     def fusion_samples(self) -> int:
         """Clean images behind the fused p-value."""
-        return self.screen.calibration.fused.table.shape[-1]
+        return len(self.screen.calibration.fused.table)
 
     def description(self) -> BundleDescription:
         """What the metrics say of it."""
@@ -80,6 +87,8 @@ class LoadedBundle:
             screen.class_names,
             tuple(screen.detectors),
             dict(screen.calibration.levels.items()),
+            screen.reader.engine,
+            screen.reader.stages,
         )
 
     def warm_up(self) -> None:

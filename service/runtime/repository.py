@@ -114,7 +114,7 @@ class ModelRepository:
             self._metrics.serves(bundle.description())
             if current is not None:
                 self._keep(current)
-            logger.info("bundle %s answers", bundle.version)
+            logger.info("bundle %s answers, computed by %s", bundle.version, bundle.screen.reader.engine)
             return bundle, True
 
     async def set_candidate(self, load: Callable[[], LoadedBundle]) -> tuple[LoadedBundle, bool]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
-from askance.detectors.background import Background, Surprisals
-from askance.detectors.conditioning import margins
-from askance.detectors.margins import nudged
-from askance.detectors.readings import Readings
-from askance.detectors.surprisal import harmonic_mean
 from askance.errors import CalibrationError
+from askance.judgement.arrays import Doubles, logsumexp
+from askance.judgement.background import Background, Surprisals
+from askance.judgement.margins import margins, nudged
+from askance.judgement.readings import Readings
+from askance.judgement.surprisal import harmonic_mean
 
 EVEN_ODDS = 0.003  # the p at which an untrained opinion gives even odds
 TAIL = 0.95  # the quantile of clean scores that is to be the same whatever class is predicted
@@ -21,14 +20,15 @@ LAST_BITS = 1e-9  # by which a sum of surprisals may differ in another batch: ex
 FEW = 50.0  # clean images of a class by which half of what it differs by is believed
 
 
-def roots(surprisals: Tensor) -> Tensor:
+def roots(surprisals: Doubles) -> Doubles:
     """sqrt(1 + 2 u) - 1 of surprisals u >= 0: about what a standard normal reading would be that is so untypical; less
     steep for the typical ones, whose ranks are noise.
     """
-    return (1 + 2 * surprisals).sqrt() - 1
+    found: Doubles = np.sqrt(1 + 2 * surprisals) - 1
+    return found
 
 
-class Fusion(nn.Module):
+class Fusion:
     """Fused score = log of the odds of an attack, added over opinions: log(sum over e of exp(o_e)).
 
     Two opinions are untrained, and always there: -log of the harmonic mean p of all readings whose suspicious side
@@ -50,36 +50,32 @@ class Fusion(nn.Module):
         offsets: what is taken off where each of K classes is predicted, float64 [K]; None takes nothing off.
     """
 
-    weights: Tensor
-    biases: Tensor
-    offsets: Tensor
-
-    def __init__(self, background: Background, weights: Tensor, biases: Tensor, offsets: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, background: Background, weights: Doubles, biases: Doubles, offsets: Doubles | None = None
+    ) -> None:
         expected = (len(biases), 4 * len(background.names))
         if weights.shape != expected:
             raise CalibrationError(f"fusion takes weights of shape {list(expected)}, got {list(weights.shape)}")
         self.background = background
-        self.register_buffer("weights", weights)
-        self.register_buffer("biases", biases)
-        self.register_buffer("offsets", biases.new_zeros(background.classes) if offsets is None else offsets)
+        self.weights = weights
+        self.biases = biases
+        self.offsets = np.zeros(background.classes) if offsets is None else offsets
 
     @classmethod
     def untrained(cls, background: Background) -> Fusion:
         """Without trained opinions."""
-        none = torch.zeros(0, 4 * len(background.names), dtype=torch.float64, device=background.clean.device)
-        return cls(background, none, none[:, 0])
+        return cls(background, np.empty((0, 4 * len(background.names))), np.empty(0))
 
     def levelled(self, clean: Readings) -> Fusion:
         """The same with offsets by which clean images of every predicted class reach as high.
 
         Those of rare classes are shrunk towards none: n / (n + 50) of what n images differ by.
         """
-        scores, predicted = self.score(clean), clean.logits.argmax(dim=1)
-        everywhere, offsets = scores.quantile(TAIL), torch.zeros_like(self.offsets)
-        for index in predicted.unique().tolist():
+        scores, predicted = self.score(clean), clean.predicted
+        everywhere, offsets = np.quantile(scores, TAIL), np.zeros_like(self.offsets)
+        for index in np.unique(predicted):
             own = scores[predicted == index]
-            offsets[index] = (own.quantile(TAIL) - everywhere) * len(own) / (len(own) + FEW)
+            offsets[index] = (np.quantile(own, TAIL) - everywhere) * len(own) / (len(own) + FEW)
         return Fusion(self.background, self.weights, self.biases, self.offsets + offsets)
 
     @property
@@ -87,7 +83,7 @@ class Fusion(nn.Module):
         """Of the F components, in order."""
         return self.background.names
 
-    def score(self, readings: Readings) -> Tensor:
+    def score(self, readings: Readings) -> Doubles:
         """Fused scores, float64 [B], higher = more suspicious.
 
         Raises:
@@ -95,7 +91,7 @@ class Fusion(nn.Module):
         """
         return self.scores(readings)[FUSED]
 
-    def scores(self, readings: Readings) -> dict[str, Tensor]:
+    def scores(self, readings: Readings) -> dict[str, Doubles]:
         """Fused scores, and how unfamiliar and how doubtful images are, {name: float64 [B]}, higher = more so.
 
         Unfamiliar is -log of the harmonic mean p of the components as they are, on the sides that their detectors call
@@ -106,14 +102,14 @@ class Fusion(nn.Module):
             CalibrationError: a component is missing.
         """
         found = self.background.surprisals(self.background.values(readings))
-        added = _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases.unsqueeze(1))
+        added = _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases[:, None])
         return {
             FUSED: added - self._offset(readings),
             UNFAMILIAR: harmonic_mean(found.plain),
             DOUBTFUL: -margins(readings.logits),
         }
 
-    def features(self, readings: Readings) -> Tensor:
+    def features(self, readings: Readings) -> Doubles:
         """What trained opinions weigh, float64 [4F, B].
 
         Raises:
@@ -121,10 +117,10 @@ class Fusion(nn.Module):
         """
         return roots(self.background.beside_clean(self.background.values(readings)))
 
-    def _offset(self, readings: Readings) -> Tensor:
-        return self.offsets[readings.logits.argmax(dim=1)]
+    def _offset(self, readings: Readings) -> Doubles:
+        return self.offsets[readings.predicted]
 
-    def ends(self, readings: Readings) -> dict[str, tuple[Tensor, Tensor]]:
+    def ends(self, readings: Readings) -> dict[str, tuple[Doubles, Doubles]]:
         """The least and the greatest of each of `scores`, [B] each, for components and logits off by their margins.
 
         What conditioning leaves of a component, and with it each surprisal, rises or falls with the component: the ends
@@ -132,27 +128,29 @@ class Fusion(nn.Module):
         as that (`is_close`).
         """
         one, other = (self.background.surprisals(values) for values in self.background.ends(readings))
-        low = Surprisals(*map(torch.minimum, one, other))
-        high = Surprisals(*map(torch.maximum, one, other))
-        up, down = self.weights.clamp_min(0), self.weights.clamp_max(0)
+        low = Surprisals(*map(np.minimum, one, other))
+        high = Surprisals(*map(np.maximum, one, other))
+        up, down = self.weights.clip(min=0), self.weights.clip(max=0)
         least, most = roots(low.beside_clean), roots(high.beside_clean)
-        biases, offset = self.biases.unsqueeze(1), self._offset(readings)
-        doubts = torch.stack([-margins(logits) for logits in nudged(readings.logits)])
+        biases, offset = self.biases[:, None], self._offset(readings)
+        doubts = np.stack([-margins(logits) for logits in nudged(readings.logits)])
         return {
             FUSED: (
                 _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset - LAST_BITS,
                 _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset + LAST_BITS,
             ),
             UNFAMILIAR: (harmonic_mean(low.plain) - LAST_BITS, harmonic_mean(high.plain) + LAST_BITS),
-            DOUBTFUL: (doubts.amin(dim=0), doubts.amax(dim=0)),
+            DOUBTFUL: (doubts.min(axis=0), doubts.max(axis=0)),
         }
 
 
-def _weighed(weights: Tensor, features: Tensor) -> Tensor:
+def _weighed(weights: Doubles, features: Doubles) -> Doubles:
     # summed in a fixed order: a matrix product's last bits depend on the batch, and ranks on the last bits
-    return (features * weights.unsqueeze(2)).sum(dim=1)
+    by_input = np.ascontiguousarray(features.T)[:, None]
+    weighed: Doubles = (by_input * weights).sum(axis=2).T
+    return weighed
 
 
-def _added(found: Surprisals, trained: Tensor) -> Tensor:
-    untrained = torch.stack([harmonic_mean(found.speaking), found.doubt]) + math.log(EVEN_ODDS)
-    return torch.cat([trained, untrained]).logsumexp(dim=0)
+def _added(found: Surprisals, trained: Doubles) -> Doubles:
+    untrained = np.stack([harmonic_mean(found.speaking), found.doubt]) + math.log(EVEN_ODDS)
+    return logsumexp(np.concatenate([trained, untrained]))

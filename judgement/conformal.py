@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from askance.errors import CalibrationError
+from askance.judgement.arrays import Doubles, Floats, FloatT
 
 ROUNDING = 1e-9  # so that a product of whole numbers and shares is not just short of one
 POOLED = 50.0  # images of one kind by which half of what it differs from all kinds is believed
 UNEVEN = 1.5  # times as often as is promised of all changes together, that one of them may be flagged
 
 
-def table(scores: Tensor) -> Tensor:
+def table(scores: NDArray[FloatT]) -> NDArray[FloatT]:
     """Return clean calibration scores [n] (or [F, n], a row per reading) sorted ascending, as `p_value` wants them.
 
     Raises:
@@ -23,12 +24,12 @@ def table(scores: Tensor) -> Tensor:
     """
     if scores.shape[-1] == 0:
         raise CalibrationError("no calibration scores: expected at least one clean input")
-    if not bool(torch.isfinite(scores).all()):
+    if not np.isfinite(scores).all():
         raise CalibrationError("a calibration score is NaN or infinite: the detector is broken on clean inputs")
-    return scores.sort(dim=-1).values.contiguous()
+    return np.sort(scores, axis=-1)
 
 
-def least_favourable(clean: Tensor, benign: Sequence[Tensor]) -> Tensor:
+def least_favourable(clean: NDArray[FloatT], benign: Sequence[NDArray[FloatT]]) -> NDArray[FloatT]:
     """The table by which a p-value is the greatest of those by several, sorted [n] and [m_1], [m_2]... -> sorted [n].
 
     A clean input is flagged no oftener than by its own table, benignly changed ones no oftener than by the table of all
@@ -39,47 +40,40 @@ def least_favourable(clean: Tensor, benign: Sequence[Tensor]) -> Tensor:
         clean: scores of clean inputs.
         benign: of each benign change.
     """
-    n, pooled = clean.shape[0], table(torch.cat([*benign]))
+    n, pooled = len(clean), table(np.concatenate(benign))
     all_of_them = p_value(pooled, pooled)
     shares = all_of_them  # of the most suspicious change at or above each of the pooled scores, falling
     for own in benign:
-        at_least = len(own) - torch.searchsorted(own, pooled, right=False)
-        shares = torch.maximum(shares, (at_least + POOLED * all_of_them) / (len(own) + POOLED) / UNEVEN)
-    above = torch.arange(n, 0, -1, dtype=torch.float64, device=clean.device) / (n + 1)  # share of clean at or above
-    over = torch.searchsorted(shares.flip(0), above + ROUNDING, right=True)  # from the greatest score down
-    return torch.maximum(clean, pooled.flip(0)[over.clamp(max=len(pooled) - 1)])
+        at_least = len(own) - np.searchsorted(own, pooled)
+        shares = np.maximum(shares, (at_least + POOLED * all_of_them) / (len(own) + POOLED) / UNEVEN)
+    above = np.arange(n, 0, -1) / (n + 1)  # share of clean at or above
+    over = np.searchsorted(shares[::-1], above + ROUNDING, side="right")  # from the greatest score down
+    least: NDArray[FloatT] = np.maximum(clean, pooled[::-1][over.clip(max=len(pooled) - 1)])
+    return least
 
 
-def reach(sorted_scores: Tensor, cut: int) -> Tensor:
+def reach(sorted_scores: NDArray[FloatT], cut: int) -> NDArray[FloatT]:
     """How far clean scores reach with the `cut` least and greatest left out, sorted [n] -> [], or [F, n] -> [F]."""
-    return sorted_scores[..., sorted_scores.shape[-1] - 1 - cut] - sorted_scores[..., cut]
+    found: NDArray[FloatT] = sorted_scores[..., sorted_scores.shape[-1] - 1 - cut] - sorted_scores[..., cut]
+    return found
 
 
-def yardstick(values: Tensor, points: int = 1000) -> Tensor:
-    """Evenly spaced quantiles of clean values, [n] -> [points] or [F, n] -> [F, points], sorted: a `p_value` table.
-
-    A detector keeps them of its own readings to put them on one scale; they promise no false-positive rate.
-    """
-    ordered = values.sort(dim=-1).values
-    grid = torch.linspace(0, 1, points, dtype=values.dtype)
-    return ordered[..., (grid * (ordered.shape[-1] - 1)).round().long()].contiguous()
-
-
-def p_value(scores: Tensor, sorted_scores: Tensor) -> Tensor:
+def p_value(scores: Floats, sorted_scores: Floats) -> Doubles:
     """Conformal p-value against n clean scores: p = (1 + #{s_i >= s}) / (n + 1), ties counted.
 
     Under exchangeability P(p <= alpha) <= alpha for a clean input (Vovk et al. 2005; science.md, section 6).
 
     Args:
-        scores: [B], or [F, B] with one table row each.
-        sorted_scores: ascending, [n] or [F, n].
+        scores: [...], compared in the precision of the table.
+        sorted_scores: ascending, [n].
 
     Returns:
         float64, the shape of `scores`, in [1/(n+1), 1].
     """
-    n = sorted_scores.shape[-1]
-    at_least = n - torch.searchsorted(sorted_scores, scores.contiguous(), right=False)
-    return (1 + at_least).double() / (n + 1)
+    n = len(sorted_scores)
+    at_least = n - np.searchsorted(sorted_scores, scores.astype(sorted_scores.dtype, copy=False))
+    p: Doubles = (1 + at_least) / (n + 1)
+    return p
 
 
 def samples_needed(alpha: float) -> int:
@@ -107,7 +101,7 @@ def rank(alpha: float, n: int) -> int:
     return math.floor(alpha * (n + 1) + ROUNDING)
 
 
-def threshold(sorted_scores: Tensor, alpha: float) -> float:
+def threshold(sorted_scores: Floats, alpha: float) -> float:
     """The score at and above which p <= alpha may hold: the k-th largest clean score, k = floor(alpha (n+1)).
 
     A score is flagged when it is greater than this value (its p-value is then at most alpha).

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from askance.detectors.conditioning import Conditioning, margins
-from askance.detectors.conformal import table
-from askance.detectors.margins import NOISE, around, nudged, spread
-from askance.detectors.readings import Readings
-from askance.detectors.surprisal import Surprisal
 from askance.errors import CalibrationError, listed, printable
+from askance.judgement.arrays import Doubles, Floats
+from askance.judgement.conditioning import Conditioning
+from askance.judgement.conformal import table
+from askance.judgement.margins import NOISE, around, margins, nudged, spread
+from askance.judgement.readings import Readings
+from askance.judgement.surprisal import Surprisal
 
 
 class Surprisals(NamedTuple):
@@ -26,13 +27,13 @@ class Surprisals(NamedTuple):
         doubt: [B].
     """
 
-    beside_clean: Tensor
-    speaking: Tensor
-    plain: Tensor
-    doubt: Tensor
+    beside_clean: Doubles
+    speaking: Doubles
+    plain: Doubles
+    doubt: Doubles
 
 
-class Background(nn.Module):
+class Background:
     """Tables of clean readings, and of readings of images that were changed a little and by nobody's design.
 
     Of each of F components there are two readings: as it is, and less what the classifier's answer lets expect of it
@@ -47,38 +48,31 @@ class Background(nn.Module):
         doubts: less the margins of the clean images, sorted, float32 [1, n].
     """
 
-    clean: Tensor
-    benign: Tensor
-    doubts: Tensor
-    _speaking: Tensor
-    _plain: Tensor
-
     def __init__(
         self,
         names: tuple[str, ...],
         two_sided: frozenset[str],
         conditioning: Conditioning,
-        clean: Tensor,
-        benign: Tensor,
-        doubts: Tensor,
+        clean: NDArray[np.float32],
+        benign: NDArray[np.float32],
+        doubts: NDArray[np.float32],
     ) -> None:
-        super().__init__()
         self.names = names
         self.two_sided = two_sided & set(names)
         self.conditioning = conditioning
-        self.register_buffer("clean", clean)
-        self.register_buffer("benign", benign)
-        self.register_buffer("doubts", doubts)
-        either_way = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
-        tolerance = 2 * NOISE * spread(clean)
+        self.clean = clean
+        self.benign = benign
+        self.doubts = doubts
+        either_way, spreads = np.ones(len(clean), dtype=np.bool_), spread(clean)
+        tolerance = 2 * NOISE * spreads
+        self._spreads = spreads[: len(names)]
         self._among_clean = Surprisal(clean, either_way, tolerance)
         self._among_benign = Surprisal(benign, either_way, tolerance) if benign.shape[1] else None
         self._doubt = Surprisal(doubts, ~either_way[:1], 2 * NOISE * spread(doubts))
-        lower = torch.tensor([name in self.two_sided for name in names], device=clean.device)
-        sides = torch.cat([torch.ones_like(lower.repeat(2)), lower.repeat(2)])
-        as_they_are = torch.cat([torch.ones_like(lower), torch.zeros_like(lower)]).repeat(2)
-        self.register_buffer("_speaking", sides.nonzero()[:, 0], persistent=False)
-        self.register_buffer("_plain", (sides & as_they_are).nonzero()[:, 0], persistent=False)
+        lower = np.array([name in self.two_sided for name in names])
+        sides = np.concatenate([np.ones_like(lower), np.ones_like(lower), lower, lower])
+        as_they_are = np.tile(np.concatenate([np.ones_like(lower), np.zeros_like(lower)]), 2)
+        self._speaking, self._plain = sides.nonzero()[0], (sides & as_they_are).nonzero()[0]
 
     @classmethod
     def fit(cls, clean: Readings, benign: Readings | None = None) -> Background:
@@ -91,7 +85,7 @@ class Background(nn.Module):
         raw = clean.stacked(names)
         table(raw)  # refuses what cannot be regressed
         conditioning = Conditioning.fit(clean.logits, raw)
-        of_clean, of_benign = table(_completed(conditioning, raw, clean.logits)), raw.new_zeros(2 * len(names), 0)
+        of_clean, of_benign = table(_completed(conditioning, raw, clean.logits)), np.empty((2 * len(names), 0), "f4")
         if benign is not None:
             of_benign = table(_completed(conditioning, benign.stacked(names), benign.logits)[:-1])
         return cls(names, clean.two_sided, conditioning, of_clean[:-1], of_benign, of_clean[-1:])
@@ -101,14 +95,21 @@ class Background(nn.Module):
         """K, of the classifier that was read."""
         return self.conditioning.classes
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What it was made of, by name: what a bundle holds of it."""
+        two_sided = np.array([name in self.two_sided for name in self.names])
+        of_conditioning = {f"conditioning.{name}": values for name, values in self.conditioning.arrays().items()}
+        own = {"clean": self.clean, "benign": self.benign, "doubts": self.doubts, "two_sided": two_sided}
+        return own | of_conditioning
+
     def only(self, names: tuple[str, ...]) -> Background:
         """The same of some of the components."""
-        rows = torch.tensor([self.names.index(name) for name in names], device=self.clean.device)
-        both = torch.cat([rows, rows + len(self.names)])
+        rows = np.array([self.names.index(name) for name in names], dtype=np.intp)
+        both = np.concatenate([rows, rows + len(self.names)])
         conditioning = self.conditioning.only(rows)
         return Background(names, self.two_sided, conditioning, self.clean[both], self.benign[both], self.doubts)
 
-    def values(self, readings: Readings) -> Tensor:
+    def values(self, readings: Readings) -> NDArray[np.float32]:
         """The components, what conditioning leaves of them, and doubt, float32 [2F + 1, B].
 
         Raises:
@@ -116,34 +117,38 @@ class Background(nn.Module):
         """
         return _completed(self.conditioning, self._raw(readings), readings.logits)
 
-    def ends(self, readings: Readings) -> tuple[Tensor, Tensor]:
+    def ends(self, readings: Readings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The same as low, and as high, as the margins of the components and of the logits allow."""
-        answers = nudged(readings.logits)
-        least, most = (
-            torch.stack([_completed(self.conditioning, raw, logits) for logits in answers])
-            for raw in around(self._raw(readings), self.clean[: len(self.names)])
+        ends, answers = around(self._raw(readings), self._spreads), nudged(readings.logits)
+        raw, logits = (
+            np.concatenate([end for end in ends for _ in answers], axis=1),
+            np.concatenate(answers * len(ends)),
         )
-        return least.amin(dim=0), most.amax(dim=0)
+        completed = _completed(self.conditioning, raw, logits).reshape(
+            -1, len(ends), len(answers), len(readings.logits)
+        )
+        return completed[:, 0].min(axis=1), completed[:, 1].max(axis=1)
 
-    def _raw(self, readings: Readings) -> Tensor:
+    def _raw(self, readings: Readings) -> NDArray[np.float32]:
         if missing := [name for name in self.names if name not in readings.components]:
             raise CalibrationError(f"the fused score was calibrated on {printable(listed(missing))}, which nobody read")
         return readings.stacked(self.names)
 
-    def beside_clean(self, values: Tensor) -> Tensor:
+    def beside_clean(self, values: NDArray[np.float32]) -> Doubles:
         """How surprising the readings among `values` are, above and below, among clean images, float64 [4F, B]."""
-        found: Tensor = self._among_clean(values[:-1])
-        return found
+        return self._among_clean(values[:-1])
 
-    def surprisals(self, values: Tensor) -> Surprisals:
+    def surprisals(self, values: NDArray[np.float32]) -> Surprisals:
         """How surprising `values` are."""
         beside = self.beside_clean(values)
         speaking = beside[self._speaking]
         if self._among_benign is not None:
-            speaking = torch.minimum(speaking, self._among_benign(values[:-1])[self._speaking])
+            speaking = np.minimum(speaking, self._among_benign(values[:-1])[self._speaking])
         return Surprisals(beside, speaking, beside[self._plain], self._doubt(values[-1:])[0])
 
 
-def _completed(conditioning: Conditioning, raw: Tensor, logits: Tensor) -> Tensor:
+def _completed(conditioning: Conditioning, raw: NDArray[np.float32], logits: Floats) -> NDArray[np.float32]:
     left = conditioning(logits, raw)
-    return torch.cat([raw, left.to(raw.dtype), -margins(logits).to(raw.dtype).unsqueeze(0)])
+    completed = np.empty((2 * len(raw) + 1, raw.shape[1]), dtype=np.float32)
+    completed[: len(raw)], completed[len(raw) : -1], completed[-1] = raw, left, -margins(logits)
+    return completed

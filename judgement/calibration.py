@@ -1,0 +1,185 @@
+"""Calibration: the tables by which readings become scores, p-values, flags and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR, Verdict
+from askance.judgement.arrays import Bools, Doubles, Floats
+from askance.judgement.background import Background
+from askance.judgement.conformal import least_favourable, p_value, table
+from askance.judgement.fusion import Fusion
+from askance.judgement.margins import around, is_close, margins, may_change, spread
+from askance.judgement.readings import Readings
+
+SINGLE_PASS = "fused_single_pass"
+MOST_FLAGGED = 0.5  # of clean inputs: a level above it says nothing
+_UNCHECKED = np.errstate(over="ignore", invalid="ignore")  # NaN and infinity are told from numbers by whoever asks
+
+
+class Levels(BaseModel):
+    """The false-positive targets: a clean input is flagged at a level with at most this probability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suspect: float = 0.05
+    adversarial: float = 0.01
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Levels:
+        if not 0 < self.adversarial <= self.suspect <= MOST_FLAGGED:
+            raise ValueError(f"levels must satisfy 0 < adversarial <= suspect <= {MOST_FLAGGED:g}")
+        return self
+
+    def flags(self, p: float) -> tuple[str, ...]:
+        """The names of the levels that a p-value meets."""
+        return tuple(name for name, alpha in self.items() if p <= alpha)
+
+    def items(self) -> tuple[tuple[str, float], ...]:
+        """(name, target), the loosest first."""
+        return ("suspect", self.suspect), ("adversarial", self.adversarial)
+
+    def verdict(self, p: float) -> Verdict:
+        """The verdict of a fused p-value."""
+        if p <= self.adversarial:
+            return Verdict.ADVERSARIAL
+        return Verdict.SUSPECT if p <= self.suspect else Verdict.CLEAN
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused score and its conformal table.
+
+    Attributes:
+        fusion: the score, tabulated on the calibration split.
+        table: sorted scores [m] of the fusion split, those of its benignly changed images where they are higher.
+        unfamiliar: how unfamiliar its clean images are to the same components, sorted, float64 [m].
+    """
+
+    fusion: Fusion
+    table: Doubles
+    unfamiliar: Doubles
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The conformal tables.
+
+    Attributes:
+        levels: the false-positive targets.
+        tables: {detector: sorted clean scores [n]} of the calibration split.
+        fused: of all detectors.
+        doubtful: how doubtful the clean images of the fusion split are, sorted, float64 [m].
+        single_pass: of the detectors that need no views of the input; None where none needs them.
+    """
+
+    levels: Levels
+    tables: Mapping[str, Floats]
+    fused: Fused
+    doubtful: Doubles
+    single_pass: Fused | None = None
+
+    @property
+    def reasons(self) -> dict[str, Doubles]:
+        """The tables of the reasons beside `MANIPULATED`, which is the fused score: {reason: sorted [m]}."""
+        return {UNFAMILIAR: self.fused.unfamiliar, DOUBTFUL: self.doubtful}
+
+    @property
+    def judged(self) -> dict[str, Doubles]:
+        """The tables of what a fusion gives, {name: sorted [m]}: the fused score's own, and those of the reasons."""
+        return {FUSED: self.fused.table, **self.reasons}
+
+    @classmethod
+    def fit(
+        cls,
+        calibrate: Readings,
+        fuse: Readings,
+        levels: Levels | None = None,
+        *,
+        benign: tuple[Readings, Sequence[Readings]] | None = None,
+        viewers: Collection[str] = (),
+        train: Callable[[Fusion], Fusion] | None = None,
+    ) -> Calibration:
+        """Tabulate clean readings of two splits that nothing was fitted on, disjoint from each other.
+
+        Args:
+            calibrate: of the split that each detector's p-values, and the fused score's components, go by.
+            fuse: of the split that the fused score's p-value goes by.
+            levels: the false-positive targets; None takes the defaults.
+            benign: the same two of images changed benignly: what suspicions are held against, and by change what is to
+                be flagged no oftener than clean images are, if anything.
+            viewers: the detectors that need altered views of the input; with some, there is a single-pass calibration
+                without them.
+            train: gives an untrained Fusion its trained opinions; None leaves it untrained.
+
+        Raises:
+            CalibrationError: there are no readings, or some are not finite.
+        """
+        background = Background.fit(calibrate, None if benign is None else benign[0])
+
+        def fused(names: tuple[str, ...]) -> Fused:
+            fusion = Fusion.untrained(background.only(names))
+            fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
+            of_clean = {name: table(scores) for name, scores in fusion.scores(fuse).items()}
+            mild, least = () if benign is None else benign[1], of_clean[FUSED]
+            if mild:
+                least = least_favourable(least, [table(fusion.score(change)) for change in mild])
+            return Fused(fusion, least, of_clean[UNFAMILIAR])
+
+        names = background.names
+        alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
+        return cls(
+            Levels() if levels is None else levels,
+            {name: table(scores) for name, scores in calibrate.scores.items()},
+            fused(names),
+            table(-margins(fuse.logits)),
+            fused(alone) if viewers else None,
+        )
+
+    def in_a_single_pass(self) -> Calibration:
+        """The same without the detectors that need views."""
+        if self.single_pass is None:
+            return self
+        kept = {name.partition("/")[0] for name in self.single_pass.fusion.names}
+        tables = {name: values for name, values in self.tables.items() if name in kept}
+        return replace(self, tables=tables, fused=self.single_pass, single_pass=None)
+
+    @_UNCHECKED
+    def judge(self, readings: Readings) -> dict[str, tuple[Floats, Doubles]]:
+        """Scores and p-values of every detector, of the fused score and of the reasons beside it, {name: [N], [N]}.
+
+        Raises:
+            CalibrationError: a component is missing.
+        """
+        scores = {**readings.scores, **self.fused.fusion.scores(readings)}
+        tables = {**self.tables, **self.judged}
+        return {name: (values, p_value(values, tables[name])) for name, values in scores.items()}
+
+    @_UNCHECKED
+    def ends(self, readings: Readings, slack: Mapping[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
+        """The least and the most that each score may be, but for noise, {name: ([N], [N])}.
+
+        Args:
+            readings: of N images.
+            slack: how far detectors' scores may be off besides, {detector: [N]}.
+        """
+        found: dict[str, tuple[Floats, Floats]] = {}
+        for name, clean in self.tables.items():
+            low, high = around(readings.scores[name], spread(clean))
+            off = slack.get(name, 0.0)
+            found[name] = low - off, high + off
+        return {**found, **self.fused.fusion.ends(readings)}
+
+    @_UNCHECKED
+    def undecided(self, readings: Readings, slack: Mapping[str, Floats]) -> Bools:
+        """The images whose class, verdict or flags the last bits of their numbers decide, [N] bool; as for `ends`."""
+        tables = {**self.tables, **self.judged}
+        ends = [(low, high, tables[name]) for name, (low, high) in self.ends(readings, slack).items()]
+        least = np.stack([p_value(high, clean) for _, high, clean in ends])
+        most = np.stack([p_value(low, clean) for low, _, clean in ends])
+        alphas = [alpha for _, alpha in self.levels.items()]
+        return is_close(readings.logits) | may_change(least, most, alphas).any(axis=0)
