@@ -290,11 +290,16 @@ def inspect(
     bundle: BundleArgument,
     allow_factory: AllowOption = None,
     require_signature: SignatureOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also hold its graph against the classifier itself, in torch.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier answers its sentinels."""
+    from askance.calibration.exporting import verify_graphs
+    from askance.classifiers import trusting
     from askance.detectors.bundle import Bundle
-    from askance.output import also_as_json, print_bundle, print_proof
+    from askance.output import also_as_json, console, print_bundle, print_proof
     from askance.screened import ScreenedClassifier
 
     opened = Bundle.open(bundle, require_signature=require_signature)
@@ -302,6 +307,9 @@ def inspect(
         print_bundle(opened)
     with ScreenedClassifier(opened, allowed_factories=allow_factory or ()):
         print_proof(opened)
+    if verify:
+        images = verify_graphs(opened, trusting(allow_factory or ()))
+        console.print(f"{'verified':12}{images} images judged by its graph as by torch")
 
 
 @app.command(short_help="Sign a bundle.")

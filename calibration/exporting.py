@@ -7,17 +7,18 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from askance.detectors.bundle import BuildClassifier, Bundle, Engine
 from askance.detectors.graph import IMAGES, LAYOUT, LOGITS, GraphReader, Model, flattened, layout_of
 from askance.detectors.reader import Reader, TorchReader, in_numbers, slack_of
 from askance.detectors.screen import Screen
-from askance.errors import ExportError, one_line
+from askance.errors import BundleError, ExportError, one_line
 from askance.judgement.margins import spread
 
 OPSET = 20
@@ -154,6 +155,28 @@ def graph_of(screen: Screen[TorchReader], images: Tensor) -> tuple[Model, Model]
             if why is not None:
                 raise ExportError(f"the graph does not compute what torch does: {why}")
     return graph, classifier
+
+
+def verify_graphs(bundle: Bundle, build: BuildClassifier) -> int:
+    """Hold a bundle's graphs against the classifier itself, on its sentinels and on images that nobody has taken.
+
+    Args:
+        bundle: opened.
+        build: makes the classifier.
+
+    Returns:
+        How many images were judged by both.
+
+    Raises:
+        BundleError: there is no graph, a part does not fit, or the two judge an image otherwise.
+    """
+    images = torch.cat([bundle.sentinels().images, _extremes(bundle.manifest.classifier.preprocessing.shape)])
+    for single_pass in (False, True) if bundle.manifest.calibration.single_pass else (False,):
+        with closing(bundle.screen(build, single_pass=single_pass)) as screen:
+            by_graph = bundle.screen_by(Engine.ONNXRUNTIME, build, single_pass=single_pass)
+            if (why := difference(screen, by_graph.reader, images)) is not None:
+                raise BundleError(f"{bundle.path}: its graph does not compute what torch does here: {why}")
+    return len(images)
 
 
 def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:

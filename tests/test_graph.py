@@ -196,6 +196,10 @@ def test_export(published: Path, graphed: Path, capsys: pytest.CaptureFixture[st
     assert made.manifest.created == old.manifest.created
     assert run(["inspect", str(graphed)]) == 0
     assert "computed by its graph, by ONNX Runtime" in capsys.readouterr().out
+    assert run(["inspect", str(graphed), "--verify"]) == 0
+    assert "verified    40 images judged by its graph as by torch" in capsys.readouterr().out
+    assert run(["inspect", str(published), "--verify"]) == 2
+    assert "has no graph" in capsys.readouterr().err
     assert run(["export", str(published), "--out", str(graphed)]) == 2
     assert "exists and a bundle is never changed" in capsys.readouterr().err
 
