@@ -67,7 +67,7 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
     [
         (
             "[inference]\nmax_bacth = 3",
-            r"server.toml: unknown setting 'inference.max_bacth': did you mean 'max_batch'\? known: engine, max_batch, thr",
+            r"server.toml: unknown setting 'inference.max_bacth': did you mean 'max_batch'\? known: engine, max_batch",
         ),
         ("prot = 3", r"server.toml: unknown setting 'prot': did you mean 'port'\? known: host, port, "),
         (
