@@ -25,6 +25,7 @@ EXTRA_PACKAGES = (
     "scipy",
     "matplotlib",
     "onnx",
+    "onnx_ir",
     "onnxscript",
 )
 

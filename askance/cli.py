@@ -181,14 +181,14 @@ def export(
     """Publish NEW: BUNDLE with its classifier and detectors as ONNX graphs, several times as fast as torch; what
     `askance calibrate` does by itself.
     """
-    from askance.calibration.exporting import graph_of
+    from askance.calibration.exporting import graphs_of
     from askance.classifiers import trusting
     from askance.detectors.bundle import Bundle
     from askance.detectors.publishing import publish_with_graphs
     from askance.output import console
 
     opened = Bundle.open(bundle, require_signature=require_signature)
-    made = publish_with_graphs(opened, out, build=trusting(allow_factory or ()), export=graph_of)
+    made = publish_with_graphs(opened, out, build=trusting(allow_factory or ()), export=graphs_of)
     console.print(f"bundle {made.id[:12]} in {out}: askance serve {out}", soft_wrap=True)
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from askance.calibration.exporting import graph_of
+from askance.answers import FUSED
+from askance.calibration.exporting import graphs_of
 from askance.detectors import Screen
+from askance.detectors.bundle import ALONE
 from askance.detectors.graph import GraphReader
 from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
@@ -66,7 +68,8 @@ def measure(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> Iterator[Scr
         yield _measured(fixture, sizes, batch, screen, bare, TORCH)
     if with_views not in sizes.exported.get(fixture.network.name, ()):
         return
-    reader = GraphReader(*graph_of(screen, fixture.images[:32].float() / 255), list(screen.detectors))
+    graphs = graphs_of({FUSED: screen}, fixture.images[:32].float() / 255)
+    reader = GraphReader(graphs[FUSED], graphs[ALONE], list(screen.detectors))
     by_graph = Screen(reader, screen.preprocessing, screen.class_names, screen.detectors, screen.calibration)
 
     def bare_graph(pixels: Tensor) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from askance.calibration.exporting import graph_of
+from askance.calibration.exporting import graphs_of
 from askance.classifiers import build_classifier
 from askance.detectors.publishing import publish
 from askance.service.client_messages import request_of
@@ -114,7 +114,7 @@ def _publish(fixture: Fixture, path: Path) -> str:
         evaluation={},
         summary={},
         provenance={"benchmark": fixture.data},
-        export=graph_of,
+        export=graphs_of,
     ).id
 
 

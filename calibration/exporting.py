@@ -6,18 +6,22 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
+from onnx_ir.passes import Sequential, common
 from torch import Tensor, nn
 
-from askance.detectors.bundle import BuildClassifier, Bundle, Engine
+from askance.detectors.bundle import ALONE, BuildClassifier, Bundle, Engine
 from askance.detectors.graph import IMAGES, LAYOUT, LOGITS, GraphReader, Model, flattened, layout_of
-from askance.detectors.reader import Reader, TorchReader, in_numbers, slack_of
+from askance.detectors.reader import Read, Reader, TorchReader, in_numbers, read_all, slack_of
 from askance.detectors.screen import Screen
+from askance.detectors.tap import Tap
 from askance.errors import BundleError, ExportError, one_line
 from askance.judgement.margins import spread
 
@@ -27,76 +31,107 @@ CLOSE = 1e-4  # how far a score may be from torch's, as a share of it and of the
 LARGE = 1024  # bytes of a tensor, from which on it stands apart
 ELSEWHERE = "bundle"  # where a model says that they are; whoever opens it gives them
 BATCHES = (1, 32, 64)  # that a graph is tried with
+_TIDY = Sequential(
+    common.InlinePass(),
+    common.RemoveUnusedNodesPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.DeduplicateInitializersPass(),
+    common.CommonSubexpressionEliminationPass(),
+    common.OutputFixPass(),
+    common.NameFixPass(),
+    common.ClearMetadataAndDocStringPass(),  # where in whose files it was traced
+    common.RemoveUnusedOpsetsPass(),
+)
 
 
 class _Reads(nn.Module):
-    """What a reader reads, in the order of a graph's outputs."""
+    """What a reader reads, in the order of a graph's outputs.
+
+    Views are a call of their own: what is read without them is then a part of the same graph.
+    """
 
     def __init__(self, reader: TorchReader) -> None:
         super().__init__()
-        self._reader = reader
-        self.classifier = reader.tap.module
+        tap, self._detectors = reader.tap, reader.detectors
+        self._views = tap.views
+        self._plain = Tap(tap.module, tap.layers, tap.preprocess)
+        self._of_views = Tap(tap.module, sorted(tap.view_layers), tap.preprocess)
+        self.classifier = tap.module
         self.detectors = nn.ModuleDict(dict(reader.detectors))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(flattened(self._reader(images)).values())
+        capture = self._plain(images)
+        if self._views is not None:
+            capture = replace(capture, views=self._of_views(self._views(images).flatten(0, 1)))
+        return tuple(flattened(Read(capture.logits, read_all(self._detectors, capture))).values())
+
+    def close(self) -> None:
+        self._plain.close()
+        self._of_views.close()
 
 
-class _Classifies(nn.Module):
-    def __init__(self, reader: TorchReader) -> None:
-        super().__init__()
-        self._reader = reader
-        self.classifier = reader.tap.module
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._reader.classify(images)
-
-
-def graphs_of(reader: TorchReader, shape: tuple[int, int, int]) -> tuple[Model, Model]:
-    """A reader as two ONNX models: all that it reads, and the logits alone.
+def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dict[str, Model]:
+    """The graphs of Screens of one classifier, tried on images: each judges them as its Screen does.
 
     Args:
-        reader: on the CPU.
-        shape: (C, H, W) of an image.
+        screens: on the CPU, by name; the first has all detectors of the others.
+        images: to try them on, [N, C, H, W]; beside them are tried noise, and images of one value.
+
+    Returns:
+        Of each Screen all that it reads; and under `ALONE` the logits, of which all answer.
 
     Raises:
-        ExportError: torch cannot export what the classifier or a detector does; the message is its reason.
+        ExportError: torch cannot export what the classifier or a detector does, or the graph judges an image
+            otherwise; the message is the reason.
     """
     import onnxscript  # noqa: F401 (torch's exporter goes by it: who lacks it is told so before anything else)
 
+    widest = next(iter(screens.values()))
+    shape = widest.preprocessing.shape
     example = torch.rand(TRACED_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
-    read = reader(example)
-    metadata = {LAYOUT: json.dumps(layout_of(read))}
-    return (
-        _model(_Reads(reader), example, list(flattened(read)), metadata),
-        _model(_Classifies(reader), example, [LOGITS], {}),
-    )
+    read = widest.reader(example)
+    whole = _exported(widest.reader, example, list(flattened(read)))
+    models = {ALONE: _part(whole, [LOGITS], {})}
+    for name, screen in screens.items():
+        of = Read(read.logits, {kind: read.readings[kind] for kind in screen.detectors})
+        models[name] = _part(whole, list(flattened(of)), {LAYOUT: json.dumps(layout_of(of))})
+        reader = GraphReader(models[name], models[ALONE], list(screen.detectors))
+        _require_the_same(screen, reader, torch.cat([images, _extremes(shape)]))
+    return models
 
 
-def _model(module: nn.Module, example: Tensor, outputs: list[str], metadata: dict[str, str]) -> Model:
+def _exported(reader: TorchReader, example: Tensor, outputs: list[str]) -> ir.Model:
+    """All that a reader reads as a model of onnx_ir, with nothing in it of where it was made."""
     batch = torch.export.Dim("batch", min=2)
-    with _quiet():
+    with _quiet(), closing(_Reads(reader)) as module:
         try:
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
                 dynamo=True,
                 input_names=[IMAGES],
-                output_names=outputs,
                 dynamic_shapes={"images": {0: batch}},
                 opset_version=OPSET,
+                optimize=False,  # ONNX Runtime does, as the machine that serves needs it
                 verbose=False,
             )
+            assert program is not None
+            model = _TIDY(program.model).model
         except Exception as error:
             raise ExportError(one_line(_root(error))) from error
-    assert program is not None
-    model = program.model
-    for node in model.graph.all_nodes():  # where in whose files it was traced
-        node.metadata_props.clear()
-        node.doc_string = None
-    model.metadata_props.clear()
+    for output, name in zip(model.graph.outputs, outputs, strict=True):
+        output.name = name
+    return model
+
+
+def _part(whole: ir.Model, outputs: Sequence[str], metadata: Mapping[str, str]) -> Model:
+    """As much of a model as some of its outputs take."""
+    model = whole.clone()
+    wanted = [output for output in model.graph.outputs if output.name in outputs]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(wanted)
     model.metadata_props.update(metadata)
-    return _apart(program.model_proto)
+    return _apart(ir.to_proto(common.RemoveUnusedNodesPass()(model).model))
 
 
 def _apart(proto: Any) -> Model:
@@ -133,28 +168,16 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def graph_of(screen: Screen[TorchReader], images: Tensor) -> tuple[Model, Model]:
-    """The graphs of a Screen, which judge images as it does: all that it reads, and the logits alone.
-
-    Args:
-        screen: on the CPU.
-        images: to try them on, [N, C, H, W]; beside them are tried noise, and images of one value.
-
-    Raises:
-        ExportError: there is none, or it judges an image otherwise.
-    """
-    graph, classifier = graphs_of(screen.reader, screen.preprocessing.shape)
-    tried = torch.cat([images, _extremes(screen.preprocessing.shape)])
-    reader = GraphReader(graph, classifier, list(screen.detectors))
+def _require_the_same(screen: Screen, reader: GraphReader, images: Tensor) -> None:
+    """Raise ExportError where a graph would have its Screen judge one of the images otherwise."""
     for size in BATCHES:
-        for part in tried.split(size) if size > 1 else tried[-8:].split(1):
+        for part in images.split(size) if size > 1 else images[-8:].split(1):
             try:
                 why = difference(screen, reader, part)
             except Exception as error:  # ONNX Runtime has exceptions of its own, of no common class
                 why = one_line(error)
             if why is not None:
                 raise ExportError(f"the graph does not compute what torch does: {why}")
-    return graph, classifier
 
 
 def verify_graphs(bundle: Bundle, build: BuildClassifier) -> int:
@@ -192,8 +215,8 @@ def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:
     found = []
     if (one.predicted != other.predicted)[decided].any():
         found.append("another class")
-    if not torch.allclose(reader.classify(images), others, equal_nan=True):
-        found.append("other logits of the classifier alone")
+    if not (_alike(others, logits) and _alike(reader.classify(images), logits)):
+        found.append("other logits")
     tables, judged = {**calibration.tables, **calibration.judged}, calibration.judge(other)
     ends = calibration.ends(one, slack_of(readings))
     for name, (scores, p) in calibration.judge(one).items():
@@ -209,6 +232,17 @@ def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:
             if ((p <= alpha) != (other_p <= alpha))[decided & known].any():
                 found.append(f"{name} is flagged {level} in one alone")
     return found[0] if found else None
+
+
+def _alike(logits: Tensor, of_torch: Tensor) -> bool:
+    """Whether logits [B, K] are those of torch, but for a ten-thousandth of what an image's lie apart."""
+    numbers = of_torch.isfinite()
+    if not torch.equal(logits.isfinite(), numbers):
+        return False
+    judged = numbers.all(dim=1)
+    logits, of_torch = logits[judged], of_torch[judged]
+    apart = of_torch.amax(dim=1, keepdim=True) - of_torch.amin(dim=1, keepdim=True)
+    return bool(((logits - of_torch).abs() <= CLOSE * apart).all())
 
 
 def _extremes(shape: tuple[int, int, int]) -> Tensor:

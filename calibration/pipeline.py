@@ -19,7 +19,7 @@ from askance.calibration.data import require_classes
 from askance.calibration.digests import combined, json_digest, state_digest, tensor_digest
 from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
-from askance.calibration.exporting import graph_of
+from askance.calibration.exporting import graphs_of
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.plan import plan
@@ -109,7 +109,7 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
             "packages": {package: version(package) for package in PACKAGES},
             "host": {"platform": platform.platform(), "python": sys.version.split()[0]},
         },
-        export=graph_of,
+        export=graphs_of,
         extra_files=report(settings.name, evaluation, evidence, settings.levels),
     )
     if why := manifest.provenance.get(NO_GRAPH):

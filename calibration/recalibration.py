@@ -14,7 +14,7 @@ from torch import Tensor
 
 from askance.answers import FUSED
 from askance.calibration.benign import BENIGN_IMAGES, LEARNED, PROMISED, Benign, benign_readings, of_both
-from askance.calibration.exporting import graph_of
+from askance.calibration.exporting import graphs_of
 from askance.calibration.images import Images, ImageStream, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
@@ -100,7 +100,7 @@ def recalibrate(
         build=build,
         clean=images.x[:half],
         attacked=attacked,
-        export=graph_of,
+        export=graphs_of,
         evaluation=bundle.evaluation().as_json(),
         summary=bundle.manifest.evaluation,
         provenance={

@@ -50,8 +50,8 @@ from askance.judgement import Calibration
 from askance.judgement.calibration import SINGLE_PASS
 from askance.writing import PUBLIC, SECRET, writing
 
-Export = Callable[[Screen[TorchReader], Tensor], tuple[Model, Model]]
-"""(Screen, images to try it on) -> the graph of all that it reads, and that of its classifier alone."""
+Export = Callable[[Mapping[str, Screen[TorchReader]], Tensor], Mapping[str, Model]]
+"""(Screens by the fused score that they go by, images to try them on) -> their graphs, as `MODELS` names them."""
 MODELS = {FUSED: "graph.onnx", SINGLE_PASS: "graph_single_pass.onnx", ALONE: "classifier.onnx"}
 NO_GRAPH = "no_graph"
 """Where a bundle's provenance says why it has none."""
@@ -91,7 +91,7 @@ def publish(
         summary: the part of it that the manifest carries.
         provenance: data digests, seeds, package versions, host; not part of the id. What cannot be exported adds why,
             under "no_graph".
-        export: makes graphs, such as `exporting.graph_of`; None makes none.
+        export: makes graphs, such as `exporting.graphs_of`; None makes none.
         extra_files: {relative path: content}, the report.
 
     Raises:
@@ -198,9 +198,9 @@ def _with_graphs(
     Raises:
         ExportError: there is none that judges images as its Screen does.
     """
-    made = {}
-    for fused, screen in _screens(bundle, build).items():
-        made[fused], made[ALONE] = export(screen, images)
+    screens = _screens(bundle, build)
+    made = export(screens, images)
+    for screen in screens.values():
         screen.close()
     held = {
         _content(tensor): f"{entry.file}/{name}"

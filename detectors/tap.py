@@ -106,8 +106,8 @@ class Tap:
                 known = [name for name in modules if name]
                 raise LayerError(f"the classifier has no layer {layer!r}: {did_you_mean(layer, known)}")
         self.module = module
-        self._preprocess = preprocess
-        self._views = views
+        self.preprocess = preprocess
+        self.views = views
         self._local = threading.local()
         self._handles = [modules[layer].register_forward_hook(self._hook(layer)) for layer in self.layers]
 
@@ -144,8 +144,8 @@ class Tap:
         if any(module.training for module in self.module.modules()):
             raise LayerError("the classifier, or a part of it, is in training mode: call .eval() on it first")
         inputs = images.shape[0]
-        if self._views is not None:
-            images = torch.cat([images, self._views(images).flatten(0, 1)])
+        if self.views is not None:
+            images = torch.cat([images, self.views(images).flatten(0, 1)])
         seen: dict[str, Tensor] = {}
         self._local.seen, self._local.batch = seen, (images.shape[0], inputs)
         try:
@@ -162,7 +162,7 @@ class Tap:
                     "expected [B, ...], one activation for each input"
                 )
         views = None
-        if self._views is not None:
+        if self.views is not None:
             views = Capture(logits[inputs:], {layer: seen[layer][inputs:] for layer in self.view_layers})
         return Capture(logits[:inputs], {layer: seen[layer][:inputs] for layer in self.layers}, labels, views)
 
@@ -172,7 +172,7 @@ class Tap:
         Raises:
             LayerError: the logits are not [B, K].
         """
-        logits = self.module(images if self._preprocess is None else self._preprocess(images))
+        logits = self.module(images if self.preprocess is None else self.preprocess(images))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise LayerError(f"the classifier must return logits [B, K]; for B = {images.shape[0]} it gave {got}")

@@ -21,6 +21,7 @@ from askance.service.observability.log import GRPC, OWN, Ids
 
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -47,7 +48,7 @@ def _no_graphs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         for module in (pipeline, recalibration):
-            patched.setattr(module, "graph_of", left_out)
+            patched.setattr(module, "graphs_of", left_out)
         yield
 
 

@@ -20,14 +20,14 @@ from toy import Trained, answered
 
 import askance
 from askance.__main__ import run
-from askance.answers import Answer
-from askance.calibration.exporting import difference, graph_of
+from askance.answers import FUSED, Answer
+from askance.calibration.exporting import difference, graphs_of
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Detector, Screen
 from askance.detectors.bundle import Engine
 from askance.detectors.graph import LAYOUT
 from askance.detectors.publishing import NO_GRAPH
-from askance.detectors.reader import TorchReader
+from askance.detectors.reader import Observe, Read, Reader, TorchReader
 from askance.errors import BundleError, ConfigError, ExportError, ScreenError
 from askance.output import print_bundle
 from askance.service.client_messages import request_of
@@ -217,10 +217,10 @@ def test_what_cannot_be_a_graph_serves_by_torch(tmp_path: Path, capsys: pytest.C
     classifier.load_state_dict(tiny.state_dict())
     screen = Screen(TorchReader(classifier, detectors, GREY), GREY, CLASSES, detectors, calibration)
     with pytest.raises(ExportError) as caught:
-        graph_of(screen, torch.rand(4, *GREY.shape))
+        graphs_of({FUSED: screen}, torch.rand(4, *GREY.shape))
     assert "\n" not in str(caught.value)
 
-    def refuse(_screen: object, _images: Tensor) -> NoReturn:
+    def refuse(_screens: object, _images: Tensor) -> NoReturn:
         raise caught.value
 
     publish_tiny(tmp_path / "tiny", export=refuse)
@@ -246,6 +246,40 @@ def test_a_graph_that_differs_is_noticed(trained: Trained, graphed: Path, which:
     if isinstance(altered, Detector):
         altered.prepare()
     assert difference(by_torch, by_graph.reader, images) is not None
+
+
+class Otherwise:
+    """A reader whose classifier alone answers otherwise."""
+
+    engine = "torch"
+    stages: tuple[str, ...] = ("classify",)
+    device = torch.device("cpu")
+
+    def __init__(self, reader: Reader, answer: Callable[[Tensor], Tensor]) -> None:
+        self.read, self.answer, self.to, self.close = reader, answer, reader.to, reader.close
+
+    def __call__(self, images: Tensor, observe: Observe | None = None) -> Read:
+        return self.read(images, observe)
+
+    def classify(self, images: Tensor) -> Tensor:
+        return self.answer(self.read.classify(images))
+
+
+def test_logits_are_compared_with_how_far_they_lie_apart(trained: Trained, graphed: Path) -> None:
+    """Many are close to 0, of which a share is nothing."""
+    by_torch, _ = pair(graphed)
+    images = inputs(trained)[::20]
+
+    def off(share: float) -> Callable[[Tensor], Tensor]:
+        return lambda logits: logits + share * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
+
+    for answer, found in (
+        (off(9e-5), None),
+        (off(1.2e-4), "other logits"),
+        (lambda logits: logits.where(logits < 5, torch.inf), "other logits"),
+        (lambda logits: logits.where(logits < 5, torch.nan), "other logits"),
+    ):
+        assert difference(by_torch, Otherwise(by_torch.reader, answer), images) == found
 
 
 def rewritten(path: Path, name: str, content: bytes) -> None:
@@ -348,13 +382,13 @@ def test_opened_in_this_process(trained: Trained, graphed: Path) -> None:
 
 
 def test_a_module_of_no_factory_needs_nobody_to_bring_it(tmp_path: Path) -> None:
-    publish_tiny(tmp_path / "live", factory=None, export=graph_of)
+    publish_tiny(tmp_path / "live", factory=None, export=graphs_of)
     with askance.open(tmp_path / "live") as screen:
         assert screen(noise(1)).verdict is not None
 
 
 def test_a_server_says_what_computes(tmp_path: Path) -> None:
-    publish_tiny(tmp_path / "tiny", export=graph_of)
+    publish_tiny(tmp_path / "tiny", export=graphs_of)
     served = LoadedBundle.open(tmp_path / "tiny", nobody)
 
     async def main() -> None:

@@ -57,6 +57,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = typed(calibrate, tmp_path)
     assert "in mine-bundle: askance serve mine-bundle" in shown
     assert "true-positive rate at 5% false positives" in shown
+    assert (tmp_path / "mine-bundle" / "graph.onnx").exists()
     monkeypatch.chdir(tmp_path)
     with started(["-m", *serve, "--port", "0", "--metrics-port", "0"]) as (process, serving):
         assert isinstance(serving, Serving)
