@@ -84,8 +84,10 @@ def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dic
         ExportError: torch cannot export what the classifier or a detector does, or the graph judges an image
             otherwise; the message is the reason.
     """
-    import onnxscript  # noqa: F401 (torch's exporter goes by it: who lacks it is told so before anything else)
-
+    try:
+        import onnxscript  # noqa: F401 (torch's exporter goes by it)
+    except ModuleNotFoundError:  # no reason to lose a calibration
+        raise ExportError("onnxscript is not installed: pip install 'askance[calibration]'") from None
     widest = next(iter(screens.values()))
     shape = widest.preprocessing.shape
     example = torch.rand(TRACED_IMAGES, *shape, generator=torch.Generator().manual_seed(0))

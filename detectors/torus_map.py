@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from askance.errors import BundleError
 
 MOST_VARYING = 2048  # numbers of a code whose covariance is learned
+LEAST_VARIANCE = 1e-6  # of an axis, as a share of the greatest
 
 
 def torus_offset(a: Tensor, b: Tensor, side: int) -> Tensor:
@@ -115,10 +116,14 @@ class TorusMap(nn.Module):
         some_means = means[:, drawn]
         within = (products - (some_means * counts.unsqueeze(1)).T @ some_means) / counts.sum()
         variances, axes = torch.linalg.eigh(within)
-        # Axes without any variance (numbers that never change) would make every rounding error a wonder.
-        kept = [i for i in range(max(1, width // 2)) if variances[i] > 1e-6 * variances[-1]] or [0]
+        # Axes without any variance (numbers that never change, fewer codes than numbers) would make every rounding
+        # error a wonder. Where the lesser half has no others, the lesser half of the others is learned.
+        varied = (variances > LEAST_VARIANCE * variances[-1]).nonzero().flatten()
+        kept = varied[varied < max(1, width // 2)]
+        if not len(kept):
+            kept = varied[: (len(varied) + 1) // 2]
         self.class_means = means.to(codes.dtype)
-        scaled = (axes[:, kept] / variances[kept].clamp_min(1e-12).sqrt()).to(codes.dtype)
+        scaled = (axes[:, kept] / variances[kept].sqrt()).to(codes.dtype)
         self.minor_axes = scaled.new_zeros(codes.shape[1], len(kept)).index_copy_(0, drawn, scaled)
         self.widen()
 

@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GRAPHLESS = Path(__file__).resolve().parent / "graphless"
 
 
 LONGEST = {"test_tutorial.py", "test_docs_config.py"}  # minutes by themselves: begun last, they would be run alone
@@ -41,7 +42,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_graphs() -> Iterator[None]:
-    """Graphs are made by their own tests, and by commands in a process of their own: each takes seconds."""
+    """Graphs, which take seconds, are made where a test asks for them (`graphs`, test_graph.py)."""
 
     def left_out(*_: object) -> None:
         raise ExportError("left out of tests")
@@ -49,7 +50,15 @@ def _no_graphs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for module in (pipeline, recalibration):
             patched.setattr(module, "graphs_of", left_out)
+        patched.setenv("PYTHONPATH", str(GRAPHLESS), prepend=os.pathsep)  # of commands in processes of their own
         yield
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in processes of their own make graphs, as they do for everybody."""
+    others = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if path and path != str(GRAPHLESS)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(others))
 
 
 @pytest.fixture(autouse=True)

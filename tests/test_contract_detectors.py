@@ -146,6 +146,29 @@ def test_an_input_alone_is_read_as_in_a_batch(trained: Trained, fitted: Detector
         assert_same(alone, expected)
 
 
+def rounded_otherwise(capture: Capture, random: torch.Generator) -> Capture:
+    """As another library, or another batch, might have computed it: each number off by some millionths."""
+
+    def off(values: Tensor) -> Tensor:
+        return values * (1 + 1e-6 * torch.randn(values.shape, generator=random))
+
+    views = None if capture.views is None else rounded_otherwise(capture.views, random)
+    activations = {layer: off(values) for layer, values in capture.activations.items()}
+    return Capture(off(capture.logits), activations, capture.labels, views)
+
+
+def test_rounding_moves_no_reading_of_what_few_inputs_taught(trained: Trained, kind: str) -> None:
+    """Where a layer has more numbers than there are inputs, some directions have no variance to divide by."""
+    detector = fresh(kind).fit(trained.captures("train", 40)[:1]).eval()
+    (capture,) = trained.captures("evaluate", 1000)
+    other = rounded_otherwise(capture, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, another = detector.read(capture).components, detector.read(other).components
+    for name, values in one.items():
+        moved_by = (another[name] - values).abs().quantile(0.98)  # a unit, or a row, may change places with another
+        assert float(moved_by) <= 0.01 * float(values.std()) + 1e-6, name
+
+
 @torch.no_grad()
 def test_double_precision_is_read_as_single(trained: Trained, kind: str, fitted: Detector) -> None:
     capture = trained.captures("evaluate")[0]

@@ -87,6 +87,7 @@ def test_a_bundle_from_a_live_classifier(folder: Path) -> None:
     assert run(code, folder).strip() == "400"
 
 
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(900)
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block under Use, typed in a copy of what it names; the server's ports are free ones, and attacks are few."""

@@ -477,6 +477,26 @@ def test_minor_axes_are_those_in_which_a_class_hardly_varies() -> None:
     assert float(other.median()) > 20, "it goes by the predicted class's mean"
 
 
+@pytest.mark.parametrize("count", [6, 8, 14, 20, 200])
+def test_minor_axes_have_variance_however_few_the_codes(count: int) -> None:
+    """Of fewer codes than numbers some axes have none: what lies along them is rounding alone."""
+    codes, predicted = of_two_classes(count, 20, 3)
+    made = with_axes(codes, predicted)
+    expected = 10 if count == 200 else (count - 2 + 1) // 2 if count <= 12 else count - 2 - 10
+    assert made.minor_axes.shape == (20, max(1, expected))
+    along = made.minor_distances(codes, predicted)
+    assert float(along.square().mean()) == pytest.approx(made.minor_axes.shape[1], rel=0.02)
+    noise = 1e-6 * torch.randn(codes.shape, generator=torch.Generator().manual_seed(0))
+    assert float((made.minor_distances(codes + noise, predicted) - along).abs().max()) < 1e-2
+
+
+def test_minor_axes_of_codes_that_do_not_vary_within_a_class_tell_nothing() -> None:
+    codes, predicted = of_two_classes(2, 6, 3)
+    made = with_axes(codes, predicted)
+    assert torch.equal(made.minor_distances(codes, predicted), torch.zeros(2))
+    assert torch.equal(made.minor_distances(codes + 1, predicted), torch.zeros(2))
+
+
 def test_minor_axes_of_wide_codes_lie_among_some_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     codes, predicted = of_two_classes(2000, 40, 1)
     monkeypatch.setattr(torus_map, "MOST_VARYING", 12)

@@ -32,11 +32,12 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos of 32 pixels; the server's ports are free ones, and attacks are few."""
     monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
-    take_photos(tmp_path / "photos", {"train": 240, "test": 400})
+    take_photos(tmp_path / "photos", {"train": 240, "test": 240})
     assert train_on(tmp_path / "photos", tmp_path / "weights.pt") > 0.9
     layers, init, validate, calibrate, serve, screen = commands()
     assert [command[1] for command in (layers, init, validate, calibrate, serve, screen)] == [
