@@ -12,6 +12,7 @@ import pytest
 import torch
 from bundle_support import publish_trained
 from calibration_support import DigitsRun, run_digits
+from graphs_support import with_graphs, without_graphs
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
 
@@ -24,7 +25,6 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-GRAPHLESS = Path(__file__).resolve().parent / "graphless"
 
 
 LONGEST = {"test_tutorial.py", "test_docs_config.py"}  # minutes by themselves: begun last, they would be run alone
@@ -50,15 +50,14 @@ def _no_graphs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for module in (pipeline, recalibration):
             patched.setattr(module, "graphs_of", left_out)
-        patched.setenv("PYTHONPATH", str(GRAPHLESS), prepend=os.pathsep)  # of commands in processes of their own
+        patched.setenv("PYTHONPATH", without_graphs())  # of commands in processes of their own
         yield
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in processes of their own make graphs, as they do for everybody."""
-    others = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if path and path != str(GRAPHLESS)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(others))
+    monkeypatch.setenv("PYTHONPATH", with_graphs())
 
 
 @pytest.fixture(autouse=True)

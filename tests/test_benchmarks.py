@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs_support import with_graphs
 
 from benchmarks.load import percentile
 from benchmarks.timing import Pairs, interleave
@@ -39,7 +40,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
         cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"},
+        env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"}
+        | {"PYTHONPATH": with_graphs()},
         capture_output=True,
         text=True,
         timeout=240,
