@@ -27,7 +27,7 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --quiet
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Networks of ImageNet's size: minutes, and some gigabytes.
 bench-large: $(STAMP)

@@ -121,6 +121,66 @@ def test_calls_are_interleaved(warm_up: bool, expected: str) -> None:
     assert len(pairs.base) == len(pairs.other) == 2
 
 
+def run_of(screened: float, built: float, requests: float, spread: float = 0.1) -> dict[str, Any]:
+    """Figures of a run with one ratio of each part, and so much about it."""
+
+    def ratio(median: float) -> dict[str, float]:
+        return {"median": median, "least": median - spread, "greatest": median + spread}
+
+    called = {"network": "LeNet", "views": 0, "engine": "torch", "bare": "torch", "batch": 1}
+    return {
+        "screening": [{**called, "ratio": ratio(screened)}],
+        "library": [{"network": "LeNet", "layer": "conv1", "ratio": ratio(built)}],
+        "serving": [{"clients": 16, "ratio": {"requests_per_second": ratio(requests), "p50_ms": ratio(3.0)}}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        (run_of(2.0, 3.0, 1.0), []),
+        (run_of(2.19, 2.81, 0.81), []),  # they overlap
+        (run_of(1.0, 9.0, 5.0), []),  # for the better
+        (
+            run_of(2.21, 3.0, 1.0),
+            ["screening network=LeNet views=0 engine=torch bare=torch batch=1: 2 (1.9..2.1), now"],
+        ),
+        (run_of(2.0, 2.7, 1.0), ["library network=LeNet layer=conv1: 3 (2.9..3.1), now 2.7 (2.6..2.8)"]),
+        (run_of(2.0, 3.0, 0.7), ["serving clients=16 requests_per_second: 1 (0.9..1.1), now 0.7 (0.6..0.8)"]),
+    ],
+)
+def test_what_is_worse_by_more_than_it_spreads_is_named(
+    tmp_path: Path, new: dict[str, Any], expected: list[str]
+) -> None:
+    files = [tmp_path / "old.json", tmp_path / "new.json"]
+    for file, content in zip(files, (run_of(2.0, 3.0, 1.0), new), strict=True):
+        file.write_text(json.dumps(content))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", *map(str, files)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == bool(expected), done.stderr
+    lines = done.stdout.splitlines()
+    assert lines == ["nothing is worse by more than it spreads"] if not expected else len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=False))
+
+
+def test_what_are_no_figures_cannot_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected what --json writes" in done.stderr
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.51, 3.0), (0.99, 4.0), (0.01, 1.0)])
 def test_percentiles_are_values_that_were_measured(share: float, expected: float) -> None:
     assert percentile([1.0, 2.0, 3.0, 4.0], share) == expected

@@ -1,0 +1,127 @@
+"""Write the tables of docs/results/speed.md, and draw them, from speed.json beside it: python tools/speed.py.
+
+The figures are put there by make bench ARGS="--json docs/results/speed.json".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+from tables import RESULTS, replace_section
+
+from askance.calibration.markdown import table
+
+ENGINES = {"torch": "#7a7a7a", "onnxruntime": "#00796b"}
+NAMES = {"torch": "torch", "onnxruntime": "the graph"}
+PAGE, FIGURES = RESULTS / "speed.md", RESULTS / "speed.json"
+
+
+def screening(rows: list[dict[str, Any]]) -> str:
+    """One call, screened and bare."""
+    return table(
+        ("one call", "bare", "screened", "screened / bare"),
+        (
+            (
+                f"{_call(row)}, {NAMES[row['engine']]} beside {NAMES[row['bare']]}",
+                f"{row['bare_ms']:.2f} ms",
+                f"{row['screened_ms']:.2f} ms",
+                _ratio(row["ratio"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def stages(rows: list[dict[str, Any]]) -> str:
+    """Where the time of a screened call goes."""
+    own = [row for row in rows if row["bare"] == "torch"]
+    names = list(dict.fromkeys(stage for row in own for stage in row["stages_ms"]))
+    return table(
+        ("ms", *(f"{_call(row)}, {NAMES[row['engine']]}" for row in own)),
+        (
+            (name, *(f"{row['stages_ms'][name]:.2f}" if name in row["stages_ms"] else "" for row in own))
+            for name in names
+        ),
+    )
+
+
+def serving(rows: list[dict[str, Any]]) -> str:
+    """The server beside one that does nothing."""
+    figures = {"requests_per_second": "requests/s", "p50_ms": "p50, ms", "p99_ms": "p99, ms"}
+    return table(
+        ("over gRPC", "askance", "no-op servicer", "ratio"),
+        (
+            (
+                f"{title}, {_clients(row['clients'])}",
+                f"{row['askance'][name]:.3g}",
+                f"{row['no_op'][name]:.3g}",
+                f"{row['ratio'][name]['median']:.2g}",
+            )
+            for row in rows
+            for name, title in figures.items()
+        ),
+    )
+
+
+def _ratio(of: dict[str, float]) -> str:
+    return f"**{of['median']:.2g}** <sub>{of['least']:.2g} to {of['greatest']:.2g}</sub>"
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"
+
+
+def _call(row: dict[str, Any]) -> str:
+    views = f"{row['views']} views" if row["views"] else "a single pass"
+    return f"{row['network']}, batch {row['batch']}, {views}"
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Screened / bare torch, a bar for each engine."""
+    own = [row for row in rows if row["bare"] == "torch"]
+    calls = list(dict.fromkeys(_call(row) for row in own))
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.45 * len(calls)), layout="constrained")
+    for row in own:
+        y = calls.index(_call(row)) + (0.2 if row["engine"] == "onnxruntime" else -0.2)
+        ratio = row["ratio"]
+        ends = [[ratio["median"] - ratio["least"]], [ratio["greatest"] - ratio["median"]]]
+        axes.barh(y, ratio["median"], 0.36, color=ENGINES[row["engine"]], xerr=ends, error_kw={"linewidth": 0.8})
+        axes.annotate(f"{ratio['median']:.2g}", (ratio["greatest"], y), (4, 0), textcoords="offset points", fontsize=7,
+                      va="center")  # fmt: skip
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xscale="log", yticks=range(len(calls)), yticklabels=calls, ylim=(len(calls) - 0.5, -0.5))
+    axes.set_xlabel("time of a screened call / of the bare classifier in torch; least and greatest of the pairs")
+    axes.margins(x=0.1)
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in ENGINES.values()]
+    figure.legend(handles, [f"screened by {NAMES[name]}" for name in ENGINES], loc="outside lower center", ncols=2,
+                  fontsize=8)  # fmt: skip
+    figure.savefig(RESULTS.parent / "images" / "speed.png", dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Write the sections, draw the picture."""
+    mpl.use("Agg")
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    machine = figures["environment"]
+    libraries = "; ".join(
+        f"{one['network']}'s libraries hold {sum(one['library_rows'].values()):,} rows" for one in figures["fixtures"]
+    )
+    replace_section(
+        PAGE,
+        "machine",
+        f"{machine['cpus']} cores ({machine['cpu']}), torch {machine['torch']} and ONNX Runtime with one thread each;\n"
+        f"{libraries}.",
+    )
+    replace_section(PAGE, "screening", screening(figures["screening"]))
+    replace_section(PAGE, "stages", stages(figures["screening"]))
+    replace_section(PAGE, "serving", serving(figures["serving"]))
+    draw(figures["screening"])
+
+
+if __name__ == "__main__":
+    main()
