@@ -1,6 +1,6 @@
-"""Write the tables of docs/results/speed.md, and draw them, from speed.json beside it: python tools/speed.py.
+"""Write the tables of docs/results/speed.md, and draw them, from speed.json and large.json: python tools/speed.py.
 
-The figures are put there by make bench ARGS="--json docs/results/speed.json".
+These are put there by make bench and make bench-large with ARGS="--json docs/results/speed.json", or large.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from askance.calibration.markdown import table
 
 ENGINES = {"torch": "#7a7a7a", "onnxruntime": "#00796b"}
 NAMES = {"torch": "torch", "onnxruntime": "the graph"}
-PAGE, FIGURES = RESULTS / "speed.md", RESULTS / "speed.json"
+PAGE = RESULTS / "speed.md"
 
 
 def screening(rows: list[dict[str, Any]]) -> str:
@@ -67,6 +67,27 @@ def serving(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def large(costs: list[dict[str, Any]]) -> str:
+    """Networks of ImageNet's size."""
+
+    def ratio(found: list[float]) -> str:
+        return _ratio(dict(zip(("median", "least", "greatest"), found, strict=True)))
+
+    return table(
+        ("network", "fitted in", "memory at most", "read / bare, torch", "read / bare, the graph"),
+        (
+            (
+                cost["network"],
+                f"{sum(cost['fit_seconds'].values()):.0f} s",
+                f"{cost['peak_gigabytes']:.1f} GB",
+                ratio(cost["ratios"]["torch"]),
+                ratio(cost["ratios"]["onnxruntime"]) if cost["graph"] is None else f"none: {cost['graph']}",
+            )
+            for cost in costs
+        ),
+    )
+
+
 def _ratio(of: dict[str, float]) -> str:
     return f"**{of['median']:.2g}** <sub>{of['least']:.2g} to {of['greatest']:.2g}</sub>"
 
@@ -106,7 +127,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Write the sections, draw the picture."""
     mpl.use("Agg")
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    figures = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     machine = figures["environment"]
     libraries = "; ".join(
         f"{one['network']}'s libraries hold {sum(one['library_rows'].values()):,} rows" for one in figures["fixtures"]
@@ -120,6 +141,8 @@ def main() -> None:
     replace_section(PAGE, "screening", screening(figures["screening"]))
     replace_section(PAGE, "stages", stages(figures["screening"]))
     replace_section(PAGE, "serving", serving(figures["serving"]))
+    costs = json.loads((RESULTS / "large.json").read_text(encoding="utf-8"))
+    replace_section(PAGE, "large", large(list(costs.values())))
     draw(figures["screening"])
 
 
