@@ -178,8 +178,8 @@ def export(
     allow_factory: AllowOption = None,
     require_signature: SignatureOption = None,
 ) -> None:
-    """Publish NEW: BUNDLE with its classifier and detectors as ONNX graphs, several times as fast as torch; what
-    `askance calibrate` does by itself.
+    """Publish NEW: BUNDLE with its classifier and detectors as ONNX graphs, which need none of the classifier's
+    code; what `askance calibrate` does by itself.
     """
     from askance.calibration.exporting import graphs_of
     from askance.classifiers import trusting

@@ -28,11 +28,14 @@ def main(
     fit_images: Annotated[
         int | None, typer.Option(min=100, help="Images the detectors are fitted on, instead of each network's default.")
     ] = None,
+    pairs: Annotated[int | None, typer.Option(min=2, help="Measurements of each call, instead of 25.")] = None,
 ) -> None:
     """Measure askance beside what it is built on, as ratios. Real images are used where ASKANCE_DATA names them."""
     sizes = QUICK if quick else FULL
     if fit_images is not None:
         sizes = replace(sizes, fit_images=dict.fromkeys(sizes.fit_images, fit_images))
+    if pairs is not None:
+        sizes = replace(sizes, pairs=pairs)
     try:
         write_json(json_file, measure(sizes))
     except AskanceError as error:  # such as data that is not where ASKANCE_DATA says

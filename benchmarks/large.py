@@ -7,10 +7,13 @@ out: it takes images of every class that are right.
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,14 +53,16 @@ class LargeCost:
 
     Attributes:
         network: torchvision's name.
+    images: that the detectors are fitted on.
         layers: that are tapped.
         fit_seconds: by detector.
-        peak_gigabytes: of memory, of the whole process so far.
+        peak_gigabytes: of memory that fitting took, the images and torch itself included.
         graph: None where there is one, else why there is none.
         ratios: a screened call of BATCH images beside a bare one by the same engine: median, least and greatest.
     """
 
     network: str
+    images: int
     layers: tuple[str, ...]
     fit_seconds: Mapping[str, float]
     peak_gigabytes: float
@@ -65,9 +70,13 @@ class LargeCost:
     ratios: Mapping[str, tuple[float, float, float]]
 
 
-def measure(name: str, count: int = FITTED) -> LargeCost:
-    """Fit the detectors of a first config to a torchvision classifier, and screen with them."""
+def measure(name: str, count: int) -> LargeCost:
+    """Fit the detectors of a first config to a torchvision classifier on so many images, and read others with them.
+
+    Fitted on all cores, read by one thread.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count() or 1)
     classifier = build_classifier(f"torchvision:{name}", {"num_classes": CLASSES})
     images = _noise(classifier, count + 2 * RANKED)
     detectors = _detectors(classifier, images)
@@ -90,6 +99,7 @@ def measure(name: str, count: int = FITTED) -> LargeCost:
 
     by_torch = screen(TorchReader(classifier, detectors, INPUT))
     pixels = images[count : count + BATCH].pixels()
+    torch.set_num_threads(1)
     ratios, why = {"torch": _ratio(by_torch, pixels)}, None
     try:
         graphs = graphs_of({FUSED: by_torch}, pixels)
@@ -99,7 +109,7 @@ def measure(name: str, count: int = FITTED) -> LargeCost:
         why = str(error)
     by_torch.close()
     layers = tuple(dict.fromkeys(layer for detector in detectors.values() for layer in detector.layers))
-    return LargeCost(name, layers, seconds, peak, why, ratios)
+    return LargeCost(name, count, layers, seconds, peak, why, ratios)
 
 
 @torch.no_grad()
@@ -139,12 +149,14 @@ def main(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Of torchvision's classifiers.")
     ] = None,
+    images: Annotated[int, typer.Option(min=100, help="Images that the detectors are fitted on.")] = FITTED,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures.")] = None,
 ) -> None:
     """Measure what fitting and a verdict cost where the classifier is large."""
     console.print(str(prepare()), soft_wrap=True)
-    costs = [measure(name) for name in names or NAMES]
-    table = Table(title=f"{FITTED} images of {SIDE} x {SIDE}, {CLASSES} classes; read / bare by batches of {BATCH}")
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:  # for the memory of each alone
+        costs = [pool.submit(measure, name, images).result() for name in names or NAMES]
+    table = Table(title=f"{images} images of {SIDE} x {SIDE}, {CLASSES} classes; read / bare by batches of {BATCH}")
     for column in ("network", "fit s", "peak GB", "torch", "graph"):
         table.add_column(column)
     for cost in costs:

@@ -17,6 +17,7 @@ from askance.calibration.markdown import table
 
 ENGINES = {"torch": "#7a7a7a", "onnxruntime": "#00796b"}
 NAMES = {"torch": "torch", "onnxruntime": "the graph"}
+TICKS = (1, 2, 5, 10, 20)
 PAGE = RESULTS / "speed.md"
 
 
@@ -41,10 +42,13 @@ def stages(rows: list[dict[str, Any]]) -> str:
     own = [row for row in rows if row["bare"] == "torch"]
     names = list(dict.fromkeys(stage for row in own for stage in row["stages_ms"]))
     return table(
-        ("ms", *(f"{_call(row)}, {NAMES[row['engine']]}" for row in own)),
+        ("ms", *(name.replace("_", " ") for name in names)),
         (
-            (name, *(f"{row['stages_ms'][name]:.2f}" if name in row["stages_ms"] else "" for row in own))
-            for name in names
+            (
+                f"{_call(row)}, {NAMES[row['engine']]}",
+                *(f"{row['stages_ms'][name]:.2f}" if name in row["stages_ms"] else "" for name in names),
+            )
+            for row in own
         ),
     )
 
@@ -57,8 +61,8 @@ def serving(rows: list[dict[str, Any]]) -> str:
         (
             (
                 f"{title}, {_clients(row['clients'])}",
-                f"{row['askance'][name]:.3g}",
-                f"{row['no_op'][name]:.3g}",
+                _figure(row["askance"][name]),
+                _figure(row["no_op"][name]),
                 f"{row['ratio'][name]['median']:.2g}",
             )
             for row in rows
@@ -74,10 +78,11 @@ def large(costs: list[dict[str, Any]]) -> str:
         return _ratio(dict(zip(("median", "least", "greatest"), found, strict=True)))
 
     return table(
-        ("network", "fitted in", "memory at most", "read / bare, torch", "read / bare, the graph"),
+        ("network", "images", "fitted in", "memory at most", "read / bare, torch", "read / bare, the graph"),
         (
             (
                 cost["network"],
+                str(cost["images"]),
                 f"{sum(cost['fit_seconds'].values()):.0f} s",
                 f"{cost['peak_gigabytes']:.1f} GB",
                 ratio(cost["ratios"]["torch"]),
@@ -90,6 +95,10 @@ def large(costs: list[dict[str, Any]]) -> str:
 
 def _ratio(of: dict[str, float]) -> str:
     return f"**{of['median']:.2g}** <sub>{of['least']:.2g} to {of['greatest']:.2g}</sub>"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _clients(count: int) -> str:
@@ -115,7 +124,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
                       va="center")  # fmt: skip
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(xscale="log", yticks=range(len(calls)), yticklabels=calls, ylim=(len(calls) - 0.5, -0.5))
-    axes.set_xlabel("time of a screened call / of the bare classifier in torch; least and greatest of the pairs")
+    axes.set_xlabel("screened / bare classifier in torch, with the least and greatest of the pairs")
+    axes.set_xticks(TICKS, labels=map(str, TICKS))
     axes.margins(x=0.1)
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in ENGINES.values()]
     figure.legend(handles, [f"screened by {NAMES[name]}" for name in ENGINES], loc="outside lower center", ncols=2,
