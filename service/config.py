@@ -83,7 +83,8 @@ class InferenceConfig(_Table):
 
     Attributes:
         engine: "auto", "onnxruntime" or "torch": what computes classifier and detectors. A bundle's graph
-            needs none of the classifier's code, and is faster for single images; "auto" takes it where there is one.
+            needs none of the classifier's code, and is mostly faster for single images; "auto" takes it where there is
+            one.
         max_batch: the most images that share one call of the classifier.
         threads: those inside one call of the classifier; 0 takes one less than the CPUs, so that the event
             loop keeps one: threads that outnumber them cost most of the throughput.
