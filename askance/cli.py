@@ -296,9 +296,9 @@ def inspect(
     json: JsonOption = None,
 ) -> None:
     """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier answers its sentinels."""
-    from askance.calibration.exporting import verify_graphs
     from askance.classifiers import trusting
     from askance.detectors.bundle import Bundle
+    from askance.detectors.comparison import verify_graphs
     from askance.output import also_as_json, console, print_bundle, print_proof
     from askance.screened import ScreenedClassifier
 

@@ -14,6 +14,7 @@ import typer
 
 from askance.calibration.progress import say
 from askance.output import console
+from benchmarks.timing import Spread
 
 HIGHER_IS_BETTER = {"requests_per_second"}
 ROWS = {"screening": ("network", "views", "engine", "bare", "batch"), "library": ("network", "layer")}
@@ -45,12 +46,8 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         one, other = before[name], after[name]
         gain = name.startswith("library ") or name.rpartition(" ")[2] in HIGHER_IS_BETTER
         if other["greatest"] < one["least"] if gain else other["least"] > one["greatest"]:
-            lines.append(f"{name}: {_shown(one)}, now {_shown(other)}")
+            lines.append(f"{name}: {Spread(**one)}, now {Spread(**other)}")
     return sorted(lines)
-
-
-def _shown(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['median']:.3g} ({ratio['least']:.3g}..{ratio['greatest']:.3g})"
 
 
 def main(

@@ -38,7 +38,7 @@ from askance.errors import ExportError
 from askance.judgement import Calibration
 from askance.output import console, write_json
 from benchmarks.environment import prepare
-from benchmarks.timing import interleave
+from benchmarks.timing import Spread, interleave
 
 CLASSES, SIDE = 1000, 224
 INPUT = Preprocessing(channels=3, height=SIDE, width=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -53,12 +53,12 @@ class LargeCost:
 
     Attributes:
         network: torchvision's name.
-    images: that the detectors are fitted on.
+        images: that the detectors are fitted on.
         layers: that are tapped.
         fit_seconds: by detector.
         peak_gigabytes: of memory that fitting took, the images and torch itself included.
         graph: None where there is one, else why there is none.
-        ratios: a screened call of BATCH images beside a bare one by the same engine: median, least and greatest.
+        ratios: by engine, reading BATCH images beside the classifier's answers alone.
     """
 
     network: str
@@ -67,7 +67,7 @@ class LargeCost:
     fit_seconds: Mapping[str, float]
     peak_gigabytes: float
     graph: str | None
-    ratios: Mapping[str, tuple[float, float, float]]
+    ratios: Mapping[str, Spread]
 
 
 def measure(name: str, count: int) -> LargeCost:
@@ -137,12 +137,9 @@ def _detectors(classifier: nn.Module, images: Images) -> dict[str, Detector]:
     }
 
 
-def _ratio(screen: Screen[Reader], pixels: Tensor) -> tuple[float, float, float]:
+def _ratio(screen: Screen[Reader], pixels: Tensor) -> Spread:
     """Reading beside the classifier alone: verdicts of noise hang on last bits, for which they are judged once more."""
-    ratio = interleave(
-        lambda: screen.reader.classify(pixels), lambda: screen.reader(pixels), pairs=PAIRS, calls=1
-    ).ratio
-    return ratio.median, ratio.least, ratio.greatest
+    return interleave(lambda: screen.reader.classify(pixels), lambda: screen.reader(pixels), pairs=PAIRS).ratio
 
 
 def main(
@@ -161,7 +158,7 @@ def main(
         table.add_column(column)
     for cost in costs:
         seconds = ", ".join(f"{kind} {value:.0f}" for kind, value in cost.fit_seconds.items())
-        ratios = [f"{median:.2f} ({least:.2f}..{most:.2f})" for median, least, most in cost.ratios.values()]
+        ratios = [str(ratio) for ratio in cost.ratios.values()]
         table.add_row(cost.network, seconds, f"{cost.peak_gigabytes:.1f}", ratios[0], cost.graph or ratios[1])
     console.print(table)
     write_json(json_file, {cost.network: asdict(cost) for cost in costs})

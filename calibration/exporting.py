@@ -11,23 +11,21 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential, common
 from torch import Tensor, nn
 
-from askance.detectors.bundle import ALONE, BuildClassifier, Bundle, Engine
+from askance.detectors.bundle import ALONE
+from askance.detectors.comparison import difference, extremes
 from askance.detectors.graph import IMAGES, LAYOUT, LOGITS, GraphReader, Model, flattened, layout_of
-from askance.detectors.reader import Read, Reader, TorchReader, in_numbers, read_all, slack_of
+from askance.detectors.reader import Read, TorchReader, read_all
 from askance.detectors.screen import Screen
 from askance.detectors.tap import Tap
-from askance.errors import BundleError, ExportError, one_line
-from askance.judgement.margins import spread
+from askance.errors import ExportError, extra_needed, one_line
 
 OPSET = 20
 TRACED_IMAGES = 3  # of the batch by which it is traced: one, and a multiple, may be told from any number of them
-CLOSE = 1e-4  # how far a score may be from torch's, as a share of it and of the spread of clean ones
 LARGE = 1024  # bytes of a tensor, from which on it stands apart
 ELSEWHERE = "bundle"  # where a model says that they are; whoever opens it gives them
 BATCHES = (1, 32, 64)  # that a graph is tried with
@@ -87,18 +85,19 @@ def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dic
     try:
         import onnxscript  # noqa: F401 (torch's exporter goes by it)
     except ModuleNotFoundError:  # no reason to lose a calibration
-        raise ExportError("onnxscript is not installed: pip install 'askance[calibration]'") from None
+        raise ExportError(extra_needed("onnxscript", "calibration")) from None
     widest = next(iter(screens.values()))
     shape = widest.preprocessing.shape
     example = torch.rand(TRACED_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     read = widest.reader(example)
     whole = _exported(widest.reader, example, list(flattened(read)))
     models = {ALONE: _part(whole, [LOGITS], {})}
+    tried = torch.cat([images, extremes(shape)])
     for name, screen in screens.items():
         of = Read(read.logits, {kind: read.readings[kind] for kind in screen.detectors})
         models[name] = _part(whole, list(flattened(of)), {LAYOUT: json.dumps(layout_of(of))})
         reader = GraphReader(models[name], models[ALONE], list(screen.detectors))
-        _require_the_same(screen, reader, torch.cat([images, _extremes(shape)]))
+        _require_the_same(screen, reader, tried)
     return models
 
 
@@ -180,76 +179,3 @@ def _require_the_same(screen: Screen, reader: GraphReader, images: Tensor) -> No
                 why = one_line(error)
             if why is not None:
                 raise ExportError(f"the graph does not compute what torch does: {why}")
-
-
-def verify_graphs(bundle: Bundle, build: BuildClassifier) -> int:
-    """Hold a bundle's graphs against the classifier itself, on its sentinels and on images that nobody has taken.
-
-    Args:
-        bundle: opened.
-        build: makes the classifier.
-
-    Returns:
-        How many images were judged by both.
-
-    Raises:
-        BundleError: there is no graph, a part does not fit, or the two judge an image otherwise.
-    """
-    images = torch.cat([bundle.sentinels().images, _extremes(bundle.manifest.classifier.preprocessing.shape)])
-    for single_pass in (False, True) if bundle.manifest.calibration.single_pass else (False,):
-        with closing(bundle.screen(build, single_pass=single_pass)) as screen:
-            by_graph = bundle.screen_by(Engine.ONNXRUNTIME, build, single_pass=single_pass)
-            if (why := difference(screen, by_graph.reader, images)) is not None:
-                raise BundleError(f"{bundle.path}: its graph does not compute what torch does here: {why}")
-    return len(images)
-
-
-def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:
-    """What another reader would have a Screen say otherwise of images [B, C, H, W], in words; None where nothing.
-
-    Scores may differ by a ten-thousandth, or as the last bits of what they are made of let them; classes and flags may
-    where the last bits decide.
-    """
-    calibration = screen.calibration
-    (logits, readings), (others, other_readings) = screen.reader(images), reader(images)
-    one, other = in_numbers(readings, logits), in_numbers(other_readings, others)
-    decided = ~screen.undecided(one, readings)
-    found = []
-    if (one.predicted != other.predicted)[decided].any():
-        found.append("another class")
-    if not (_alike(others, logits) and _alike(reader.classify(images), logits)):
-        found.append("other logits")
-    tables, judged = {**calibration.tables, **calibration.judged}, calibration.judge(other)
-    ends = calibration.ends(one, slack_of(readings))
-    for name, (scores, p) in calibration.judge(one).items():
-        (low, high), (other_scores, other_p) = ends[name], judged[name]
-        off = np.abs(other_scores - scores)
-        among = (low <= other_scores) & (other_scores <= high)
-        known = np.isfinite(scores)
-        if (~among & (off > CLOSE * (np.abs(scores) + spread(tables[name]))) & known).any():
-            found.append(f"{name} is off by {off[known & ~among].max():.3g}")
-        if not np.array_equal(known, np.isfinite(other_scores)):
-            found.append(f"{name} is a number in one alone")
-        for level, alpha in calibration.levels.items():
-            if ((p <= alpha) != (other_p <= alpha))[decided & known].any():
-                found.append(f"{name} is flagged {level} in one alone")
-    return found[0] if found else None
-
-
-def _alike(logits: Tensor, of_torch: Tensor) -> bool:
-    """Whether logits [B, K] are those of torch, but for a ten-thousandth of what an image's lie apart."""
-    numbers = of_torch.isfinite()
-    if not torch.equal(logits.isfinite(), numbers):
-        return False
-    judged = numbers.all(dim=1)
-    logits, of_torch = logits[judged], of_torch[judged]
-    apart = of_torch.amax(dim=1, keepdim=True) - of_torch.amin(dim=1, keepdim=True)
-    return bool(((logits - of_torch).abs() <= CLOSE * apart).all())
-
-
-def _extremes(shape: tuple[int, int, int]) -> Tensor:
-    """Images of one value, of stripes and of noise, [8, C, H, W]."""
-    noise = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1))
-    stripes = torch.zeros(2, *shape)
-    stripes[0, :, ::2], stripes[1, :, :, ::2] = 1, 1
-    return torch.cat([torch.stack([torch.full(shape, value) for value in (0.0, 0.5, 1.0)]), stripes, noise])

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +23,11 @@ from toy import Trained, answered
 import askance
 from askance.__main__ import run
 from askance.answers import FUSED, Answer
-from askance.calibration.exporting import difference, graphs_of
+from askance.calibration.exporting import graphs_of
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Detector, Screen
 from askance.detectors.bundle import Engine
+from askance.detectors.comparison import difference
 from askance.detectors.graph import LAYOUT
 from askance.detectors.publishing import NO_GRAPH
 from askance.detectors.reader import Observe, Read, Reader, TorchReader
@@ -246,6 +249,23 @@ def test_a_graph_that_differs_is_noticed(trained: Trained, graphed: Path, which:
     if isinstance(altered, Detector):
         altered.prepare()
     assert difference(by_torch, by_graph.reader, images) is not None
+
+
+BASE = """
+import sys
+from askance.__main__ import EXTRA_PACKAGES, run
+sys.modules.update(dict.fromkeys(EXTRA_PACKAGES))
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--verify"]], ids=["", "verified"])
+def test_a_server_without_the_calibrations_packages_inspects_it(graphed: Path, options: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BASE, "inspect", str(graphed), *options], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("images judged by its graph as by torch" in done.stdout) is bool(options)
 
 
 class Otherwise:

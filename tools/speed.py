@@ -73,10 +73,6 @@ def serving(rows: list[dict[str, Any]]) -> str:
 
 def large(costs: list[dict[str, Any]]) -> str:
     """Networks of ImageNet's size."""
-
-    def ratio(found: list[float]) -> str:
-        return _ratio(dict(zip(("median", "least", "greatest"), found, strict=True)))
-
     return table(
         ("network", "images", "fitted in", "memory at most", "read / bare, torch", "read / bare, the graph"),
         (
@@ -85,8 +81,8 @@ def large(costs: list[dict[str, Any]]) -> str:
                 str(cost["images"]),
                 f"{sum(cost['fit_seconds'].values()):.0f} s",
                 f"{cost['peak_gigabytes']:.1f} GB",
-                ratio(cost["ratios"]["torch"]),
-                ratio(cost["ratios"]["onnxruntime"]) if cost["graph"] is None else f"none: {cost['graph']}",
+                _ratio(cost["ratios"]["torch"]),
+                _ratio(cost["ratios"]["onnxruntime"]) if cost["graph"] is None else f"none: {cost['graph']}",
             )
             for cost in costs
         ),
