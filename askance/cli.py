@@ -9,6 +9,7 @@ import typer
 
 from askance import drafting
 from askance.drafting import ConfigArgument, JsonOption
+from askance.engines import Engine
 
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
@@ -132,6 +133,9 @@ def calibrate(
 def evaluate(
     bundle: BundleArgument,
     config: ConfigArgument,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="What computes BUNDLE; auto: its graph where it has one.")
+    ] = Engine.TORCH,
     require_signature: SignatureOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -141,7 +145,8 @@ def evaluate(
     from askance.detectors.bundle import Bundle
     from askance.output import also_as_json, print_evaluation
 
-    evaluation = evaluate_bundle(Bundle.open(bundle, require_signature=require_signature), load_config(config))
+    opened = Bundle.open(bundle, require_signature=require_signature)
+    evaluation = evaluate_bundle(opened, load_config(config), engine)
     with also_as_json(json, evaluation.as_json()):
         print_evaluation(evaluation)
 
@@ -205,6 +210,10 @@ def serve(
         str | None, typer.Option(help="Address to read /metrics and /healthz at [default: 127.0.0.1].")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9500].")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Processes that screen; auto: one for each CPU [default: 1]."),
+    ] = None,
     candidate: Annotated[
         Path | None,
         typer.Option(metavar="BUNDLE2", help="Screens, unseen, what BUNDLE has answered; for the metrics."),
@@ -221,7 +230,7 @@ def serve(
     """Serve BUNDLE over gRPC until SIGTERM; accepted requests are answered first."""
     from askance.service.call import DISCLOSING
     from askance.service.config import ServerConfig
-    from askance.service.process import serve as serve_bundle
+    from askance.service.program import serve as serve_bundle
 
     settings = ServerConfig.load(
         config,
@@ -231,6 +240,7 @@ def serve(
             "rest_port": rest_port,
             "metrics_host": metrics_host,
             "metrics_port": metrics_port,
+            "workers": workers,
             "bundles.allowed_factories": allow_factory or None,
             "bundles.require_signature": require_signature,
             "rollout.candidate": candidate,

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from askance.answers import Answer
 from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
 from askance.classifiers.trust import standing_in
-from askance.detectors.bundle import Bundle, Engine
+from askance.detectors.bundle import Bundle
 from askance.detectors.screen import Screen
+from askance.engines import Engine
 from askance.errors import BundleError, ConfigError, DataError, ScreenError, did_you_mean
 from askance.images import ImageLike, is_picture, is_single, planes_of
 from askance.reading import given

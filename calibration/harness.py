@@ -30,8 +30,9 @@ from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Detector, Tap, tap_for
+from askance.detectors import Detector, Tap
 from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.reader import Reader, TorchReader
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
 from askance.judgement import Calibration, Fusion, Readings
@@ -52,15 +53,22 @@ class Harness:
         inputs: the classifier and its data.
         detectors: fitted.
         stages: where readings are kept.
+        reader: reads with the detectors; None: torch, with the classifier of `inputs`.
     """
 
-    def __init__(self, inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages) -> None:
+    def __init__(
+        self,
+        inputs: CalibrationInputs,
+        detectors: Mapping[str, Detector],
+        stages: Stages,
+        reader: Reader | None = None,
+    ) -> None:
         self.inputs = inputs
         self.detectors = detectors
         self.stages = stages
-        normalize = inputs.preprocessing.normalize
-        self._with_views = tap_for(inputs.classifier, detectors.values(), normalize)
-        self.tap = Tap(inputs.classifier, self._with_views.layers, normalize)
+        own = TorchReader(inputs.classifier, detectors, inputs.preprocessing)
+        self._reader = own if reader is None else reader
+        self.tap = Tap(inputs.classifier, own.tap.layers, inputs.preprocessing.normalize)
         self._fitted = combined(*(state_digest(detector.state_dict()) for detector in detectors.values()))
         self._read: dict[str, Scores] = {}
         self._benign: dict[str, tuple[Readings, ...]] = {}
@@ -74,8 +82,8 @@ class Harness:
         """What our detectors read of a set of images, or of `pixels` in their place."""
         stage = self._stage(f"read-{name}", images, pixels, self._fitted)
         if stage not in self._read:
-            stream = ImageStream(self._with_views, images, self.inputs.settings.batch_size, pixels)
-            kept = self.stages.run(stage, lambda: score(self.detectors, stream, name).tensors())
+            size = self.inputs.settings.batch_size
+            kept = self.stages.run(stage, lambda: score(self._reader, images, name, size, pixels).tensors())
             self._read[stage] = Scores.from_tensors(kept, self.detectors)
         return self._read[stage]
 

@@ -94,7 +94,7 @@ class ImageStream:
 
     def slices(self) -> list[slice]:
         """Which images make each batch."""
-        return [slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size)]
+        return slices(len(self.images), self.batch_size)
 
     def batch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The pixels [B, C, H, W] and labels [B] of one of the `slices`."""
@@ -106,6 +106,11 @@ class ImageStream:
             with torch.no_grad():
                 capture = self.tap(*self.batch(rows))
             yield capture
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """The parts of so many rows, each of `size` but the last."""
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def require_shape(images: Images, preprocessing: Preprocessing) -> None:

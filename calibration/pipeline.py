@@ -30,6 +30,7 @@ from askance.classifiers import build_classifier
 from askance.classifiers.trust import is_trusted, standing_in
 from askance.detectors import Bundle, Capture, Detector
 from askance.detectors.publishing import NO_GRAPH, publish, refuse_existing
+from askance.engines import Engine
 from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
 from askance.writing import temporary_folder
@@ -144,13 +145,19 @@ def _fit(detector: Detector, inputs: CalibrationInputs) -> Mapping[str, Tensor]:
     return detector.fit(stream("fit"), stream("held_out") if "held_out" in inputs.splits else None).state_dict()
 
 
-def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
+def evaluate_bundle(bundle: Bundle, config: Config, engine: Engine = Engine.TORCH) -> Evaluation:
     """The figures of `evaluate` for a published bundle, on the data, attacks, controls and baselines of `config`.
 
     All that is ours comes from the bundle; the baselines are fitted anew, on the config's `fit`, `calibrate` and `fuse`
     splits. What is finished is kept in the cache until all is, so that a run that was killed goes on where it was.
 
+    Args:
+        bundle: opened.
+        config: what it is tried on.
+        engine: what computes the bundle; the attacks, and the baselines, are torch's always.
+
     Raises:
+        BundleError: it has no graph, and one is wanted.
         ConfigError: the data's classes are not the bundle's, or the bundle names no factory, or one that is neither
             shipped nor the config's.
         DataError: the images are not of the bundle's size.
@@ -172,7 +179,7 @@ def evaluate_bundle(bundle: Bundle, config: Config) -> Evaluation:
         output=entry.output,
     )
     weights = bundle.tensors(entry)  # as they were verified: the file may be another by now
-    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights))
+    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights), engine)
 
 
 @contextmanager
@@ -187,14 +194,15 @@ def _in_the_cache(name: str) -> Iterator[Path]:
         yield folder
 
 
-def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs) -> Evaluation:
+def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs, engine: Engine = Engine.TORCH) -> Evaluation:
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
     require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
-    identity = _identity(inputs) | {"bundle": bundle.manifest.id}
+    reader = bundle.screen_by(engine, lambda *_: inputs.classifier).reader
+    identity = _identity(inputs) | {"bundle": bundle.manifest.id, "engine": reader.engine}
     with _in_the_cache(json_digest(identity)) as folder:
         stages = Stages(folder, identity, resume=True)
-        harness = Harness(inputs, detectors, stages)
+        harness = Harness(inputs, detectors, stages, reader)
         evidence = gather(harness, calibration)
         evaluation = evaluate(evidence, calibration.levels, inputs.class_names)
         stages.remove()

@@ -15,7 +15,7 @@ from torch import Tensor
 from askance.answers import FUSED
 from askance.calibration.benign import BENIGN_IMAGES, LEARNED, PROMISED, Benign, benign_readings, of_both
 from askance.calibration.exporting import graphs_of
-from askance.calibration.images import Images, ImageStream, require_shape
+from askance.calibration.images import Images, require_shape
 from askance.calibration.scoring import score
 from askance.calibration.sources import load_source
 from askance.classifiers import trusting
@@ -125,7 +125,7 @@ def _read(screen: Screen[TorchReader], images: Images) -> tuple[Readings, Benign
     """What the detectors read of the images; and of either half mildly changed, where the old tables know of that."""
 
     def read(part: Images, pixels: Tensor | None = None) -> Readings:
-        return score(screen.detectors, ImageStream(screen.reader.tap, part, BATCH, pixels), "read").readings
+        return score(screen.reader, part, "read", BATCH, pixels).readings
 
     readings, half = read(images), len(images) // 2
     answers = torch.from_numpy(readings.predicted)

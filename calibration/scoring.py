@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from askance.calibration.images import ImageStream
-from askance.calibration.progress import Tracked
-from askance.detectors import Detector
-from askance.detectors.reader import in_numbers, read_all
+from askance.calibration.images import Images, slices
+from askance.calibration.progress import track
+from askance.detectors.reader import Reader, in_numbers
 from askance.judgement import Readings
 
 
@@ -62,11 +61,20 @@ class Scores:
         return cls(readings, tensors["labels"])
 
 
-@torch.no_grad()
-def score(detectors: Mapping[str, Detector], stream: ImageStream, description: str) -> Scores:
-    """Read every image of a stream with every detector."""
-    batches, labels = [], []
-    for capture in Tracked(stream, description):
-        batches.append(in_numbers(read_all(detectors, capture), capture.logits))
-        labels.append(capture.predicted if capture.labels is None else capture.labels)
-    return Scores(Readings.joined(batches), torch.cat(labels))
+def score(
+    reader: Reader, images: Images, description: str, batch_size: int = 500, pixels: Tensor | None = None
+) -> Scores:
+    """Read every image.
+
+    Args:
+        reader: of the classifier and its detectors.
+        images: with labels.
+        description: for the progress bar.
+        batch_size: images at a time.
+        pixels: float32 [N, C, H, W] in [0, 1] in place of the images' own (attacked ones); labels stay.
+    """
+    batches = []
+    for rows in track(slices(len(images), batch_size), description):
+        read = reader(images[rows].pixels() if pixels is None else pixels[rows])
+        batches.append(in_numbers(read.readings, read.logits))
+    return Scores(Readings.joined(batches), images.y)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from askance.detectors.sentinels import Sentinels
 from askance.detectors.signatures import Keyring, read_signatures
 from askance.detectors.tables import calibration_from
 from askance.detectors.tensors import described
+from askance.engines import Engine
 from askance.errors import AskanceError, BundleError, listed, one_line, printable
 from askance.evaluation import Evaluation
 from askance.judgement import Calibration
@@ -48,20 +48,6 @@ BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]]
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-class Engine(StrEnum):
-    """What computes a bundle.
-
-    Attributes:
-        AUTO: ONNX Runtime where the bundle has a graph, else torch.
-        ONNXRUNTIME: the bundle's graph; nothing of the classifier's code is needed.
-        TORCH: the classifier itself, under hooks.
-    """
-
-    AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
-    TORCH = "torch"
 
 
 @dataclass(frozen=True)

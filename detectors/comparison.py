@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.detectors.bundle import BuildClassifier, Bundle, Engine
+from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.reader import Reader, in_numbers, slack_of
 from askance.detectors.screen import Screen
+from askance.engines import Engine
 from askance.errors import BundleError
 from askance.judgement.margins import spread
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from askance.detectors.bundle import Engine
+from askance.engines import Engine
 from askance.errors import ConfigError, did_you_mean, listed, telling, unknown_choice
 from askance.reading import read_toml
 from askance.service.call import Role
@@ -87,7 +87,8 @@ class InferenceConfig(_Table):
             one.
         max_batch: the most images that share one call of the classifier.
         threads: those inside one call of the classifier; 0 takes one less than the CPUs, so that the event
-            loop keeps one: threads that outnumber them cost most of the throughput.
+            loop keeps one: threads that outnumber them cost most of the throughput. Of several workers each takes its
+            share of the CPUs.
         decode_threads: how many images are decoded at a time.
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes; the
@@ -275,6 +276,8 @@ class ServerConfig(_Table):
         rest_port: of the Open Inference Protocol over HTTP; 0 takes a free one, None serves none.
         metrics_host: the address that /metrics and /healthz are read at; by default this machine alone reads them.
         metrics_port: theirs, of HTTP; 0 takes a free one.
+        workers: how many processes screen, each with a classifier and limits of its own; "auto" (or 0) takes as many as
+            there are CPUs. Linux alone spreads connections over them.
         bundles, model, inference, limits, connections, verdicts, access, metrics, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
@@ -284,6 +287,7 @@ class ServerConfig(_Table):
     rest_port: int | None = Field(default=None, ge=0, le=65535)
     metrics_host: Host = "127.0.0.1"
     metrics_port: int = Field(default=9500, ge=0, le=65535)
+    workers: int = Field(default=1, ge=0, le=1024)
     bundles: BundlesConfig = BundlesConfig()
     model: ModelConfig = ModelConfig()
     inference: InferenceConfig = InferenceConfig()
@@ -296,6 +300,16 @@ class ServerConfig(_Table):
     rollout: RolloutConfig = RolloutConfig()
     log: LogConfig = LogConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _auto(cls, workers: object) -> object:
+        return 0 if workers == "auto" else workers
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its ports are those of several processes."""
+        return self.workers != 1
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Self:

@@ -54,6 +54,10 @@ class StatusError(AskanceError):
         self.code = code
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[StatusError], tuple[Code, str, str | None]]:
+        """For another process."""
+        return type(self), (self.code, str(self), self.reason)
+
 
 def forgetful(error: StatusError) -> StatusError:
     """The error without the way it came, and so were those that led to it.

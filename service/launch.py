@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from askance.errors import AskanceError
+
+logger = logging.getLogger(__name__)
 
 _LINE = re.compile(
     r"askance: serving bundle (?P<bundle>\w+) on (?P<host>\S+):(?P<port>\d+), "
@@ -65,6 +69,18 @@ class Serving:
         rest = None if match["rest_port"] is None else int(match["rest_port"])
         ports = int(match["port"]), int(match["metrics_port"]), rest
         return cls(match["bundle"], host, *ports, metrics_host, match["metrics_scheme"])
+
+
+def announce(ready: Callable[[Serving], None], serving: Serving) -> None:
+    """Say, on a thread of its own, that a server serves; whoever does not listen keeps it from nothing."""
+
+    def say() -> None:
+        try:
+            ready(serving)
+        except (OSError, ValueError, AskanceError) as error:  # closed, full, or nobody reads
+            logger.warning("%s; standard output cannot be written: %s", serving, error)
+
+    threading.Thread(target=say, name="askance-ready", daemon=True).start()
 
 
 @contextmanager

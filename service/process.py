@@ -1,4 +1,4 @@
-"""Process: the server as a program: signals, reloads, and the settings that hold for a whole process."""
+"""Process: a server, or one of several that share its ports, as a process: signals, reloads, what holds for it all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import prometheus_client
 import torch
@@ -22,17 +22,17 @@ from askance.classifiers import trusting
 from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
 from askance.service.config import ServerConfig
-from askance.service.launch import Serving
+from askance.service.cpus import available
+from askance.service.launch import Serving, announce
 from askance.service.observability import log, memory, stderr
 from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
-from askance.service.server import BoundPorts, Server
-from askance.service.signals import caught
+from askance.service.server import BoundPorts, Peers, Server
+from askance.service.signals import HANGUPS, caught, end_after
 
 logger = logging.getLogger(__name__)
 
 Stamp = tuple[Path, int, int]
-HANGUPS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # none on Windows
 MOST_RETRY_SECONDS = 600.0  # between two attempts to load what was refused
 GARBAGE_THRESHOLDS = (
     10_000,
@@ -44,25 +44,68 @@ SWITCH_INTERVAL_SECONDS = (
 )
 
 
-def serve(bundle_path: Path, config: ServerConfig, ready: Callable[[Serving], None] | None = None) -> None:
-    """Serve the bundle at `bundle_path` until SIGTERM or SIGINT, then drain and return. Call it on the main thread.
-
-    A second signal ends the draining, and the process `drain_seconds` later, whatever hangs. SIGHUP loads the bundle
-    anew, and so does a change of it where `watch_seconds` is set. Standard error never keeps the server waiting.
+class Life:
+    """What may be asked of a server that lives; on any thread, at any time.
 
     Args:
-        bundle_path: the bundle's directory.
-        config: the settings.
-        ready: called once, on a thread of its own, when the server serves; its argument prints as the line that
-            `service.launch` waits for. If that cannot be written, the log says so, and the server serves all the same.
-
-    Raises:
-        AskanceError: the bundle is refused, or a port is in use.
+        server: it.
     """
-    run(_opener(bundle_path, config), config, ready, bundle_path)
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.stopping = asyncio.Event()
+        self.reloading = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def reload(self) -> None:
+        """Load anew what is served, soon."""
+        self._loop.call_soon_threadsafe(self.reloading.set)
+
+    def stop(self) -> None:
+        """Drain, then end."""
+        self._loop.call_soon_threadsafe(self.stopping.set)
+
+    def hurry(self) -> None:
+        """Drain no longer."""
+        self._loop.call_soon_threadsafe(self.server.hurry)
+
+    def wait_for(self, asked: Coroutine[Any, Any, object]) -> None:
+        """Have the server do something, and wait until it has; not on the thread of its event loop.
+
+        Raises:
+            AskanceError: it cannot.
+        """
+        asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
 
-def _opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
+Control = Callable[[Life], AbstractContextManager[None]]
+"""A block in which somebody may ask things of a server."""
+
+
+@contextlib.contextmanager
+def by_signals(life: Life) -> Iterator[None]:
+    """Let SIGTERM and SIGINT stop it, a second one at once or by force, and SIGHUP load anew what it serves."""
+    asked = 0
+
+    def on_signal(number: int) -> None:
+        """On a thread of its own: the event loop may be what hangs."""
+        nonlocal asked
+        if number in HANGUPS:
+            life.reload()
+            return
+        asked += 1
+        if asked == 1:
+            life.stop()
+        elif asked == 2:
+            end_after(life.server.config.shutdown.drain_seconds, "the second signal to stop")
+            life.hurry()
+
+    with caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), on_signal):
+        yield
+
+
+def opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
+    """What opens a bundle as the settings say."""
     build = trusting(config.bundles.allowed_factories)
     return lambda: LoadedBundle.open(
         path,
@@ -78,21 +121,25 @@ def run(
     config: ServerConfig,
     ready: Callable[[Serving], None] | None = None,
     source: Path | None = None,
+    control: Control = by_signals,
+    peers: Peers | None = None,
 ) -> None:
-    """Serve what `load` gives, from `source`; otherwise `serve`."""
+    """Serve what `load` gives, from `source`, in this process until `control` says to stop; for the rest, `serve` of
+    program.py. `peers` are the processes that do the same.
+    """
     # This process is the server's own, hence the settings that hold for all of it.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    torch.set_num_threads(config.inference.threads or max(1, _cpus() - 1))
+    torch.set_num_threads(config.inference.threads or max(1, available() - 1))
     memory.keep()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stderr.unblocked())
-        log.configure(config.log.level, config.log.format)
+        log.configure(config.log.level, config.log.format, None if peers is None else peers.number)
         if config.log.traces:
             stack.callback(export_traces())
         runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
-        runner.run(_run(load, config, ready, source))
+        runner.run(_run(load, config, ready, source, control, peers))
 
 
 async def _run(
@@ -100,29 +147,16 @@ async def _run(
     config: ServerConfig,
     ready: Callable[[Serving], None] | None,
     source: Path | None,
+    control: Control,
+    peers: Peers | None,
 ) -> None:
-    loop, stopping, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-    server = Server(config)
-    asked = 0
-
-    def on_signal(number: int) -> None:
-        """On a thread of its own: the event loop may be what hangs."""
-        nonlocal asked
-        if number in HANGUPS:
-            loop.call_soon_threadsafe(reload.set)
-            return
-        asked += 1
-        if asked == 1:
-            loop.call_soon_threadsafe(stopping.set)
-        elif asked == 2:
-            _end_after(config.shutdown.drain_seconds)
-            loop.call_soon_threadsafe(server.hurry)
-
-    with caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), on_signal):
+    server = Server(config, peers)
+    life = Life(server)
+    with control(life):
         async with server:
             sources = [path for path in (source, config.rollout.candidate) if path is not None]
             seen = {path: _stamp(path) for path in sources}  # before they are loaded, so that no change is missed
-            candidate = None if config.rollout.candidate is None else _opener(config.rollout.candidate, config)
+            candidate = None if config.rollout.candidate is None else opener(config.rollout.candidate, config)
             served = await server.deploy(load, candidate)
             # What is there by now stays: without this the collector walks all of torch again and again, a fifth of the
             # event loop's time under load.
@@ -130,12 +164,12 @@ async def _run(
             gc.freeze()
             gc.set_threshold(*GARBAGE_THRESHOLDS)
             seconds = config.rollout.watch_seconds
-            tasks = [asyncio.create_task(_reload_when_told(server, reload, seconds))]
+            tasks = [asyncio.create_task(_reload_when_told(server, life.reloading, seconds))]
             if seconds:
-                tasks += [asyncio.create_task(_follow(path, seen[path], seconds, reload)) for path in sources]
-            if ready is not None and not stopping.is_set():
-                _announce(ready, _serving(served, config, server.ports))
-            await stopping.wait()
+                tasks += [asyncio.create_task(_follow(path, seen[path], seconds, life.reloading)) for path in sources]
+            if ready is not None and not life.stopping.is_set():
+                announce(ready, _serving(served, config, server.ports))
+            await life.stopping.wait()
             logger.info("draining")
             for task in tasks:
                 task.cancel()
@@ -151,33 +185,6 @@ def _serving(served: LoadedBundle, config: ServerConfig, ports: BoundPorts) -> S
         config.metrics_host,
         "http" if config.metrics.tls is None else "https",
     )
-
-
-def _announce(ready: Callable[[Serving], None], serving: Serving) -> None:
-    """Say that the server serves; whoever does not listen, or has gone, keeps it from nothing."""
-
-    def say() -> None:
-        try:
-            ready(serving)
-        except (OSError, ValueError, AskanceError) as error:  # closed, full, or nobody reads
-            logger.warning("%s; standard output cannot be written: %s", serving, error)
-
-    threading.Thread(target=say, name="askance-ready", daemon=True).start()
-
-
-def _end_after(seconds: float) -> None:
-    """End the process if it is still there then, with exit code 1: a call of the classifier that hangs is no reason to
-    stay, and no thread can be interrupted.
-    """
-
-    def end() -> None:
-        line = f"askance: ended by force, {seconds:g} s after the second signal to stop: something in it hangs"
-        stderr.last_words(line)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
 
 
 async def _reload_when_told(server: Server, told: asyncio.Event, retry_seconds: float) -> None:
@@ -216,11 +223,6 @@ def _stamp(source: Path) -> Stamp | None:
     except OSError:
         return None
     return source.resolve(), status.st_mtime_ns, status.st_ino
-
-
-def _cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
 from askance.service.config import ConnectionsConfig, ServerConfig
-from askance.service.guard.access import Access, token_check
+from askance.service.guard.access import Access
 from askance.service.guard.admission import OPEN, Admission, State
 from askance.service.guard.health import Health
 from askance.service.guard.interceptor import Interceptor
@@ -27,6 +27,8 @@ from askance.service.guard.tls import Certificates
 from askance.service.observability.http import MetricsServer, bound_socket, cannot_listen
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
+from askance.service.observability.totals import Totals
+from askance.service.ports import metrics_server
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
 from askance.service.runtime.model import LoadedBundle
 from askance.service.runtime.repository import ModelRepository
@@ -58,19 +60,49 @@ class BoundPorts:
     others: Mapping[str, int] = field(default_factory=dict)
 
 
+class Peers(Protocol):
+    """The processes that are one server together, this one among them.
+
+    Attributes:
+        number: this one's.
+    """
+
+    number: int
+
+    async def reload(self) -> None:
+        """Have each load what is served anew.
+
+        Raises:
+            AskanceError: one cannot.
+        """
+
+    async def unload(self, version: str) -> None:
+        """Have each let go of a version.
+
+        Raises:
+            AskanceError: one does not.
+        """
+
+    async def totals(self) -> Totals:
+        """What they have done so far, added up."""
+
+
 class Server:
     """The service on one event loop: `listen`, then `deploy`, then `stop`.
 
-    Used as `async with Server(config) as server`, it listens on entry and stops on exit.
+    Used as `async with Server(config) as server`, it listens on entry and stops on exit. One of several that share
+    their ports listens once it is deployed: until then others answer. Its metrics are read through them.
 
     Args:
         config: the settings.
+        peers: the processes that share its ports; None where it is alone.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, peers: Peers | None = None) -> None:
         self.config = config
+        self._peers = peers
         pool = config.metrics.pool_requests, config.metrics.pool_seconds
-        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), INFERENCES, *pool)
+        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), *pool)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.inference.decode_threads, thread_name_prefix="askance-decode")
         self.repository = ModelRepository(config, self.metrics, self._inference)
@@ -89,7 +121,9 @@ class Server:
             request_log,
             self.repository,
             self.screener,
-            self.reload,
+            self.reload if peers is None else peers.reload,
+            self.unload if peers is None else peers.unload,
+            self._totals if peers is None else peers.totals,
         )
         self._protocols = [protocol(parts) for protocol in PROTOCOLS.values()]
         self._health = Health(HEALTH_NAMES)
@@ -112,22 +146,14 @@ class Server:
         """
         config = self.config
         self._watchdog.start()
-        token, tls = config.metrics.token_sha256, config.metrics.tls
-        self._metrics_server = MetricsServer(
-            config.metrics_host,
-            config.metrics_port,
-            self.metrics.registry,
-            self._state,
-            lambda: not self._watchdog.hung,
-            None if token is None else token_check(token),
-            None if tls is None else Certificates(tls, "metrics.tls").context(),
-        )
+        if self._peers is None:
+            self._metrics_server = metrics_server(config, self.metrics.registry, self.state, self.live)
         self._grpc = grpc.aio.server(
             interceptors=[
                 Interceptor(SERVICES, self.admission, self.reception, self.metrics, config.inference.max_batch)
             ],
             options=[
-                ("grpc.so_reuseport", 0),  # else a second server shares an occupied port in silence
+                ("grpc.so_reuseport", int(config.is_shared)),  # a second server would share an occupied port in silence
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 # gRPC unfolds a compressed message whole, up to a thousandfold, before it looks at its size
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
@@ -141,11 +167,14 @@ class Server:
         if config.access.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         credentials = None if config.tls is None else Certificates(config.tls).credentials()
+        if not config.is_shared:
+            bound_socket("port", config.host, config.port).close()  # gRPC logs lines of its own and hides the cause
         port = _bind(self._grpc, config.host, config.port, credentials)
         await self._grpc.start()
         started = {protocol.name: await protocol.start() for protocol in self._protocols}
         others = {name: port for name, port in started.items() if port is not None}
-        return BoundPorts(port, self._metrics_server.port, others)
+        metrics_port = config.metrics_port if self._metrics_server is None else self._metrics_server.port
+        return BoundPorts(port, metrics_port, others)
 
     async def deploy(
         self, load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None
@@ -161,6 +190,8 @@ class Server:
         self._load, self._load_candidate = load, candidate
         self.admission.open()
         await self._tell()
+        if self._peers is not None:
+            self.ports = await self.listen()
         return served
 
     async def reload(self) -> LoadedBundle:
@@ -182,6 +213,17 @@ class Server:
                 raise outcome
         assert isinstance(served, LoadedBundle)
         return served
+
+    async def unload(self, version: str) -> None:
+        """Let go of a version that is not the default one.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION, it is the default one; NOT_FOUND, it is not loaded.
+        """
+        self.repository.unload(version)
+
+    async def _totals(self) -> Totals:
+        return Totals(self.metrics.registry.collect(), INFERENCES)
 
     async def _replaced(self, attempt: Awaitable[tuple[LoadedBundle, bool]]) -> LoadedBundle | AskanceError:
         """What came of an attempt, counted and logged."""
@@ -205,7 +247,11 @@ class Server:
         """Have gRPC's health service say what is the case."""
         await self._health.set(serving=self.admission.state is State.SERVING)
 
-    def _state(self) -> str:
+    def live(self) -> bool:
+        """Whether it still does anything; any thread may ask."""
+        return not self._watchdog.hung
+
+    def state(self) -> str:
         """What the server is doing, as any thread may ask: an event loop that hangs cannot say so itself."""
         state = self.admission.state
         return (State.STALLED if state in OPEN and self._watchdog.stalled else state).value
@@ -256,7 +302,8 @@ class Server:
 
     async def __aenter__(self) -> Self:
         try:
-            self.ports = await self.listen()
+            if self._peers is None:
+                self.ports = await self.listen()
         except BaseException:
             await self.stop()
             raise
@@ -287,8 +334,7 @@ def _connection_options(connections: ConnectionsConfig, drain_seconds: float) ->
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    """Bind gRPC's port; tried with a plain socket first, because gRPC logs lines of its own and hides the cause."""
-    bound_socket("port", host, port).close()
+    """Bind gRPC's port."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         if credentials is None:

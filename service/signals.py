@@ -1,4 +1,4 @@
-"""Signals: seen on a thread of their own, whatever the main thread is at."""
+"""Signals: seen on a thread of their own, whatever the main thread is at; and an end by force."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from askance.service.observability import stderr
+
+HANGUPS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # none on Windows
 
 
 @contextmanager
@@ -43,3 +47,23 @@ def caught(numbers: Sequence[int], seen: Callable[[int], None]) -> Iterator[None
 
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Only so that the signal is not taken by default."""
+
+
+def end_after(seconds: float, since: str, first: Callable[[], None] = lambda: None) -> None:
+    """End the process if it is still there then, with exit code 1: a call of the classifier that hangs is no reason to
+    stay, and no thread can be interrupted.
+
+    Args:
+        seconds: from now.
+        since: what happened now, for the last line of the log.
+        first: called before it ends.
+    """
+
+    def end() -> None:
+        first()
+        stderr.last_words(f"askance: ended by force, {seconds:g} s after {since}: something in it hangs")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

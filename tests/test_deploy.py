@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from askance.service.errors import REASONS
 from askance.service.guard.admission import Kind
 from askance.service.observability.metrics import RELOADS, SUSPICIONS, Metrics
+from askance.service.observability.shared import WorkerMetrics
 from askance.service.protocols import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +24,9 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
 
 
 def test_every_metric_of_the_rules_is_the_servers() -> None:
-    families = Metrics(1).registry.collect()
+    of_workers = CollectorRegistry()
+    WorkerMetrics(of_workers, lambda: 0)
+    families = [*Metrics(1).registry.collect(), *of_workers.collect()]
     known = {family.name for family in families}
     known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}
     text = re.sub(r"#.*|\$externalLabels\.\w+", "", RULES.read_text())

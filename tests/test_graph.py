@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from bundle_support import edit
+from calibration_support import DigitsRun
 from service_support import CLASSES, GREY, TinyClassifier, noise, parts, publish_tiny, running
 from torch import Tensor
 from toy import Trained, answered
@@ -24,13 +25,14 @@ import askance
 from askance.__main__ import run
 from askance.answers import FUSED, Answer
 from askance.calibration.exporting import graphs_of
+from askance.calibration.pipeline import evaluate_bundle
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Detector, Screen
-from askance.detectors.bundle import Engine
 from askance.detectors.comparison import difference
 from askance.detectors.graph import LAYOUT
-from askance.detectors.publishing import NO_GRAPH
+from askance.detectors.publishing import NO_GRAPH, publish_with_graphs
 from askance.detectors.reader import Observe, Read, Reader, TorchReader
+from askance.engines import Engine
 from askance.errors import BundleError, ConfigError, ExportError, ScreenError
 from askance.output import print_bundle
 from askance.service.client_messages import request_of
@@ -91,6 +93,26 @@ def test_a_graph_answers_as_torch_does(trained: Trained, graphed: Path, size: in
                 compared += 1
             assert [reason.flags for reason in other[2].reasons] == [reason.flags for reason in one[2].reasons]
     assert compared > 4 * len(images)
+
+
+def test_the_tables_are_the_same_by_the_graph(digits_run: DigitsRun, tmp_path: Path) -> None:
+    """What `askance evaluate --engine onnxruntime` is for."""
+    bundle = publish_with_graphs(digits_run.bundle, tmp_path / "B", build=build_classifier, export=graphs_of)
+    assert bundle.graphs is not None
+    evaluation = evaluate_bundle(Bundle.open(tmp_path / "B"), digits_run.config, Engine.ONNXRUNTIME)
+    first = digits_run.bundle.evaluation()
+    compared = 0
+    for attack, row in first.auroc.items():
+        assert evaluation.auroc[attack] == pytest.approx(row, abs=0.002)
+        assert evaluation.tpr_at_fpr_1[attack] == pytest.approx(first.tpr_at_fpr_1[attack], abs=0.05)
+        compared += len(row)
+    assert compared > 20
+    assert evaluation.clean_flag_rate == pytest.approx(first.clean_flag_rate, abs=0.02)
+
+
+def test_a_bundle_without_a_graph_is_not_evaluated_by_one(digits_run: DigitsRun) -> None:
+    with pytest.raises(BundleError, match="has no graph, which the engine onnxruntime computes: askance export"):
+        evaluate_bundle(digits_run.bundle, digits_run.config, Engine.ONNXRUNTIME)
 
 
 def test_a_graph_explains_as_torch_does(trained: Trained, graphed: Path) -> None:

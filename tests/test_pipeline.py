@@ -6,7 +6,6 @@ import json
 import math
 import pickle
 import shutil
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,13 +25,13 @@ from askance.calibration import pipeline
 from askance.calibration.attacks import PixelClassifier, perturb
 from askance.calibration.config import Config, load_config
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
-from askance.calibration.images import ImageStream
 from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import FIGURES
 from askance.calibration.pipeline import calibrate, evaluate_bundle
 from askance.calibration.scoring import score
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, LibraryNetwork, publishing
+from askance.detectors.reader import TorchReader
 from askance.errors import AskanceError, BundleError, CalibrationError, ConfigError, DataError, LayerError
 from askance.evaluation import ClassFigures, Evaluation
 from askance.judgement import Levels
@@ -420,10 +419,10 @@ def test_failed_and_successful_attacks_are_apart(digits_run: DigitsRun) -> None:
 def test_alone_or_in_a_batch(digits_run: DigitsRun) -> None:
     inputs = load_inputs(digits_run.config)
     detectors = digits_run.bundle.detectors()
-    stream = replace(inputs.stream("evaluate", *detectors.values()), images=inputs.splits["evaluate"][:40])
+    reader, images = TorchReader(inputs.classifier, detectors, inputs.preprocessing), inputs.splits["evaluate"][:40]
     assert isinstance(detectors["library_network"], LibraryNetwork)
-    together = score(detectors, ImageStream(stream.tap, stream.images, 40), "together")
-    alone = score(detectors, ImageStream(stream.tap, stream.images, 1), "alone")
+    together = score(reader, images, "together", 40)
+    alone = score(reader, images, "alone", 1)
     for name in together.readings.scores:
         np.testing.assert_allclose(alone.readings.scores[name], together.readings.scores[name], rtol=1e-4, atol=1e-5)
     for name in together.readings.components:

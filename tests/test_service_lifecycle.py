@@ -265,7 +265,8 @@ sys.path.insert(0, {tests!r})
 from service_support import Valve, tiny_served, build_tiny
 from askance.service.config import ServerConfig
 from askance.service.runtime.model import LoadedBundle
-from askance.service.process import run, serve
+from askance.service.process import run
+from askance.service.program import serve
 
 {body}
 """

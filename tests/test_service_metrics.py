@@ -44,6 +44,7 @@ NAMES = {
     "askance_batch_size": "histogram",
     "askance_queue_depth": "gauge",
     "askance_stalled": "gauge",
+    "askance_last_inference_timestamp_seconds": "gauge",
     "askance_log_lines_dropped": "counter",
     "askance_bundle_info": "gauge",
     "askance_bundle_calibrated_timestamp_seconds": "gauge",

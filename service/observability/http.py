@@ -165,14 +165,19 @@ class MetricsServer:
         self._thread.join()
 
 
-def bound_socket(setting: str, host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """A socket bound to a port, which the caller closes; with a backlog it listens.
+def bound_socket(
+    setting: str, host: str, port: int, backlog: int | None = None, *, shared: bool = False
+) -> socket.socket:
+    """A socket bound to a port, which the caller closes; with a backlog it listens. A shared port may be bound by other
+    processes of this user's, too.
 
     Raises:
         AskanceError: it is in use, or the host is not this machine's; the message names the setting.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((host, port))
         if backlog is not None:

@@ -58,24 +58,28 @@ class _Json(JsonFormatter):
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def handler(form: LogFormat) -> logging.Handler:
-    """What writes lines to standard error."""
+def handler(form: LogFormat, worker: int | None = None) -> logging.Handler:
+    """What writes lines to standard error, each with the number of the worker whose it is, where there are several."""
     made = logging.StreamHandler()
     made.addFilter(Ids())
     if form is LogFormat.JSON:
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
-        made.setFormatter(_Json("%(asctime)s%(levelname)s%(name)s%(message)s", rename_fields=names))
+        static = None if worker is None else {"worker": worker}
+        made.setFormatter(
+            _Json("%(asctime)s%(levelname)s%(name)s%(message)s", rename_fields=names, static_fields=static)
+        )
     else:
-        made.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        who = "" if worker is None else f"worker {worker}: "
+        made.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
     return made
 
 
-def configure(level: LogLevel, form: LogFormat) -> None:
-    """Set up this process's log.
+def configure(level: LogLevel, form: LogFormat, worker: int | None = None) -> None:
+    """Set up this process's log, which may be that of a worker.
 
     The level is that of our own lines: others' would tell what is in the images (Pillow prints EXIF at DEBUG).
     """
-    logging.basicConfig(level=logging.WARNING, handlers=[handler(form)], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler(form, worker)], force=True)
     logging.getLogger(GRPC).setLevel(logging.CRITICAL)
     for name in OWN:
         logging.getLogger(name).setLevel(level.upper())

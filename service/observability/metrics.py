@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +29,8 @@ SUSPICIONS = (UNFAMILIAR, DOUBTFUL)
 CODES = tuple(code for code in Code if code is not Code.UNIMPLEMENTED)
 """How a method can end."""
 SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+LAST_INFERENCE = "askance_last_inference_timestamp_seconds"
+DROPPED_LINES = "askance_log_lines_dropped"
 DEADLINE_MARGIN_SECONDS = 0.02  # a client sees its deadline pass that much earlier than the server may
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -67,7 +69,6 @@ class Metrics:
     Args:
         max_batch: the largest batch, which bounds the buckets of batch sizes.
         methods: the names of all protocols' methods, which bound the label of that name.
-        inferences: those among them that have images screened.
         pool_requests: how many requests are shown together.
         pool_seconds: the least time between two times that some are.
     """
@@ -76,7 +77,6 @@ class Metrics:
         self,
         max_batch: int,
         methods: Sequence[str] = (),
-        inferences: Collection[str] = (),
         pool_requests: int = POOL_REQUESTS,
         pool_seconds: float = POOL_SECONDS,
     ) -> None:
@@ -84,9 +84,10 @@ class Metrics:
         self._pool = Pool(pool_requests, pool_seconds)
         registry.register(self._pool)
         pooled = self._pool.registry
-        self._inferences = tuple(inferences)
-        self.last_inference = 0.0
-        """When an image was last screened, in Unix time; 0 before the first."""
+        self._last_inference = 0.0
+        Gauge(
+            LAST_INFERENCE, "When an image was last answered, in Unix time; 0 before the first.", registry=registry
+        ).set_function(lambda: self._last_inference)
         self._requests = Counter(
             "askance_requests",
             "Requests answered, by method and status (in gRPC's words); each item of a stream is one.",
@@ -193,8 +194,10 @@ class Metrics:
             ["level"],
             registry=registry,
         )
-        self.candidate = CandidateMetrics(registry, Pool(pool_requests, pool_seconds))
+        candidates = Pool(pool_requests, pool_seconds, name="askance_candidate_pooled_requests")
+        self.candidate = CandidateMetrics(registry, candidates)
         """Of a candidate bundle with the one that answers."""
+        self.pools = self._pool, candidates
         # What is counted with every request is looked up once: `labels` takes longer than to count
         self._of_method, self._of_end = cache(self._request_seconds.labels), cache(self._requests.labels)
         self._of_stage, self._of_verdict = cache(self._stage_seconds.labels), cache(self._verdicts.labels)
@@ -305,7 +308,7 @@ class Metrics:
 
     def answered(self, answer: Answer, request: object) -> None:
         """Count one answer of a request's."""
-        self.last_inference = time.time()
+        self._last_inference = time.time()
         with self._pool.counting(request):
             if answer.prediction is not None:
                 self._of_class(answer.prediction.label).inc()
@@ -329,32 +332,6 @@ class Metrics:
         with self._pool.counting():
             self._blocked.inc()
 
-    def _value(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-    def batches(self) -> tuple[int, int]:
-        """Calls of the classifier so far, and the images in them."""
-        return round(self._value("askance_batch_size_count")), round(self._value("askance_batch_size_sum"))
-
-    def stages(self, *names: str) -> tuple[float, float]:
-        """How often the first of some stages was observed, and the seconds of all of them together."""
-        seconds = sum(self._value("askance_stage_seconds_sum", stage=name) for name in names)
-        return self._value("askance_stage_seconds_count", stage=names[0]), seconds
-
-    def inferences(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Requests to screen so far, those answered and those failed: each their count, and their seconds.
-
-        Times are not kept by outcome: they are shared out by count.
-        """
-        counts = [
-            sum(self._value("askance_requests_total", method=method, code=code.name) for method in self._inferences)
-            for code in CODES
-        ]
-        seconds = sum(self._value("askance_request_seconds_sum", method=method) for method in self._inferences)
-        answered, total = counts[0], sum(counts)
-        share = answered / total if total else 0.0
-        return (answered, seconds * share), (total - answered, seconds * (1 - share))
-
 
 class _DroppedLines(Collector):
     """The lines of this process's log that were never written."""
@@ -362,7 +339,7 @@ class _DroppedLines(Collector):
     def collect(self) -> list[Metric]:
         """Read anew: they are counted where nothing may wait."""
         text = "Lines of the log that are lost, because nobody read standard error or it could not be written."
-        return [CounterMetricFamily("askance_log_lines_dropped", text, dropped_lines())]
+        return [CounterMetricFamily(DROPPED_LINES, text, dropped_lines())]
 
 
 def is_past(deadline: float | None) -> bool:

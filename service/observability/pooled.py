@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -41,6 +42,7 @@ class Pool(Collector):
         requests: the fewest that are published together.
         seconds: the least time between two publications, and before the first.
         clock: in seconds.
+        name: of the counter of its requests, which is shown to nobody; no two pools of a server share one.
     """
 
     def __init__(
@@ -48,14 +50,16 @@ class Pool(Collector):
         requests: int = POOL_REQUESTS,
         seconds: float = POOL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        name: str = "askance_pooled_requests",
     ) -> None:
         self.registry = CollectorRegistry()
         """The pooled metrics as they are; count in them inside `counting` alone."""
-        self._requests, self._seconds, self._clock = requests, seconds, clock
+        self.publication = Publication(name, requests, seconds, clock)
+        """What of them is shown."""
+        self._counted = Counter(name, "Requests that are shown with others.", registry=self.registry)
         self._lock = threading.Lock()
-        self._waiting: set[object] = set()  # requests that nobody was shown, up to as many as are wanted
-        self._published = clock()
-        self._shown: dict[_Key, float] = {}
+        self._most = requests
+        self._latest: OrderedDict[int, object] = OrderedDict()  # requests, kept so that none takes another's address
 
     def counting(self, request: object | None = None) -> AbstractContextManager[object]:
         """A block that counts, safe on any thread: what it counts is published together.
@@ -70,24 +74,53 @@ class Pool(Collector):
     def _counting(self, request: object) -> Iterator[None]:
         with self._lock:
             yield
-            if len(self._waiting) < self._requests:
-                self._waiting.add(request)
+            if id(request) not in self._latest:
+                self._counted.inc()
+                self._latest[id(request)] = request
+                if len(self._latest) > self._most:
+                    self._latest.popitem(last=False)
 
     def describe(self) -> list[Metric]:
         """The metrics' names and types."""
-        return list(self.registry.collect())
+        return self.publication.without_count(self.registry.collect())
 
     def collect(self) -> list[Metric]:
         """The metrics as they were when last published, which may be now."""
         with self._lock:
-            families = list(self.registry.collect())
-            now = self._clock()
-            if len(self._waiting) >= self._requests and now - self._published >= self._seconds:
-                self._shown = {_key(sample): sample.value for family in families for sample in family.samples}
-                self._published = now
-                self._waiting.clear()
-            shown = self._shown  # never altered, only replaced
-        return [_as_shown(family, shown) for family in families]
+            return self.publication.shown(self.registry.collect())
+
+
+class Publication:
+    """What is shown of metrics that are pooled, to all who look.
+
+    Args:
+        name: of the counter of their requests.
+        requests, seconds, clock: as for a Pool.
+    """
+
+    def __init__(self, name: str, requests: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._requests, self._seconds, self._clock = requests, seconds, clock
+        self._lock = threading.Lock()
+        self._published, self._counted = clock(), 0.0
+        self._shown: dict[_Key, float] = {}
+
+    def shown(self, families: Iterable[Metric]) -> list[Metric]:
+        """The families, the counter of their requests left out, with the values that were last published, which may be
+        those that they have.
+        """
+        now = list(families)
+        counted = sum(one.value for family in now if family.name == self.name for one in family.samples[:1])
+        with self._lock:
+            due = counted - self._counted >= self._requests and self._clock() - self._published >= self._seconds
+            if due:
+                self._shown = {_key(sample): sample.value for family in now for sample in family.samples}
+                self._published, self._counted = self._clock(), counted
+            return [_as_shown(family, self._shown) for family in self.without_count(now)]
+
+    def without_count(self, families: Iterable[Metric]) -> list[Metric]:
+        """The families but for the counter of their requests."""
+        return [family for family in families if family.name != self.name]
 
 
 def _as_shown(family: Metric, shown: Mapping[_Key, float]) -> Metric:

@@ -13,7 +13,7 @@ from askance.service.guard.admission import Admission, Kind
 from askance.service.guard.reception import Reception
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
-from askance.service.runtime.model import LoadedBundle
+from askance.service.observability.totals import Totals
 from askance.service.runtime.repository import ModelRepository
 from askance.service.runtime.screener import Screener
 
@@ -26,11 +26,13 @@ class Parts:
         config: the settings.
         admission: what each of its calls passes.
         reception: takes in their messages.
-        metrics: gets the stages, and gives the statistics.
+        metrics: gets the stages.
         request_log: keeps the messages of streams, which Admission does not see one by one.
         repository: the versions that answer.
         screener: screens images.
         reload: loads what is served anew.
+        unload: lets go of a version that is not the default one.
+        totals: what the server has done so far.
     """
 
     config: ServerConfig
@@ -40,7 +42,9 @@ class Parts:
     request_log: RequestLog
     repository: ModelRepository
     screener: Screener
-    reload: Callable[[], Awaitable[LoadedBundle]]
+    reload: Callable[[], Awaitable[object]]
+    unload: Callable[[str], Awaitable[None]]
+    totals: Callable[[], Awaitable[Totals]]
 
 
 class Protocol:

@@ -96,7 +96,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802
         """Counts and times of the model, all its versions together, or of all models, which is the same."""
-        statistics = self._core.model_statistics(request.name, request.version)
+        statistics = await self._core.model_statistics(request.name, request.version)
         return ParseDict({"model_stats": statistics}, pb.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802
@@ -118,7 +118,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.RepositoryModelUnloadResponse:
         """Unload the version that the parameter `version` names, which must not be the default one."""
-        self._core.unload(request.model_name, _parameters(request.parameters))
+        await self._core.unload(request.model_name, _parameters(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
     async def ModelInfer(  # noqa: N802

@@ -107,12 +107,12 @@ class InferenceCore:
         """Inputs, outputs and the largest batch."""
         return self._model.config(name, self._parts.repository.find(name, version).bundle, self.max_batch)
 
-    def model_statistics(self, name: str, version: str) -> list[dict[str, Any]]:
+    async def model_statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """Counts and times of the model, all its versions together, or, without a name, of all models: the same."""
         repository = self._parts.repository
         bundle = (repository.find(name, version) if name else repository.default).bundle
         called = {"name": name or bundle.classifier, "version": version or bundle.version}
-        return [called | models.model_statistics(bundle, self._parts.metrics)]
+        return [called | models.model_statistics(bundle, await self._parts.totals())]
 
     def repository_index(self) -> list[dict[str, Any]]:
         """The one model, in each of its versions, by each of its names."""
@@ -135,14 +135,13 @@ class InferenceCore:
         except AskanceError as error:
             raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
 
-    def unload(self, name: str, parameters: Parameters) -> None:
+    async def unload(self, name: str, parameters: Parameters) -> None:
         """Unload the version that the parameter `version` names, which must not be the default one.
 
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION, it is the default one.
         """
-        repository = self._parts.repository
-        repository.unload(repository.find(name, str(parameters.get("version", ""))).version)
+        await self._parts.unload(self._parts.repository.find(name, str(parameters.get("version", ""))).version)
 
     async def infer(self, request: InferenceRequest, call: Call) -> InferenceAnswer:
         """Screen a batch; an image that fails, or is blocked, gets its error in its row, unless all do.

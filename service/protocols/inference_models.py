@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from askance.service.config import ModelConfig
-from askance.service.observability.metrics import Metrics
+from askance.service.observability.totals import Totals
 from askance.service.protocols.inference_names import TensorNames
 from askance.service.protocols.inference_tensors import ENCODED, IMAGE, Output, outputs_of
 from askance.service.runtime.model import LoadedBundle
@@ -89,25 +89,25 @@ class Model:
         }
 
 
-def model_statistics(bundle: LoadedBundle, metrics: Metrics) -> dict[str, Any]:
-    """How many images were screened by this server, and how long that took, from its metrics."""
+def model_statistics(bundle: LoadedBundle, totals: Totals) -> dict[str, Any]:
+    """How many images were screened by this server, and how long that took."""
 
     def duration(count: float, seconds: float) -> dict[str, int]:
         return {"count": round(count), "ns": round(seconds * 1e9)}
 
-    calls, images = metrics.batches()
-    succeeded, failed = metrics.inferences()
+    calls, images = totals.batches()
+    succeeded, failed = totals.inferences()
     return {
-        "last_inference": round(1000 * metrics.last_inference),
+        "last_inference": round(1000 * totals.last_inference),
         "inference_count": images,
         "execution_count": calls,
         "inference_stats": {
             "success": duration(*succeeded),
             "fail": duration(*failed),
-            "queue": duration(*metrics.stages("queue")),
-            "compute_input": duration(*metrics.stages("decode")),
-            "compute_infer": duration(*metrics.stages(*bundle.screen.reader.stages, "fused")),
-            "compute_output": duration(*metrics.stages("respond")),
+            "queue": duration(*totals.stages("queue")),
+            "compute_input": duration(*totals.stages("decode")),
+            "compute_infer": duration(*totals.stages(*bundle.screen.reader.stages, "fused")),
+            "compute_output": duration(*totals.stages("respond")),
         },
     }
 

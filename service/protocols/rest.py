@@ -59,7 +59,7 @@ class RestProtocol(Protocol):
         config = self.parts.config
         if config.rest_port is None:
             return None
-        bound = bound_socket("rest_port", config.host, config.rest_port, BACKLOG)
+        bound = bound_socket("rest_port", config.host, config.rest_port, BACKLOG, shared=config.is_shared)
         self._server = _Server(_uvicorn_config(self._application(), config))
         self._serving = asyncio.create_task(self._server.serve([bound]), name="askance-rest")
         return int(bound.getsockname()[1])
@@ -104,7 +104,7 @@ class RestProtocol(Protocol):
         return json_response(self._core.model_config(*_model(request)))
 
     async def _statistics(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
-        return json_response({"model_stats": self._core.model_statistics(*_model(request))})
+        return json_response({"model_stats": await self._core.model_statistics(*_model(request))})
 
     async def _index(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
         return json_response(self._core.repository_index())
@@ -114,7 +114,7 @@ class RestProtocol(Protocol):
         return json_response({})
 
     async def _unload(self, request: Request, body: bytes, call: Call) -> Response:  # noqa: ARG002
-        self._core.unload(_model(request)[0], parameters_of(body))
+        await self._core.unload(_model(request)[0], parameters_of(body))
         return json_response({})
 
     async def _infer(self, request: Request, body: bytes, call: Call) -> Response:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from askance.detectors.bundle import BuildClassifier, Bundle, Engine
+from askance.detectors.bundle import BuildClassifier, Bundle
 from askance.detectors.screen import Screen
 from askance.detectors.sentinels import Sentinels
+from askance.engines import Engine
 from askance.errors import BundleError
 from askance.service.observability.metrics import BundleDescription
 from askance.service.runtime.batcher import Batcher

@@ -1,0 +1,46 @@
+"""Ports: those that a server listens on, alone or with others."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from askance.service.config import ServerConfig
+from askance.service.guard.access import token_check
+from askance.service.guard.tls import Certificates
+from askance.service.observability.http import MetricsServer, bound_socket
+
+
+def metrics_server(
+    config: ServerConfig, registry: CollectorRegistry, state: Callable[[], str], live: Callable[[], bool]
+) -> MetricsServer:
+    """Serve the metrics as the settings say.
+
+    Raises:
+        AskanceError: the port is in use, or its host is not this machine's.
+        ConfigError: certificates cannot be read.
+    """
+    token, tls = config.metrics.token_sha256, config.metrics.tls
+    return MetricsServer(
+        config.metrics_host,
+        config.metrics_port,
+        registry,
+        state,
+        live,
+        None if token is None else token_check(token),
+        None if tls is None else Certificates(tls, "metrics.tls").context(),
+    )
+
+
+def held(setting: str, host: str, port: int) -> socket.socket:
+    """A socket that keeps a port, 0 for a free one, for processes that share it; it takes no connection itself.
+
+    Raises:
+        AskanceError: it is in use, or the host is not this machine's; the message names the setting.
+    """
+    alone = bound_socket(setting, host, port)  # else two servers would share it in silence
+    number = int(alone.getsockname()[1])
+    alone.close()
+    return bound_socket(setting, host, number, shared=True)

@@ -1,0 +1,1 @@
+"""Workers: several processes as one server, and the one that looks after them."""
