@@ -16,6 +16,7 @@ import torch
 from onnx_ir.passes import Sequential, common
 from torch import Tensor, nn
 
+from askance.calibration.pulling import pull_back
 from askance.detectors.bundle import ALONE
 from askance.detectors.comparison import difference, extremes
 from askance.detectors.graph import IMAGES, LAYOUT, LOGITS, GraphReader, Model, flattened, layout_of
@@ -23,6 +24,8 @@ from askance.detectors.reader import Read, TorchReader, read_all
 from askance.detectors.screen import Screen
 from askance.detectors.tap import Tap
 from askance.errors import ExportError, extra_needed, one_line
+
+logger = logging.getLogger(__name__)
 
 OPSET = 20
 TRACED_IMAGES = 3  # of the batch by which it is traced: one, and a multiple, may be told from any number of them
@@ -91,8 +94,19 @@ def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dic
     example = torch.rand(TRACED_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     read = widest.reader(example)
     whole = _exported(widest.reader, example, list(flattened(read)))
-    models = {ALONE: _part(whole, [LOGITS], {})}
     tried = torch.cat([images, extremes(shape)])
+    plain = whole.clone()
+    if pull_back(whole):
+        try:
+            return _parts(whole, read, screens, tried)
+        except ExportError as error:  # rather slower than otherwise
+            logger.info("rows are not pulled back: %s", error)
+    return _parts(plain, read, screens, tried)
+
+
+def _parts(whole: ir.Model, read: Read, screens: Mapping[str, Screen[TorchReader]], tried: Tensor) -> dict[str, Model]:
+    """The graphs of Screens, which are parts of one model, once they are tried."""
+    models = {ALONE: _part(whole, [LOGITS], {})}
     for name, screen in screens.items():
         of = Read(read.logits, {kind: read.readings[kind] for kind in screen.detectors})
         models[name] = _part(whole, list(flattened(of)), {LAYOUT: json.dumps(layout_of(of))})
