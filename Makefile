@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench bench-large matrix soak figures protos image-check lock clean
+.PHONY: demo test lint docs bench bench-large bench-workers matrix soak figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -32,6 +32,10 @@ bench: $(STAMP)
 # Networks of ImageNet's size: minutes, and some gigabytes.
 bench-large: $(STAMP)
 	$(BIN)/python -m benchmarks.large $(ARGS)
+
+# What several workers add to one that is pinned to a core.
+bench-workers: $(STAMP)
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 # Seven classifiers by one rule, every row of each: docs/results/matrix.md. Hours; go on with it, or name some: ARGS=vgg.
 matrix: $(STAMP)

@@ -73,7 +73,7 @@ def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
     assert not isinstance(screening, Exception)
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
-        bundle_id = _publish(fixture, bundle)
+        bundle_id = publish_fixture(fixture, bundle)
         fixed.write_bytes(screen_response("", bundle_id, screening, verdict=True, scores=True).SerializeToString())
         settings = Path(folder) / "server.toml"
         settings.write_text("port = 0\nmetrics_port = 0\n[metrics]\npool_requests = 1\npool_seconds = 0.0\n")
@@ -94,7 +94,8 @@ def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
         return [_measure(fixture.network.name, plan, askance) for plan in plans]
 
 
-def _publish(fixture: Fixture, path: Path) -> str:
+def publish_fixture(fixture: Fixture, path: Path) -> str:
+    """Publish a fixture as a bundle with its graph; return the bundle's id."""
     network, screen = fixture.network, fixture.screen
     return publish(
         path,
@@ -120,7 +121,7 @@ def _publish(fixture: Fixture, path: Path) -> str:
 
 def _measure(network: str, plan: Plan, askance: Serving) -> ServingCost:
     before = _sums(askance)
-    slices = _load(plan)
+    slices = carry_out(plan)
     spent = {key: value - before.get(key, 0.0) for key, value in _sums(askance).items()}
     ours, theirs = ([part for part in slices if part.target == name] for name in (ASKANCE, NO_OP))
 
@@ -149,7 +150,7 @@ def _measure(network: str, plan: Plan, askance: Serving) -> ServingCost:
     )
 
 
-def _load(plan: Plan) -> list[Slice]:
+def carry_out(plan: Plan) -> list[Slice]:
     """Carry out a plan in another process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],

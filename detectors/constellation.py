@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from askance.detectors.detector import Detector, Inputs, Options, Reading
-from askance.detectors.ranks import p_value, yardstick
+from askance.detectors.ranks import around, p_value, yardstick
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.views import add_noise, median_filter, reduce_bits
 from askance.errors import DataError
@@ -171,11 +171,17 @@ class Constellation(Detector[ConstellationOptions]):
         """All components, and the score of their means."""
         self.require_fitted()
         components = self._components(capture)
-        ranks = p_value(self._summary(components), self.yardsticks)
-        score = -ranks.log().sum(dim=0)
+        summary = self._summary(components)
+        ranks = p_value(summary, self.yardsticks)
+        score, ends = self._score(ranks), zip(*map(around, summary, self.yardsticks), strict=True)
+        low, high = (self._score(p_value(torch.stack(end), self.yardsticks)) for end in ends)
         either = frozenset(name for name in components if name.startswith("displacement:"))
         evidence = {"values": torch.stack(list(components.values()), dim=1), "p": ranks.T}
-        return Reading(score.to(capture.logits.dtype), components, either, evidence)
+        dtype, slack = capture.logits.dtype, torch.maximum(high - score, score - low)
+        return Reading(score.to(dtype), components, either, evidence, slack=slack.to(dtype))
+
+    def _score(self, ranks: Tensor) -> Tensor:
+        return -ranks.log().sum(dim=0)
 
     def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
         """Every reading, and the share of clean inputs whose answer shifts, and whose grain is, at least as much."""

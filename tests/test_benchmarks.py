@@ -107,6 +107,26 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
     assert figures["serving"][0]["mean_batch"] == 1
 
 
+def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
+    file = tmp_path / "workers.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", "--quick", "--json", str(file)],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"}
+        | {"PYTHONPATH": with_graphs()},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert (found["network"], found["clients"]) == ("ResNet44", 16)
+    assert found["workers"] == len(os.sched_getaffinity(0))
+    assert set(found["ratio"]) == SPREAD
+    assert min(numbers([found["one"], found["all"], found["ratio"]])) > 0
+
+
 def test_ratios_go_pair_by_pair() -> None:
     ratio = Pairs(base=[1.0, 2.0, 4.0], other=[3.0, 4.0, 4.0]).ratio
     assert (ratio.median, ratio.least, ratio.greatest) == (2.0, 1.0, 3.0)

@@ -76,6 +76,28 @@ def test_components_by_hand() -> None:
     assert detector.score(capture).tolist() == [0.0]
 
 
+def test_a_score_says_how_far_its_ranks_are_a_matter_of_rounding() -> None:
+    """Where half the clean inputs shift by as much as can be, rounding puts one before or behind them all."""
+    detector, capture = by_hand()
+    detector.fit([capture])
+    shift, grain = detector._summary(detector._components(capture)).flatten().tolist()
+    spread = torch.linspace(0, 1, 50, dtype=torch.float64)
+    detector.yardsticks = torch.stack(
+        [
+            torch.cat([shift * spread, torch.full((50,), shift - 1e-12, dtype=torch.float64)]),
+            torch.cat([grain - 1 - spread] * 2),
+        ]
+    )
+    detector.yardsticks = detector.yardsticks.sort(dim=1).values
+    reading = detector.read(capture)
+    assert reading.slack is not None
+    ranks = [(1 + count) / 101 for count in (0, 51)]  # but for rounding, and with it
+    assert float(reading.score) == pytest.approx(-math.log((1 + 1) / 101) - math.log(1 / 101))
+    assert float(reading.slack) == pytest.approx(max(math.log(ranks[1] / (2 / 101)), math.log((2 / 101) / ranks[0])))
+    detector.yardsticks = torch.stack([spread, spread - 9])
+    assert float(detector.read(capture).slack or 0) == 0
+
+
 def test_what_it_refuses() -> None:
     detector, capture = by_hand()
     with pytest.raises(NotFittedError, match=r"Constellation .*fit"):

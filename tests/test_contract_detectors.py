@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def fitted(trained: Trained, kind: str) -> Detector:
 
 def fresh(kind: str) -> Detector:
     return DETECTORS[kind].create(new_detectors()[kind].options, INPUTS)
+
+
+def surer(capture: Capture, times: float) -> Capture:
+    """The same of a classifier that is so many times as sure of its answers."""
+    views = None if capture.views is None else surer(capture.views, times)
+    return replace(capture, logits=times * capture.logits, views=views)
 
 
 def moved(capture: Capture, *where: torch.device | torch.dtype | str) -> Capture:
@@ -167,6 +174,21 @@ def test_rounding_moves_no_reading_of_what_few_inputs_taught(trained: Trained, k
     for name, values in one.items():
         moved_by = (another[name] - values).abs().quantile(0.98)  # a unit, or a row, may change places with another
         assert float(moved_by) <= 0.01 * float(values.std()) + 1e-6, name
+
+
+@pytest.mark.parametrize("confidence", [1.0, 100.0])
+def test_rounding_moves_a_score_no_further_than_its_slack(trained: Trained, kind: str, confidence: float) -> None:
+    """But where a tie decides, which is said, too. A classifier that is sure of all gives many inputs the same rank."""
+    detector = fresh(kind).fit([surer(part, confidence) for part in trained.captures("train")]).eval()
+    (capture,) = (surer(part, confidence) for part in trained.captures("evaluate", 1000))
+    other = rounded_otherwise(capture, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, another = detector.read(capture), detector.read(other)
+    slack = torch.zeros_like(one.score) if one.slack is None else one.slack
+    tied = [reading.tied for reading in (one, another) if reading.tied is not None]
+    decided = ~torch.stack([torch.zeros(len(slack), dtype=torch.bool), *tied]).any(dim=0)
+    beyond = (another.score - one.score).abs() - slack - 1e-3 * float(one.score.std())
+    assert float(beyond[decided].max()) <= 0
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 from bundle_support import edit
 from calibration_support import DigitsRun
-from service_support import CLASSES, GREY, TinyClassifier, noise, parts, publish_tiny, running
+from service_support import CLASSES, GREY, RGB, TinyClassifier, noise, parts, publish_tiny, running
 from torch import Tensor
 from toy import Trained, answered
 
@@ -27,13 +28,27 @@ from askance.answers import FUSED, Answer
 from askance.calibration.exporting import graphs_of
 from askance.calibration.pipeline import evaluate_bundle
 from askance.classifiers import build_classifier
-from askance.detectors import Bundle, Detector, Screen
+from askance.classifiers.torchvision_compat import import_torchvision
+from askance.detectors import (
+    Bundle,
+    Constellation,
+    ConstellationOptions,
+    Detector,
+    Inputs,
+    LibraryNetwork,
+    LibraryNetworkOptions,
+    Screen,
+    SelfOrganizingMap,
+    SelfOrganizingMapOptions,
+    tap_for,
+)
 from askance.detectors.comparison import difference
 from askance.detectors.graph import LAYOUT
 from askance.detectors.publishing import NO_GRAPH, publish_with_graphs
-from askance.detectors.reader import Observe, Read, Reader, TorchReader
+from askance.detectors.reader import Observe, Read, Reader, TorchReader, read
 from askance.engines import Engine
 from askance.errors import BundleError, ConfigError, ExportError, ScreenError
+from askance.judgement import Calibration
 from askance.output import print_bundle
 from askance.service.client_messages import request_of
 from askance.service.runtime.model import LoadedBundle
@@ -227,6 +242,40 @@ def test_export(published: Path, graphed: Path, capsys: pytest.CaptureFixture[st
     assert "has no graph" in capsys.readouterr().err
     assert run(["export", str(published), "--out", str(graphed)]) == 2
     assert "exists and a bundle is never changed" in capsys.readouterr().err
+
+
+def test_a_vision_transformer_has_a_graph() -> None:
+    """torchvision's own, but smaller: attention, tokens and all; `graphs_of` would refuse one that judges otherwise."""
+    import_torchvision()
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    layers = ("conv_proj", "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1", "heads")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = VisionTransformer(
+            image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=len(CLASSES)
+        ).eval()
+        torch.nn.init.normal_(classifier.get_submodule("heads.head").weight)  # type: ignore[arg-type]
+    preprocessing = RGB.model_copy(update={"height": 32, "width": 32})
+    images = torch.rand(400, *preprocessing.shape, generator=torch.Generator().manual_seed(0))
+    detectors: dict[str, Detector] = {
+        "library_network": LibraryNetwork(LibraryNetworkOptions(thresholds=dict.fromkeys(layers, 0.9))),
+        "self_organizing_map": SelfOrganizingMap(
+            SelfOrganizingMapOptions(map_layers=("conv_proj", "heads"), side=4, epochs=2)
+        ),
+        "constellation": Constellation.create(
+            ConstellationOptions(displacement_layers=layers[1:3]), Inputs(preprocessing.shape, CLASSES)
+        ),
+    }
+    with torch.no_grad(), tap_for(classifier, detectors.values(), preprocessing.normalize) as tap:
+        captures = [replace(found, labels=found.predicted) for found in map(tap, images.split(200))]
+        for detector in detectors.values():
+            detector.fit([captures[0]])
+        readings = read(detectors, captures[1])
+    reader = TorchReader(classifier, detectors, preprocessing)
+    screen = Screen(reader, preprocessing, CLASSES, detectors, Calibration.fit(readings, readings))
+    models = graphs_of({FUSED: screen}, images[:40])
+    assert {"classifier", FUSED} == set(models)
 
 
 class Choosing(TinyClassifier):

@@ -1,6 +1,8 @@
-"""Write the tables of docs/results/speed.md, and draw them, from speed.json and large.json: python tools/speed.py.
+"""Write the tables of docs/results/speed.md, and draw them, from speed.json, large.json and workers.json.
 
-These are put there by make bench and make bench-large with ARGS="--json docs/results/speed.json", or large.json.
+    python tools/speed.py
+
+These are put there by make bench, bench-large and bench-workers with ARGS="--json docs/results/speed.json" and so on.
 """
 
 from __future__ import annotations
@@ -89,6 +91,21 @@ def large(costs: list[dict[str, Any]]) -> str:
     )
 
 
+def workers(found: dict[str, Any]) -> str:
+    """Several workers beside one."""
+    return table(
+        ("over gRPC", f"{found['workers']} workers", "one, pinned to a core", "ratio"),
+        [
+            (
+                f"{found['network']}, a single pass, requests/s, {_clients(found['clients'])}",
+                _figure(found["all"]),
+                _figure(found["one"]),
+                _ratio(found["ratio"]),
+            )
+        ],
+    )
+
+
 def _ratio(of: dict[str, float]) -> str:
     return f"**{of['median']:.2g}** <sub>{of['least']:.2g} to {of['greatest']:.2g}</sub>"
 
@@ -149,6 +166,7 @@ def main() -> None:
     replace_section(PAGE, "serving", serving(figures["serving"]))
     costs = json.loads((RESULTS / "large.json").read_text(encoding="utf-8"))
     replace_section(PAGE, "large", large(list(costs.values())))
+    replace_section(PAGE, "workers", workers(json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))))
     draw(figures["screening"])
 
 
