@@ -50,14 +50,15 @@ class SharedMetrics(Collector):
     ) -> None:
         self._folder = folder
         self._now = now
+        self._one = Metrics(1)  # of a process that counts nothing: what there is
         self._pools = [
             (Publication(pool.publication.name, pool_requests, pool_seconds), names_of(pool.registry.collect()))
-            for pool in Metrics(1).pools
+            for pool in self._one.pools
         ]
 
     def describe(self) -> list[Metric]:
-        """Nothing: what there is, the processes say."""
-        return []
+        """The metrics' names and types."""
+        return list(self._one.registry.collect())
 
     def collect(self) -> list[Metric]:
         """All of them."""

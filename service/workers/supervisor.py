@@ -51,6 +51,7 @@ class _Worker:
         self.deaths = deaths  # in a row, of those before it
         self.serves: Serving | None = None
         self.since = 0.0
+        self.ended = False
         self.failure: str | None = None
 
     def __str__(self) -> str:
@@ -164,6 +165,7 @@ class Supervisor:
 
         def wait_for_its_end() -> None:
             process.join()
+            worker.ended = True  # not `is_alive`, which would wait for the same end on other threads
             self._events.put(lambda: self._has_ended(worker))
 
         threading.Thread(target=wait_for_its_end, name=f"askance-worker-{slot}", daemon=True).start()
@@ -244,7 +246,7 @@ class Supervisor:
         self._stopping = True
         logger.info("draining")
         for slot, worker in list(self._workers.items()):
-            if not worker.process.is_alive():
+            if worker.ended:
                 del self._workers[slot]  # one that waits to be started anew
         self._tell("stop")
 
@@ -253,7 +255,7 @@ class Supervisor:
             worker.process.kill()
 
     def _serving(self) -> list[_Worker]:
-        return [one for one in list(self._workers.values()) if one.serves is not None and one.process.is_alive()]
+        return [one for one in list(self._workers.values()) if one.serves is not None and not one.ended]
 
     def _all_serve(self) -> bool:
         return len(self._serving()) == self._config.workers
