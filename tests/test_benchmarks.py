@@ -33,12 +33,10 @@ def numbers(content: Any) -> Iterator[float]:
         yield content
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of a quick run on random images."""
-    file = tmp_path_factory.mktemp("benchmarks") / "figures.json"
+def quick(module: str, file: Path) -> tuple[str, dict[str, Any]]:
+    """What a quick run on random images prints, and the JSON that it writes."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
+        [sys.executable, "-m", module, "--quick", "--json", str(file)],
         cwd=REPOSITORY,
         env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"}
         | {"PYTHONPATH": with_graphs()},
@@ -48,8 +46,15 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "LeNet: random images, random weights" in done.stdout
     content: dict[str, Any] = json.loads(file.read_text())
+    return done.stdout, content
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of a quick run on random images."""
+    printed, content = quick("benchmarks", tmp_path_factory.mktemp("benchmarks") / "figures.json")
+    assert "LeNet: random images, random weights" in printed
     return content
 
 
@@ -108,19 +113,8 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
 
 
 def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
-    file = tmp_path / "workers.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", "--quick", "--json", str(file)],
-        cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if name != "ASKANCE_DATA"}
-        | {"PYTHONPATH": with_graphs()},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())
+    printed, found = quick("benchmarks.scaling", tmp_path / "workers.json")
+    assert "ResNet44, 16 clients: " in printed
     assert (found["network"], found["clients"]) == ("ResNet44", 16)
     assert found["workers"] == len(os.sched_getaffinity(0))
     assert set(found["ratio"]) == SPREAD
