@@ -104,7 +104,7 @@ class InferenceConfig(_Table):
 
 
 class LimitsConfig(_Table):
-    """How much may be asked for.
+    """How much may be asked for; of several workers each holds its own clients to it.
 
     Attributes:
         queue_size: the most requests accepted and not yet with the classifier; one more is refused.
