@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench bench-large bench-workers matrix soak figures protos image-check lock clean
+.PHONY: demo test lint docs bench bench-large bench-workers bench-growth matrix soak figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -36,6 +36,10 @@ bench-large: $(STAMP)
 # What several workers add to one that is pinned to a core.
 bench-workers: $(STAMP)
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+# How readings grow with rows, width, classes, components and batch.
+bench-growth: $(STAMP)
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 # Seven classifiers by one rule, every row of each: docs/results/matrix.md. Hours; go on with it, or name some: ARGS=vgg.
 matrix: $(STAMP)

@@ -121,6 +121,15 @@ def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
     assert min(numbers([found["one"], found["all"], found["ratio"]])) > 0
 
 
+def test_a_quick_run_of_growth_gives_every_curve(tmp_path: Path) -> None:
+    _, found = quick("benchmarks.growth", tmp_path / "growth.json")
+    assert set(found["curves"]) == {"rows", "width", "classes", "components", "batch"}
+    for curve in found["curves"].values():
+        assert len(curve["sizes"]) == len(curve["milliseconds"]) == 2
+        assert min(curve["milliseconds"]) > 0
+        assert math.isfinite(curve["exponent"])
+
+
 def test_ratios_go_pair_by_pair() -> None:
     ratio = Pairs(base=[1.0, 2.0, 4.0], other=[3.0, 4.0, 4.0]).ratio
     assert (ratio.median, ratio.least, ratio.greatest) == (2.0, 1.0, 3.0)

@@ -1,8 +1,8 @@
-"""Write the tables of docs/results/speed.md, and draw them, from speed.json, large.json and workers.json.
+"""Write the tables of docs/results/speed.md, and draw them, from speed, large, workers and growth.json beside it.
 
     python tools/speed.py
 
-These are put there by make bench, bench-large and bench-workers with ARGS="--json docs/results/speed.json" and so on.
+make bench, bench-large, bench-workers and bench-growth put these there: ARGS="--json docs/results/speed.json", ...
 """
 
 from __future__ import annotations
@@ -106,6 +106,43 @@ def workers(found: dict[str, Any]) -> str:
     )
 
 
+def growth(curves: dict[str, Any]) -> str:
+    """How readings grow."""
+    return table(
+        ("one image", "from", "to", "grows by the power"),
+        (
+            (
+                curve["what"],
+                *(
+                    f"{size:,}: {_figure(ms)} ms"
+                    for size, ms in (
+                        (curve["sizes"][end], curve["milliseconds"][end]) for end in (0, len(curve["sizes"]) - 1)
+                    )
+                ),
+                f"**{curve['exponent']:.2f}**",
+            )
+            for curve in curves.values()
+        ),
+    )
+
+
+def draw_growth(curves: dict[str, Any]) -> None:
+    """A panel for each curve, beside a line of slope one."""
+    figure, panels = plt.subplots(1, len(curves), figsize=(3 * len(curves), 2.9), layout="constrained", sharey=True)
+    for (name, curve), axes in zip(curves.items(), panels, strict=True):
+        sizes, times = curve["sizes"], curve["milliseconds"]
+        axes.plot(sizes, times, "o-", color=ENGINES["onnxruntime"], markersize=4)
+        straight = [times[-1] * size / sizes[-1] for size in sizes]
+        axes.plot(sizes, straight, "--", color="grey", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_title(f"power {curve['exponent']:.2f}", fontsize=9)
+        axes.grid(visible=True, linewidth=0.3)
+    panels[0].set_ylabel("ms")
+    panels[0].set_ylim(bottom=0.05)
+    figure.savefig(RESULTS.parent / "images" / "growth.png", dpi=120)
+    plt.close(figure)
+
+
 def _ratio(of: dict[str, float]) -> str:
     return f"**{of['median']:.2g}** <sub>{of['least']:.2g} to {of['greatest']:.2g}</sub>"
 
@@ -167,7 +204,10 @@ def main() -> None:
     costs = json.loads((RESULTS / "large.json").read_text(encoding="utf-8"))
     replace_section(PAGE, "large", large(list(costs.values())))
     replace_section(PAGE, "workers", workers(json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))))
+    curves = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["curves"]
+    replace_section(PAGE, "growth", growth(curves))
     draw(figures["screening"])
+    draw_growth(curves)
 
 
 if __name__ == "__main__":
