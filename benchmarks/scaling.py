@@ -25,7 +25,7 @@ from benchmarks.serving import carry_out, publish_fixture
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.timing import Spread
 
-CLIENTS = 16
+CLIENTS = (16, 64)  # the more, the larger the batches of each; 64 fill those of two workers
 ONE, ALL = "one pinned worker", "workers"
 PINNED = """
 import os, sys
@@ -58,7 +58,7 @@ class Scaling:
     ratio: Spread
 
 
-def measure(sizes: Sizes) -> Scaling:
+def measure(sizes: Sizes) -> list[Scaling]:
     """Serve ResNet44 both ways, a worker for each core beside one, and load them in turn.
 
     Raises:
@@ -72,19 +72,26 @@ def measure(sizes: Sizes) -> Scaling:
         serve = ["serve", f"{folder}/bundle", "--port", "0", "--metrics-port", "0", "--single-pass", "--workers"]
         one = stack.enter_context(launched(["-c", PINNED, *serve, "1"]))
         several = stack.enter_context(launched(["-m", "askance", *serve, str(workers)]))
-        plan = Plan(
-            targets={ONE: one.target, ALL: several.target},
-            request=request_of(fixture.images[0].numpy()).SerializeToString().hex(),
-            clients=CLIENTS,
-            rounds=sizes.rounds,
-            seconds=sizes.slice_seconds,
-            requests=sizes.slice_requests,
-        )
-        slices = carry_out(plan)
+        plans = [
+            Plan(
+                targets={ONE: one.target, ALL: several.target},
+                request=request_of(fixture.images[0].numpy()).SerializeToString().hex(),
+                clients=clients,
+                rounds=sizes.rounds,
+                seconds=sizes.slice_seconds,
+                requests=sizes.slice_requests,
+            )
+            for clients in CLIENTS
+        ]
+        return [_scaling(network.name, workers, plan) for plan in plans]
+
+
+def _scaling(network: str, workers: int, plan: Plan) -> Scaling:
+    slices = carry_out(plan)
     alone, together = ([part.requests_per_second for part in slices if part.target == name] for name in (ONE, ALL))
     ratio = Spread.of(mine / other for mine, other in zip(together, alone, strict=True))
     medians = statistics.median(alone), statistics.median(together)
-    return Scaling(network.name, workers, CLIENTS, plan.rounds, *medians, ratio)
+    return Scaling(network, workers, plan.clients, plan.rounds, *medians, ratio)
 
 
 def main(
@@ -97,12 +104,13 @@ def main(
     environment = prepare()
     console.print(str(environment), soft_wrap=True)
     found = measure(QUICK if quick else FULL)
-    console.print(
-        f"{found.network}, {found.clients} clients: {found.workers} workers {found.all:.4g} requests/s, "
-        f"one pinned to a core {found.one:.4g}, ratio {found.ratio}",
-        soft_wrap=True,
-    )
-    content: dict[str, Any] = {"environment": asdict(environment), **asdict(found)}
+    for one in found:
+        console.print(
+            f"{one.network}, {one.clients} clients: {one.workers} workers {one.all:.4g} requests/s, "
+            f"one pinned to a core {one.one:.4g}, ratio {one.ratio}",
+            soft_wrap=True,
+        )
+    content: dict[str, Any] = {"environment": asdict(environment), "scaling": [asdict(one) for one in found]}
     write_json(json_file, content)
 
 

@@ -115,10 +115,11 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
 def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
     printed, found = quick("benchmarks.scaling", tmp_path / "workers.json")
     assert "ResNet44, 16 clients: " in printed
-    assert (found["network"], found["clients"]) == ("ResNet44", 16)
-    assert found["workers"] == len(os.sched_getaffinity(0))
-    assert set(found["ratio"]) == SPREAD
-    assert min(numbers([found["one"], found["all"], found["ratio"]])) > 0
+    assert [(row["network"], row["clients"]) for row in found["scaling"]] == [("ResNet44", 16), ("ResNet44", 64)]
+    for row in found["scaling"]:
+        assert row["workers"] == len(os.sched_getaffinity(0))
+        assert set(row["ratio"]) == SPREAD
+        assert min(numbers([row["one"], row["all"], row["ratio"]])) > 0
 
 
 def test_a_quick_run_of_growth_gives_every_curve(tmp_path: Path) -> None:

@@ -91,18 +91,19 @@ def large(costs: list[dict[str, Any]]) -> str:
     )
 
 
-def workers(found: dict[str, Any]) -> str:
+def workers(rows: list[dict[str, Any]]) -> str:
     """Several workers beside one."""
     return table(
-        ("over gRPC", f"{found['workers']} workers", "one, pinned to a core", "ratio"),
-        [
+        ("requests/s over gRPC, a single pass", f"{rows[0]['workers']} workers", "one, pinned to a core", "ratio"),
+        (
             (
-                f"{found['network']}, a single pass, requests/s, {_clients(found['clients'])}",
-                _figure(found["all"]),
-                _figure(found["one"]),
-                _ratio(found["ratio"]),
+                f"{row['network']}, {_clients(row['clients'])}",
+                _figure(row["all"]),
+                _figure(row["one"]),
+                _ratio(row["ratio"]),
             )
-        ],
+            for row in rows
+        ),
     )
 
 
@@ -203,7 +204,8 @@ def main() -> None:
     replace_section(PAGE, "serving", serving(figures["serving"]))
     costs = json.loads((RESULTS / "large.json").read_text(encoding="utf-8"))
     replace_section(PAGE, "large", large(list(costs.values())))
-    replace_section(PAGE, "workers", workers(json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))))
+    scaled = json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))
+    replace_section(PAGE, "workers", workers(scaled["scaling"]))
     curves = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["curves"]
     replace_section(PAGE, "growth", growth(curves))
     draw(figures["screening"])
