@@ -28,6 +28,8 @@ from test_shared_metrics import ARGUMENTS, BUNDLE, count
 from askance.service.observability.metrics import Metrics
 import os, signal
 count(Metrics(*ARGUMENTS), int(sys.argv[4]))
+import prometheus_client
+prometheus_client.Counter("of_a_classifier", "Somebody else's.").inc()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

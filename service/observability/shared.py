@@ -55,6 +55,8 @@ class SharedMetrics(Collector):
             (Publication(pool.publication.name, pool_requests, pool_seconds), names_of(pool.registry.collect()))
             for pool in self._one.pools
         ]
+        pooled = frozenset[str]().union(*(names for _, names in self._pools))
+        self._plain = names_of(self._one.registry.collect()) - pooled
 
     def describe(self) -> list[Metric]:
         """The metrics' names and types."""
@@ -69,8 +71,7 @@ class SharedMetrics(Collector):
             publication.shown(family for family in counted if family.name in names)
             for publication, names in self._pools
         ]
-        hidden = frozenset().union(*(names for _, names in self._pools))
-        plain = [family for family in counted if family.name not in hidden]
+        plain = [family for family in counted if family.name in self._plain]  # a classifier's own code may count, too
         return [*plain, *(family for families in pooled for family in families), *merged(self._now())]
 
 
