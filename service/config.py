@@ -304,6 +304,8 @@ class ServerConfig(_Table):
     @field_validator("workers", mode="before")
     @classmethod
     def _auto(cls, workers: object) -> object:
+        if isinstance(workers, str) and not (workers.isdigit() or workers == "auto"):
+            raise ValueError('expected how many processes, or "auto"')
         return 0 if workers == "auto" else workers
 
     @property
@@ -371,7 +373,8 @@ def _explained(error: ValidationError, path: Path | None, given: Mapping[str, An
     # where the token itself may stand, nothing of it is shown
     secret = isinstance(first["input"], dict) or "token_sha256" in first["loc"]
     got = "" if secret else f", got {first['input']!r}"
-    return f"{source}{name}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{source}{name}: {said[:1].lower()}{said[1:]}{got}"
 
 
 def _hint(where: tuple[int | str, ...]) -> str:

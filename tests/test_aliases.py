@@ -258,7 +258,7 @@ def test_what_a_client_may_be_told_is_what_an_answer_can_hold() -> None:
             'inputs = { encoded = "image" }',
             "model.inputs: 'image' cannot be called 'encoded': that is another one's own",
         ),
-        ('versions = ["0123456789ab"]', "model.versions: value error, 0123456789ab could be a bundle's own"),
+        ('versions = ["0123456789ab"]', "model.versions: 0123456789ab could be a bundle's own"),
         ('names = ["a/b"]', "model.names.0: string should match pattern"),
         ('input = "normalized"', "model.input: unknown 'normalized': did you mean 'normalised'?"),
         ("name = 'old'", "unknown setting 'model.name': did you mean 'names'?"),

@@ -84,7 +84,7 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ("[limits]\nmax_batch = 3", r"unknown setting 'limits.max_batch': did you mean 'inference.max_batch'\?"),
         (
             "[limits]\nmax_in_flight_bytes = 20_000_000",
-            r"limits: value error, max_in_flight_bytes must hold one request of max_message_bytes twice, 33554432 "
+            r"limits: max_in_flight_bytes must hold one request of max_message_bytes twice, 33554432 "
             r"bytes or more, got 20000000",
         ),
         ("port = 70000", r"server.toml: port: input should be less than or equal to 65535, got 70000"),
@@ -102,7 +102,7 @@ def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
         ),
         (
             "[[access.clients]]\nname = 'a'",
-            r"access.clients.0: value error, a client is known by token_sha256",
+            r"access.clients.0: a client is known by token_sha256",
         ),
         (
             "[access]\nanonymous = ['scors']",

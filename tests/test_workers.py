@@ -353,6 +353,19 @@ def test_the_supervisor_holds_no_torch(tmp_path: Path) -> None:
             client.screen(noise(1), explain=True)
 
 
+@pytest.mark.parametrize(("said", "expected"), [("auto", 0), ("3", 3), (1, 1), (0, 0)])
+def test_how_many(said: object, expected: int) -> None:
+    assert ServerConfig.load(None, {"workers": said}).workers == expected
+
+
+@pytest.mark.parametrize("said", ["fast", "-1", "1.5", ""])
+def test_what_is_no_number_of_processes(said: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^workers: expected how many processes, or \"auto\", got '{re.escape(said)}'$"
+    ):
+        ServerConfig.load(None, {"workers": said})
+
+
 def test_other_systems_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ConfigError, match=r"^workers: Linux alone spreads connections over processes, got 3: "):
