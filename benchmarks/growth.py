@@ -23,6 +23,7 @@ from askance.detectors.semantic_signature import centred_unit
 from askance.judgement import Calibration, Readings
 from askance.output import console, write_json
 from benchmarks.environment import prepare
+from benchmarks.timing import timed
 
 WIDTH, CLASSES, LAYERS, NEIGHBORS = 512, 10, ("one", "two", "three"), 3
 CALIBRATED = 2000  # images behind the tables of components
@@ -115,13 +116,9 @@ def seconds_of(call: Callable[[], object], least: float) -> Iterator[float]:
     """Of one call after the other, for so many seconds at least; the first is not counted."""
     call()
     end = time.perf_counter() + least
-    while True:
-        start = time.perf_counter()
-        call()
-        now = time.perf_counter()
-        yield now - start
-        if now > end:
-            return
+    yield timed(call)
+    while time.perf_counter() < end:
+        yield timed(call)
 
 
 def measured(name: str, sizes: Sequence[int], least: float) -> Curve:

@@ -198,8 +198,9 @@ def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs, engine: Engine = 
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
     require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
-    reader = bundle.screen_by(engine, lambda *_: inputs.classifier).reader
-    identity = _identity(inputs) | {"bundle": bundle.manifest.id, "engine": reader.engine}
+    reader = None if engine is Engine.TORCH else bundle.screen_by(engine, lambda *_: inputs.classifier).reader
+    computed = engine if reader is None else reader.engine
+    identity = _identity(inputs) | {"bundle": bundle.manifest.id, "engine": computed}
     with _in_the_cache(json_digest(identity)) as folder:
         stages = Stages(folder, identity, resume=True)
         harness = Harness(inputs, detectors, stages, reader)

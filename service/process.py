@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,7 +27,7 @@ from askance.service.observability import log, memory, stderr
 from askance.service.observability.tracing import export_traces
 from askance.service.runtime.model import LoadedBundle
 from askance.service.server import BoundPorts, Peers, Server
-from askance.service.signals import HANGUPS, caught, end_after
+from askance.service.signals import end_after, obeyed
 
 logger = logging.getLogger(__name__)
 
@@ -85,22 +84,12 @@ Control = Callable[[Life], AbstractContextManager[None]]
 @contextlib.contextmanager
 def by_signals(life: Life) -> Iterator[None]:
     """Let SIGTERM and SIGINT stop it, a second one at once or by force, and SIGHUP load anew what it serves."""
-    asked = 0
 
-    def on_signal(number: int) -> None:
-        """On a thread of its own: the event loop may be what hangs."""
-        nonlocal asked
-        if number in HANGUPS:
-            life.reload()
-            return
-        asked += 1
-        if asked == 1:
-            life.stop()
-        elif asked == 2:
-            end_after(life.server.config.shutdown.drain_seconds, "the second signal to stop")
-            life.hurry()
+    def hurry() -> None:
+        end_after(life.server.config.shutdown.drain_seconds, "the second signal to stop")
+        life.hurry()
 
-    with caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), on_signal):
+    with obeyed(life.stop, hurry, life.reload):
         yield
 
 

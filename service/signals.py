@@ -45,6 +45,29 @@ def caught(numbers: Sequence[int], seen: Callable[[int], None]) -> Iterator[None
         os.close(theirs)  # which ends the thread
 
 
+@contextmanager
+def obeyed(stop: Callable[[], None], hurry: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+    """A block in which SIGTERM and SIGINT call `stop`, a second of them `hurry`, and each SIGHUP `reload`.
+
+    On a thread of its own, as for `caught`: what is to stop may hang.
+    """
+    asked = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal asked
+        if number in HANGUPS:
+            reload()
+            return
+        asked += 1
+        if asked == 1:
+            stop()
+        elif asked == 2:
+            hurry()
+
+    with caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), on_signal):
+        yield
+
+
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Only so that the signal is not taken by default."""
 

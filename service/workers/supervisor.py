@@ -6,7 +6,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from askance.service.launch import Serving, announce
 from askance.service.observability import log, stderr
 from askance.service.observability.shared import SharedMetrics, WorkerMetrics
 from askance.service.ports import held, metrics_server
-from askance.service.signals import HANGUPS, caught, end_after
+from askance.service.signals import end_after, obeyed
 from askance.service.watchdog import HUNG_STALLS
 from askance.service.workers.line import Line, LineClosedError
 
@@ -98,7 +97,8 @@ class Supervisor:
             self._config = stack.enter_context(self._on_ports())
             stack.enter_context(stderr.unblocked())
             log.configure(self._config.log.level, self._config.log.format)
-            stack.enter_context(caught((signal.SIGTERM, signal.SIGINT, *HANGUPS), self._on_signal()))
+            stop, reload = lambda: self._events.put(self._stop), lambda: self._tell("reload soon")
+            stack.enter_context(obeyed(stop, self._hurry, reload))
             stack.callback(self._kill)
             for slot in range(self._config.workers):
                 self._start(slot, deaths=0)
@@ -179,13 +179,13 @@ class Supervisor:
 
     def _has_ended(self, worker: _Worker) -> None:
         code = worker.process.exitcode
-        if self._workers.get(worker.slot) is worker:
-            del self._workers[worker.slot]
         if self._stopping:
+            self._workers.pop(worker.slot, None)
             return
         why = worker.failure or f"it ended with exit code {code}"
         if not self._announced:
             self._failure, self._stopping = worker.failure or f"a worker ended before it served: {why}", True
+            del self._workers[worker.slot]
             self._kill()
             return
         self._counts.restarted()
@@ -193,15 +193,12 @@ class Supervisor:
         deaths = 0 if steady else worker.deaths
         delay = min(2.0 ** (deaths - 1), MOST_DELAY_SECONDS) if deaths else 0.0
         logger.error("%s is dead: %s; another starts%s", worker, why, f" in {delay:g} s" if delay else "")
-        self._workers[worker.slot] = worker  # in the slot until then
         timer = threading.Timer(delay, self._events.put, (lambda: self._start_anew(worker, deaths + 1),))
         timer.daemon = True
         timer.start()
 
     def _start_anew(self, dead: _Worker, deaths: int) -> None:
-        if self._stopping:
-            self._workers.pop(dead.slot, None)
-        else:
+        if not self._stopping:
             self._start(dead.slot, deaths)
 
     def _watch(self, worker: _Worker) -> None:
@@ -225,22 +222,9 @@ class Supervisor:
             logger.warning("the workers serve different bundles: all load what is there now")
             self._tell("reload soon")
 
-    def _on_signal(self) -> Callable[[int], None]:
-        asked = 0
-
-        def on_signal(number: int) -> None:
-            nonlocal asked
-            if number in HANGUPS:
-                self._tell("reload soon")
-                return
-            asked += 1
-            if asked == 1:
-                self._events.put(self._stop)
-            elif asked == 2:
-                end_after(self._config.shutdown.drain_seconds, "the second signal to stop", self._kill)
-                self._tell("hurry")
-
-        return on_signal
+    def _hurry(self) -> None:
+        end_after(self._config.shutdown.drain_seconds, "the second signal to stop", self._kill)
+        self._tell("hurry")
 
     def _stop(self) -> None:
         self._stopping = True
