@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from bundle_support import publish_trained
-from calibration_support import DigitsRun, run_digits
+from calibration_support import ATTACKED, DigitsRun, digits_run_in, run_digits
+from filelock import FileLock
 from graphs_support import with_graphs, without_graphs
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
@@ -100,9 +103,28 @@ def bundle(published: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
-    return run_digits(tmp_path_factory.mktemp("digits"))
+    """In a copy of the worker's own: tests write beside its config. So are the attacked images, in the tests' cache."""
+    made = made_once(tmp_path_factory, "digits", run_digits)
+    shutil.copytree(made / ATTACKED, os.environ["ASKANCE_CACHE"], dirs_exist_ok=True)
+    own, rest = tmp_path_factory.mktemp("digits"), shutil.ignore_patterns(ATTACKED)
+    return digits_run_in(Path(shutil.copytree(made, own, ignore=rest, dirs_exist_ok=True)))
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))
+    (built,) = made_once(tmp_path_factory, "wheel", partial(build_wheel, REPOSITORY)).glob("*.whl")
+    return built
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that whichever of xdist's workers asks first makes for all of them."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = session / f"made-once-{name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            begun = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=session))
+            make(begun)
+            begun.rename(folder)
+    return folder
