@@ -29,12 +29,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-
-LONGEST = {"test_tutorial.py", "test_docs_config.py"}  # minutes by themselves: begun last, they would be run alone
+# Longest first: begun last, a minute's file would be run alone, while the other worker waits.
+LONGEST = ("docs_config", "tutorial", "fuzz", "disk", "pipeline", "graph", "attacks", "workers", "readme", "examples")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
