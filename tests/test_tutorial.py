@@ -9,11 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from calibration_support import changed
 from photos import take_photos, train_on
 
 from askance.service.launch import Serving, started
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+
+QUICKER = (
+    ("attacked_images = 72", "attacked_images = 20"),
+    ("[detectors.introspection]", "[detectors.introspection]\ncycles = 1\ncycle_steps = 20"),
+)
 
 
 def commands() -> list[list[str]]:
@@ -35,7 +41,7 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photos of 32 pixels; the server's ports are free ones, and attacks are few."""
+    """Photos of 32 pixels; the ports are free ones, the error estimator's training is short, attacks are few."""
     monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
     take_photos(tmp_path / "photos", {"train": 240, "test": 240})
     assert train_on(tmp_path / "photos", tmp_path / "weights.pt") > 0.9
@@ -54,7 +60,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = config.read_text()
     assert text.count("\n#") + text.count("  # ") > 15  # reasons
     assert typed(validate, tmp_path) == "mine.toml is valid: askance calibrate mine.toml --out BUNDLE\n"
-    config.write_text(text.replace("attacked_images = 120", "attacked_images = 20"))
+    config.write_text(changed(text, *QUICKER))
     shown = typed(calibrate, tmp_path)
     assert "in mine-bundle: askance serve mine-bundle" in shown
     assert "true-positive rate at 5% false positives" in shown
