@@ -109,7 +109,7 @@ ON_DIGITS: dict[str, tuple[dict[str, Any], float, float]] = {
     "universal": ({"epsilon": 0.3}, 0.6, 0.3),
     "rotation_translation": ({}, 0.8, 1.0),
     "square": ({"epsilon": 0.3, "queries": 500}, 0.95, 0.3),
-    "hop_skip_jump": ({"steps": 10}, 0.95, 1.0),
+    "hop_skip_jump": ({"steps": 5}, 0.95, 1.0),
     "boundary": ({"steps": 300}, 0.95, 1.0),
 }
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from calibration_support import DigitsRun
+from calibration_support import DigitsRun, changed
 
 from askance.service.launch import Serving, launched, started
 
@@ -26,6 +26,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 IN_PROCESS, OVER_THE_WIRE, LIVE = blocks(README, "python")
+QUICKER = (("attacked_images = 300", "attacked_images = 60"), ("cycles = 10", "cycles = 1"))
 
 PREAMBLE = """
 import torch
@@ -90,11 +91,13 @@ def test_a_bundle_from_a_live_classifier(folder: Path) -> None:
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(900)
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block under Use, typed in a copy of what it names; the server's ports are free ones, and attacks are few."""
+    """The block under Use, typed in a copy of what it names; the server's ports are free ones, attacks are few, and the
+    error estimator's training is short.
+    """
     shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("digits_cnn.safetensors"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     config = tmp_path / "configs" / "digits.toml"
-    config.write_text(config.read_text().replace("attacked_images = 300", "attacked_images = 60"))
+    config.write_text(changed(config.read_text(), *QUICKER))
     monkeypatch.chdir(tmp_path)
     block = README[README.index("## Use") :]
     lines = re.findall(r"^askance ([^#\n]+?)\s*#", block[: block.index("```\n\n")], re.MULTILINE)
