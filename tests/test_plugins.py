@@ -181,6 +181,8 @@ def odd_run(tmp_path_factory: pytest.TempPathFactory) -> OddRun:
     [evaluation]
     attacked_images = 40
     baselines = ["max_softmax", "greatest_logit"]
+    benign_images = 0
+    seen = [{ name = "s", kind = "fgsm", epsilon = 0.2 }]
     attacks = [{ name = "dark", kind = "darken", epsilon = "1/2" }, { name = "f", kind = "fgsm", epsilon = 0.3 }]
     """
     text = head.replace("epochs = 30", "epochs = 3").replace("sklearn:digits", "again:digits")
