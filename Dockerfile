@@ -1,6 +1,7 @@
 # The server and its traces, without what only calibration needs. How to build and to run it: docs/deployment.md.
 #
 #   BASE         Debian bookworm, from wherever
+#   EXTRAS       of askance, to install; "tracing": without torch, for bundles that have a graph
 #   TORCH_INDEX  where torch's CPU builds are; empty: torch comes from the package index itself, with CUDA
 #   wheels       a folder of wheels to take before any index: --build-context wheels=FOLDER
 #   pip          a pip.conf of the builder's own, for mirrors; it stays out of the image: --secret id=pip,src=FILE
@@ -9,15 +10,18 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 FROM scratch AS wheels
 
 FROM ${BASE} AS build
+ARG EXTRAS=torch,tracing
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 python3-venv
 COPY . /source
-# Last goes what serving never reads: torch's headers and tests, and what installs and builds packages.
+# Last goes what serving never reads: headers, tests, what makes other models of models, and what installs packages.
 RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/askance \
     && /opt/askance/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /wheels \
-        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} --constraint /source/constraints.txt "/source[tracing]" \
-    && rm -rf /opt/askance/lib/python3*/site-packages/torch/include /opt/askance/lib/python3*/site-packages/torch/test \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} --constraint /source/constraints.txt "/source[${EXTRAS}]" \
+    && cd /opt/askance/lib/python3*/site-packages \
+    && rm -rf torch/include torch/test onnxruntime/transformers onnxruntime/quantization onnxruntime/tools \
+    && find numpy -type d -name tests -prune -exec rm -rf {} + \
     && /opt/askance/bin/pip uninstall --yes --quiet pip setuptools
 
 FROM ${BASE}

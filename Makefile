@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench bench-large bench-workers bench-growth matrix soak figures protos image-check lock clean
+.PHONY: demo test lint docs bench bench-large bench-workers bench-growth bench-starting matrix soak figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -40,6 +40,10 @@ bench-workers: $(STAMP)
 # How readings grow with rows, width, classes, components and batch.
 bench-growth: $(STAMP)
 	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+# What a server takes until it serves, and of memory, by its graph and by torch.
+bench-starting: $(STAMP)
+	$(BIN)/python -m benchmarks.starting $(ARGS)
 
 # Seven classifiers by one rule, every row of each: docs/results/matrix.md. Hours; go on with it, or name some: ARGS=vgg.
 matrix: $(STAMP)

@@ -16,6 +16,7 @@ from askance.writing import REMEDIES, cannot_write
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
+TORCH_PACKAGES = ("torch", "torchvision")
 EXTRA_PACKAGES = (
     "advertorch",
     "foolbox",
@@ -65,9 +66,10 @@ def run(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (a retu
     except NobodyReadsError:
         return 141
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in (*TORCH_PACKAGES, *EXTRA_PACKAGES):
             raise
-        return _fail(extra_needed(str(error.name), "calibration"))
+        return _fail(extra_needed(package, "calibration" if package in EXTRA_PACKAGES else "torch"))
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a path of the user's, wherever it is used
             return _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")

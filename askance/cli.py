@@ -168,11 +168,12 @@ def recalibrate(
     from askance.calibration.recalibration import recalibrate as recalibrate_bundle
     from askance.detectors.bundle import Bundle
     from askance.output import console, print_shifts
+    from askance.screening.bundle import SealedBundle
 
     opened = Bundle.open(bundle, require_signature=require_signature)
     shifts = recalibrate_bundle(opened, source, out, allowed_factories=allow_factory or (), force=force)
     print_shifts(shifts)
-    made = Bundle.open(out)
+    made = SealedBundle.open(out)
     console.print(f"bundle {made.manifest.id[:12]} in {out}: askance serve {out}", soft_wrap=True)
 
 
@@ -306,19 +307,21 @@ def inspect(
     json: JsonOption = None,
 ) -> None:
     """What is in BUNDLE, whether it is intact, and whether it can be served: its classifier answers its sentinels."""
-    from askance.classifiers import trusting
-    from askance.detectors.bundle import Bundle
-    from askance.detectors.comparison import verify_graphs
     from askance.output import also_as_json, console, print_bundle, print_proof
     from askance.screened import ScreenedClassifier
+    from askance.screening.bundle import SealedBundle
 
-    opened = Bundle.open(bundle, require_signature=require_signature)
+    opened = SealedBundle.open(bundle, require_signature=require_signature)
     with also_as_json(json, opened.manifest.model_dump(mode="json")):
         print_bundle(opened)
     with ScreenedClassifier(opened, allowed_factories=allow_factory or ()):
         print_proof(opened)
     if verify:
-        images = verify_graphs(opened, trusting(allow_factory or ()))
+        from askance.classifiers import trusting
+        from askance.detectors.bundle import Bundle
+        from askance.detectors.comparison import verify_graphs
+
+        images = verify_graphs(Bundle.of(opened), trusting(allow_factory or ()))
         console.print(f"{'verified':12}{images} images judged by its graph as by torch")
 
 
@@ -330,11 +333,11 @@ def sign(
     ],
 ) -> None:
     """Sign BUNDLE, once it is found intact; other signatures of it stay."""
-    from askance.detectors.bundle import Bundle
-    from askance.detectors.signatures import sign as sign_bundle
     from askance.output import console
+    from askance.screening.bundle import SealedBundle
+    from askance.screening.signatures import sign as sign_bundle
 
-    opened = Bundle.open(bundle)
+    opened = SealedBundle.open(bundle)
     public = sign_bundle(bundle, opened.signed_content, key)
     console.print(f"bundle {opened.manifest.id[:12]} in {bundle} is signed by {public[:16]}", soft_wrap=True)
 

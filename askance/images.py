@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     ImageLike = bytes | str | PathLike[str] | Image | NDArray[Any] | Tensor
     """A PNG, JPEG or WebP file's content or path, a PIL image, or pixels as numpy or torch has them: uint8, or floats
     in [0, 1], [C, H, W], [H, W, C] or, greyscale, [H, W]."""
+    Batch = NDArray[np.float32] | Tensor
+    """Images as numpy or torch has them, [B, C, H, W], float32 in [0, 1]."""
 else:
-    ImageLike = Any
+    ImageLike = Batch = Any
 
 CHANNELS = (1, 3)
 

@@ -14,10 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from askance.answers import FUSED, JUDGED, SCORER_OF, Answer, Verdict, said_of
-from askance.detectors.bundle import Bundle
-from askance.detectors.publishing import NO_GRAPH
 from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
+from askance.screening.bundle import NO_GRAPH, SealedBundle
 from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
 
@@ -285,7 +284,7 @@ def _coloured(verdict: str | None) -> str:
     return f"[{colour}]{verdict}[/{colour}]"
 
 
-def print_proof(bundle: Bundle) -> None:
+def print_proof(bundle: SealedBundle) -> None:
     """What the sentinels of a bundle were answered, once they were."""
     verdicts = [one.verdicts[FUSED] for one in bundle.manifest.sentinels.expected]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in JUDGED if verdict in verdicts)
@@ -293,7 +292,7 @@ def print_proof(bundle: Bundle) -> None:
     console.print(f"{'sentinels':12}{line}")
 
 
-def print_bundle(bundle: Bundle) -> None:
+def print_bundle(bundle: SealedBundle) -> None:
     """What a verified bundle says of itself."""
     manifest = bundle.manifest
     entry, calibration = manifest.classifier, manifest.calibration

@@ -6,22 +6,26 @@ from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
-import torch
+import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import Tensor, nn
 
 from askance.answers import Answer
-from askance.classifiers.images import MAX_PIXELS, decode, of_picture, of_planes
-from askance.classifiers.trust import standing_in
-from askance.detectors.bundle import Bundle
-from askance.detectors.screen import Screen
 from askance.engines import Engine
 from askance.errors import BundleError, ConfigError, DataError, ScreenError, did_you_mean
 from askance.images import ImageLike, is_picture, is_single, planes_of
+from askance.opening import screen_of
 from askance.reading import given
+from askance.screening.bundle import SealedBundle
+from askance.screening.images import MAX_PIXELS, Pixels, decode, of_picture, of_planes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from askance.detectors.bundle import Bundle
 
 BATCH_IMAGES = 32
 
@@ -61,7 +65,7 @@ def open(  # noqa: A001 (as tarfile.open, Image.open)
     """
     keyring = None if require_signature is None else Path(require_signature)
     return ScreenedClassifier(
-        Bundle.open(Path(bundle), require_signature=keyring),
+        SealedBundle.open(Path(bundle), require_signature=keyring),
         classifier=classifier,
         allowed_factories=allowed_factories,
         engine=engine,
@@ -98,7 +102,7 @@ class ScreenedClassifier:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: SealedBundle,
         *,
         classifier: nn.Module | None = None,
         allowed_factories: Collection[str] = (),
@@ -106,13 +110,18 @@ class ScreenedClassifier:
         device: str | torch.device = "cpu",
         single_pass: bool = False,
     ) -> None:
-        self.bundle = bundle
-        build = standing_in(classifier, allowed_factories)
+        self._sealed = bundle
         sentinels = bundle.sentinels(single_pass=single_pass)
         chosen = _engine(engine)
         if chosen is Engine.AUTO and (classifier is not None or str(device).partition(":")[0] != "cpu"):
             chosen = Engine.TORCH
-        self._screen: Screen = bundle.screen_by(chosen, build, single_pass=single_pass).to(device)
+
+        def build(*given: Any) -> Any:
+            from askance.classifiers.trust import standing_in  # needs torch, as a graph does not
+
+            return standing_in(classifier, allowed_factories)(*given)
+
+        self._screen = screen_of(bundle, chosen, build, single_pass=single_pass).to(str(device))
         try:
             sentinels.prove(self._screen)
         except BundleError as error:
@@ -150,14 +159,14 @@ class ScreenedClassifier:
         inputs = [self._input(image, f"image {i}: " if named else "") for i, image in enumerate(images)]
         answers: list[Answer] = []
         for start in range(0, len(inputs), BATCH_IMAGES):
-            batch = torch.stack(inputs[start : start + BATCH_IMAGES]).to(self._screen.device)
+            batch = np.stack(inputs[start : start + BATCH_IMAGES])
             for answer in self._screen(batch, explain):
                 if isinstance(answer, ScreenError):
                     raise ScreenError(f"image {len(answers)}: {answer}" if named else str(answer))
                 answers.append(answer)
         return answers
 
-    def _input(self, image: Any, name: str) -> Tensor:
+    def _input(self, image: Any, name: str) -> Pixels:
         """One image-like as the classifier takes it, float32 [C, H, W] in [0, 1]."""
         preprocessing = self._screen.preprocessing
         try:
@@ -170,6 +179,13 @@ class ScreenedClassifier:
             return of_planes(planes_of(image), preprocessing)
         except DataError as error:
             raise DataError(f"{name}{error}") from None
+
+    @property
+    def bundle(self) -> Bundle:
+        """What was opened, with its classifier and its detectors themselves: needs torch."""
+        from askance.detectors.bundle import Bundle
+
+        return Bundle.of(self._sealed)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -189,4 +205,4 @@ class ScreenedClassifier:
         self.close()
 
     def _repr_html_(self) -> str:
-        return self.bundle._repr_html_()
+        return self._sealed._repr_html_()

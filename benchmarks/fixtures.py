@@ -37,10 +37,10 @@ from askance.detectors import (
     Tap,
     tap_for,
 )
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.reader import TorchReader, read
 from askance.errors import DataError
 from askance.judgement import Calibration
+from askance.screening.preprocessing import Preprocessing
 
 CLASSES = 10
 BATCH = 500  # images of one forward pass while fitting, the default of calibration
@@ -158,14 +158,14 @@ class Fixture:
     @property
     def rows(self) -> dict[str, int]:
         """Stored rows of each layer's library."""
-        library_network = self.screen.detectors[LibraryNetwork.kind]
+        library_network = self.screen.reader.detectors[LibraryNetwork.kind]
         assert isinstance(library_network, LibraryNetwork)
         return library_network.sizes()
 
     @property
     def row_megabytes(self) -> float:
         """The libraries' size in memory, 10^6 bytes: what one look-up reads."""
-        state = self.screen.detectors[LibraryNetwork.kind].state_dict()
+        state = self.screen.reader.detectors[LibraryNetwork.kind].state_dict()
         size: int = sum(tensor.nbytes for name, tensor in state.items() if name.endswith(".rows"))
         return size / 1e6
 

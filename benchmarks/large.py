@@ -30,13 +30,14 @@ from askance.calibration.layers import layers_of
 from askance.calibration.taps import taps_for
 from askance.classifiers import build_classifier
 from askance.detectors import DETECTORS, Detector, Inputs, Screen, tap_for
-from askance.detectors.bundle import ALONE
-from askance.detectors.graph import GraphReader
-from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.reader import Reader, TorchReader, read
+from askance.detectors.reader import TorchReader, read
 from askance.errors import ExportError
 from askance.judgement import Calibration
 from askance.output import console, write_json
+from askance.screening.bundle import ALONE
+from askance.screening.graph import GraphReader
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Reader
 from benchmarks.environment import prepare
 from benchmarks.timing import Spread, interleave
 
@@ -102,8 +103,8 @@ def measure(name: str, count: int) -> LargeCost:
     torch.set_num_threads(1)
     ratios, why = {"torch": _ratio(by_torch, pixels)}, None
     try:
-        graphs = graphs_of({FUSED: by_torch}, pixels)
-        by_graph = screen(GraphReader(graphs[FUSED], graphs[ALONE], list(detectors)))
+        graphs = graphs_of({FUSED: by_torch}, pixels.numpy())
+        by_graph = screen(GraphReader(graphs[FUSED], graphs[ALONE], list(detectors), torch.get_num_threads()))
         ratios["onnxruntime"] = _ratio(by_graph, pixels)
     except ExportError as error:
         why = str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from askance.answers import FUSED
 from askance.calibration.exporting import graphs_of
-from askance.detectors import Screen
-from askance.detectors.bundle import ALONE
-from askance.detectors.graph import GraphReader
+from askance.detectors import Detector, Screen
+from askance.screening.bundle import ALONE
+from askance.screening.graph import GraphReader
 from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread, interleave
@@ -65,19 +65,19 @@ def measure(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> Iterator[Scr
             classifier(normalize(pixels)).tolist()
 
     for batch in sizes.calls:
-        yield _measured(fixture, sizes, batch, screen, bare, TORCH)
+        yield _measured(fixture, sizes, batch, screen, screen.reader.detectors, bare, TORCH)
     if with_views not in sizes.exported.get(fixture.network.name, ()):
         return
-    graphs = graphs_of({FUSED: screen}, fixture.images[:32].float() / 255)
-    reader = GraphReader(graphs[FUSED], graphs[ALONE], list(screen.detectors))
+    graphs = graphs_of({FUSED: screen}, (fixture.images[:32].float() / 255).numpy())
+    reader = GraphReader(graphs[FUSED], graphs[ALONE], list(screen.detectors), torch.get_num_threads())
     by_graph = Screen(reader, screen.preprocessing, screen.class_names, screen.detectors, screen.calibration)
 
     def bare_graph(pixels: Tensor) -> None:
         reader.classify(pixels).tolist()
 
     for batch in sizes.calls:
-        yield _measured(fixture, sizes, batch, by_graph, bare, TORCH)
-        yield _measured(fixture, sizes, batch, by_graph, bare_graph, GRAPH)
+        yield _measured(fixture, sizes, batch, by_graph, screen.reader.detectors, bare, TORCH)
+        yield _measured(fixture, sizes, batch, by_graph, screen.reader.detectors, bare_graph, GRAPH)
 
 
 def _measured(
@@ -85,12 +85,13 @@ def _measured(
     sizes: Sizes,
     batch: int,
     screen: Screen,
+    detectors: Mapping[str, Detector],
     bare: Callable[[Tensor], None],
     of_bare: str,
 ) -> ScreeningCost:
     assert len(fixture.images) >= batch
     pixels = fixture.images[:batch].float() / 255
-    views = sum(d.views(pixels[:1]).shape[1] for d in screen.detectors.values() if d.view_layers)
+    views = sum(d.views(pixels[:1]).shape[1] for d in detectors.values() if d.view_layers)
     calls: list[dict[str, float]] = []
 
     def screened() -> None:

@@ -107,7 +107,7 @@ def publish_fixture(fixture: Fixture, path: Path) -> str:
             "class_names": screen.class_names,
         },
         weights=fixture.classifier.state_dict(),
-        detectors=screen.detectors,
+        detectors=screen.reader.detectors,
         calibration=screen.calibration,
         build=build_classifier,
         clean=fixture.images[:SENTINEL_CANDIDATES],

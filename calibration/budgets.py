@@ -8,7 +8,7 @@ from torch import nn
 
 from askance.calibration.attacks import ATTACKS, PixelClassifier, perturb
 from askance.calibration.images import Images
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)  # L-infinity, in 255ths
 TRIED_IMAGES = 50

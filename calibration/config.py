@@ -17,12 +17,12 @@ from askance.calibration.ladder import KINDS as LADDER
 from askance.calibration.paths import find
 from askance.calibration.sources import SOURCES
 from askance.detectors import DETECTORS, Options
-from askance.detectors.class_names import ClassNames
-from askance.detectors.output import Output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
 from askance.judgement import Levels
 from askance.reading import read_toml
+from askance.screening.class_names import ClassNames
+from askance.screening.output import Output
+from askance.screening.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     AttackConfig = Attack

@@ -12,9 +12,9 @@ from askance.calibration.config import DataConfig, SplitsConfig
 from askance.calibration.images import Images
 from askance.calibration.progress import say
 from askance.calibration.sources import pools_of
-from askance.detectors.class_names import fault_in, order_fault
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, did_you_mean, listed
+from askance.screening.class_names import fault_in, order_fault
+from askance.screening.preprocessing import Preprocessing
 
 
 def named(class_names: Sequence[str] | None, own: Sequence[str]) -> tuple[str, ...]:

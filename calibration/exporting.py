@@ -11,19 +11,22 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential, common
 from torch import Tensor, nn
 
 from askance.calibration.pulling import pull_back
-from askance.detectors.bundle import ALONE
 from askance.detectors.comparison import difference, extremes
-from askance.detectors.graph import IMAGES, LAYOUT, LOGITS, GraphReader, Model, flattened, layout_of
-from askance.detectors.reader import Read, TorchReader, read_all
-from askance.detectors.screen import Screen
+from askance.detectors.reader import TorchReader, read_all
 from askance.detectors.tap import Tap
 from askance.errors import ExportError, extra_needed, one_line
+from askance.screening.bundle import ALONE
+from askance.screening.graph import IMAGES, LAYOUT, LOGITS, PARTS, GraphReader, Model, layout_of, output_names
+from askance.screening.images import Pixels
+from askance.screening.reading import Numbers
+from askance.screening.screen import Screen
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +67,20 @@ class _Reads(nn.Module):
         capture = self._plain(images)
         if self._views is not None:
             capture = replace(capture, views=self._of_views(self._views(images).flatten(0, 1)))
-        return tuple(flattened(Read(capture.logits, read_all(self._detectors, capture))).values())
+        readings = read_all(self._detectors, capture)
+        named = {LOGITS: capture.logits}
+        for kind, one in readings.items():
+            named |= {f"{kind}/{part}": getattr(one, part) for part in PARTS}
+            named[f"{kind}/components"] = torch.stack(list(one.components.values()))
+            named |= {f"{kind}/evidence/{name}": values for name, values in one.evidence.items()}
+        return tuple(named[name] for name in output_names(layout_of(readings)))
 
     def close(self) -> None:
         self._plain.close()
         self._of_views.close()
 
 
-def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dict[str, Model]:
+def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Pixels) -> dict[str, Model]:
     """The graphs of Screens of one classifier, tried on images: each judges them as its Screen does.
 
     Args:
@@ -92,25 +101,27 @@ def graphs_of(screens: Mapping[str, Screen[TorchReader]], images: Tensor) -> dic
     widest = next(iter(screens.values()))
     shape = widest.preprocessing.shape
     example = torch.rand(TRACED_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
-    read = widest.reader(example)
-    whole = _exported(widest.reader, example, list(flattened(read)))
-    tried = torch.cat([images, extremes(shape)])
+    readings = widest.reader(example.numpy()).readings
+    whole = _exported(widest.reader, example, output_names(layout_of(readings)))
+    tried = np.concatenate([images, extremes(shape)])
     plain = whole.clone()
     if pull_back(whole):
         try:
-            return _parts(whole, read, screens, tried)
+            return _parts(whole, readings, screens, tried)
         except ExportError as error:  # rather slower than otherwise
             logger.info("rows are not pulled back: %s", error)
-    return _parts(plain, read, screens, tried)
+    return _parts(plain, readings, screens, tried)
 
 
-def _parts(whole: ir.Model, read: Read, screens: Mapping[str, Screen[TorchReader]], tried: Tensor) -> dict[str, Model]:
+def _parts(
+    whole: ir.Model, readings: Mapping[str, Numbers], screens: Mapping[str, Screen[TorchReader]], tried: Pixels
+) -> dict[str, Model]:
     """The graphs of Screens, which are parts of one model, once they are tried."""
     models = {ALONE: _part(whole, [LOGITS], {})}
     for name, screen in screens.items():
-        of = Read(read.logits, {kind: read.readings[kind] for kind in screen.detectors})
-        models[name] = _part(whole, list(flattened(of)), {LAYOUT: json.dumps(layout_of(of))})
-        reader = GraphReader(models[name], models[ALONE], list(screen.detectors))
+        layout = layout_of({kind: readings[kind] for kind in screen.detectors})
+        models[name] = _part(whole, output_names(layout), {LAYOUT: json.dumps(layout)})
+        reader = GraphReader(models[name], models[ALONE], list(screen.detectors), torch.get_num_threads())
         _require_the_same(screen, reader, tried)
     return models
 
@@ -156,7 +167,7 @@ def _apart(proto: Any) -> Model:
     tensors = {}
     for one in proto.graph.initializer:
         if len(one.raw_data) >= LARGE:
-            tensors[one.name] = torch.from_numpy(onnx.numpy_helper.to_array(one).copy())
+            tensors[one.name] = onnx.numpy_helper.to_array(one).copy()
             one.ClearField("raw_data")
             one.data_location = onnx.TensorProto.EXTERNAL
             one.external_data.add(key="location", value=ELSEWHERE)
@@ -183,10 +194,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _require_the_same(screen: Screen, reader: GraphReader, images: Tensor) -> None:
+def _require_the_same(screen: Screen, reader: GraphReader, images: Pixels) -> None:
     """Raise ExportError where a graph would have its Screen judge one of the images otherwise."""
     for size in BATCHES:
-        for part in images.split(size) if size > 1 else images[-8:].split(1):
+        some = images if size > 1 else images[-8:]
+        for part in (some[at : at + size] for at in range(0, len(some), size)):
             try:
                 why = difference(screen, reader, part)
             except Exception as error:  # ONNX Runtime has exceptions of its own, of no common class

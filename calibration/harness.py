@@ -31,14 +31,15 @@ from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
 from askance.detectors import Detector, Tap
-from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.reader import Reader, TorchReader
+from askance.detectors.reader import TorchReader
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
 from askance.judgement import Calibration, Fusion, Readings
 from askance.judgement.arrays import Doubles
 from askance.judgement.calibration import SINGLE_PASS
 from askance.judgement.conformal import table
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Reader
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at

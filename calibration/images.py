@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from askance.detectors.class_names import fault_in
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.tap import Capture, Tap
 from askance.errors import DataError, did_you_mean
+from askance.screening.class_names import fault_in
+from askance.screening.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

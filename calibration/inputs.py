@@ -23,9 +23,9 @@ from askance.classifiers import build_classifier, load_weights
 from askance.classifiers.checkpoints import fitting
 from askance.detectors import DETECTORS, Detector, Inputs, tap_for
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
 from askance.judgement.conformal import check_level
+from askance.screening.preprocessing import Preprocessing
 
 LEVELLED = ("calibrate", "fuse")  # the splits whose scores p-values are ranks among
 TRIED_IMAGES = 500  # that show whether classifier and data fit one another

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from askance.classifiers.shared_state import undone
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.self_organizing_map import channels_last
+from askance.screening.preprocessing import Preprocessing
 
 Form = Literal["map", "vector", "other"]
 """[C, H, W], [D], and whatever else; an image of that many numbers in another form has no map of it."""

@@ -27,13 +27,13 @@ from askance.classifiers.modules import copy_of
 from askance.classifiers.shared_state import ordinary
 from askance.classifiers.trust import standing_in
 from askance.detectors import Bundle, Options
-from askance.detectors.class_names import names_of
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.publishing import refuse_existing
 from askance.errors import AskanceError, ConfigError, did_you_mean, one_line
 from askance.evaluation import Evaluation
 from askance.judgement import Levels
+from askance.screening.class_names import names_of
+from askance.screening.preprocessing import Preprocessing
 
 Data = LiveImages | Mapping[str, LiveImages]
 """By split (fit, calibrate, fuse, evaluate, and held_out if there is one), disjoint; or one set to be shared out."""

@@ -16,10 +16,10 @@ from askance.calibration.data import named
 from askance.calibration.images import Images, make_images
 from askance.calibration.progress import say
 from askance.calibration.sources.encoded import numbered
-from askance.classifiers.images import ROUNDING, bytes_of
-from askance.detectors.class_names import names_of
 from askance.errors import AskanceError, DataError, did_you_mean, one_line
 from askance.images import is_picture, planes_of
+from askance.screening.class_names import names_of
+from askance.screening.images import ROUNDING, bytes_of
 
 LiveImages = Dataset[Any] | DataLoader[Any] | Sequence[Any] | NDArray[Any] | Tensor
 """A dataset of (image, label), a loader of (images, labels) batches, or (images, labels) as arrays or tensors; or any

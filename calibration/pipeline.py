@@ -29,10 +29,11 @@ from askance.calibration.stages import Stages, alone_in
 from askance.classifiers import build_classifier
 from askance.classifiers.trust import is_trusted, standing_in
 from askance.detectors import Bundle, Capture, Detector
-from askance.detectors.publishing import NO_GRAPH, publish, refuse_existing
+from askance.detectors.publishing import publish, refuse_existing
 from askance.engines import Engine
 from askance.errors import ConfigError, FileError
 from askance.evaluation import Evaluation
+from askance.screening.bundle import NO_GRAPH
 from askance.writing import temporary_folder
 
 SETTLING_IMAGES = 2000  # of the fit split, on which options that name an aim are settled
@@ -198,7 +199,7 @@ def evaluate_inputs(bundle: Bundle, inputs: CalibrationInputs, engine: Engine = 
     """The same for inputs that are loaded already; their classifier holds the bundle's weights."""
     require_classes(inputs.splits, inputs.class_names, needed=())
     detectors, calibration = bundle.detectors(), bundle.calibration()
-    reader = None if engine is Engine.TORCH else bundle.screen_by(engine, lambda *_: inputs.classifier).reader
+    reader = bundle.screen_by_graph().reader if bundle.goes_by_graph(engine) else None
     computed = engine if reader is None else reader.engine
     identity = _identity(inputs) | {"bundle": bundle.manifest.id, "engine": computed}
     with _in_the_cache(json_digest(identity)) as folder:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from askance.classifiers.shared_state import left_alone, undone
 from askance.detectors.output import parts_of
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError, one_line
+from askance.screening.preprocessing import Preprocessing
 
 PROVED_IMAGES = 4  # seconds, for a large network on a small machine too: thirty images forward, and LARGE_BATCH
 LARGE_BATCH, LARGE_SECONDS = 64, 4  # some nets look at their batch only where it is large; this long, at most

@@ -95,7 +95,7 @@ def recalibrate(
         out,
         classifier={name: getattr(entry, name) for name in _CLASSIFIER},
         weights=bundle.tensors(entry),
-        detectors=screen.detectors,
+        detectors=screen.reader.detectors,
         calibration=_calibration(old, readings, benign, half),
         build=build,
         clean=images.x[:half],

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from askance.calibration.images import Images, slices
 from askance.calibration.progress import track
-from askance.detectors.reader import Reader, in_numbers
 from askance.judgement import Readings
+from askance.screening.reading import Reader, in_numbers
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from askance.calibration.sources import located, pools_of
 from askance.calibration.training import accuracy
 from askance.calibration.unlabelled import with_predictions
 from askance.classifiers.zoos import TIMM, TORCHVISION
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
+from askance.screening.preprocessing import Preprocessing
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, a number for each channel."""

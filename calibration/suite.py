@@ -22,8 +22,8 @@ from askance.calibration.digests import json_digest, state_digest, tensor_digest
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import CalibrationError
+from askance.screening.preprocessing import Preprocessing
 
 PIECE_IMAGES = 50  # batch mates share nothing but an attack's random numbers, which go by the piece
 WORTH_PROCESSES_SECONDS = 20.0  # of work left, that pay for starting processes

@@ -13,8 +13,8 @@ from askance.calibration.images import Images
 from askance.calibration.progress import say, track
 from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
+from askance.screening.preprocessing import Preprocessing
 from askance.writing import reserved
 
 

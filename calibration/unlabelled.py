@@ -12,9 +12,9 @@ from askance.calibration.config import Settings
 from askance.calibration.images import Images, require_shape
 from askance.calibration.progress import say
 from askance.calibration.proof import PROVED_IMAGES, prove
-from askance.detectors.class_names import names_of
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
+from askance.screening.class_names import names_of
+from askance.screening.preprocessing import Preprocessing
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 BATCH = 100  # images at a time

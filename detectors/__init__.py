@@ -1,15 +1,24 @@
-"""What suspicion is: hooks, the detectors, conformal p-values, fusion, the screen, and the bundle on disk."""
+"""What suspicion is: hooks, the detectors in torch, and how a bundle of them is written."""
 
 from askance.detectors.bundle import Bundle
-from askance.detectors.constellation import Constellation, ConstellationOptions
-from askance.detectors.detector import Detector, Inputs, Options, Reading, tap_for
-from askance.detectors.introspection import Introspection, IntrospectionOptions
-from askance.detectors.library_network import LibraryNetwork, LibraryNetworkOptions
+from askance.detectors.constellation import Constellation
+from askance.detectors.detector import Detector, Inputs, tap_for
+from askance.detectors.introspection import Introspection
+from askance.detectors.library_network import LibraryNetwork
 from askance.detectors.registry import DETECTORS
-from askance.detectors.screen import Screen
-from askance.detectors.self_organizing_map import SelfOrganizingMap, SelfOrganizingMapOptions
-from askance.detectors.semantic_signature import SemanticSignature, SemanticSignatureOptions
+from askance.detectors.self_organizing_map import SelfOrganizingMap
+from askance.detectors.semantic_signature import SemanticSignature
 from askance.detectors.tap import Capture, CaptureStream, Tap
+from askance.screening.kinds import (
+    ConstellationOptions,
+    IntrospectionOptions,
+    LibraryNetworkOptions,
+    SelfOrganizingMapOptions,
+    SemanticSignatureOptions,
+)
+from askance.screening.options import Options
+from askance.screening.reading import Reading
+from askance.screening.screen import Screen
 
 __all__ = [
     "DETECTORS",

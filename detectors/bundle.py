@@ -1,99 +1,34 @@
-"""The bundle on disk, opened: verified whole before anything in it is used (detectors.publishing writes it)."""
+"""The bundle in torch: its classifier and its detectors themselves, and the Screen that they give."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from askance.answers import FUSED
 from askance.detectors.detector import Detector
-from askance.detectors.files import read_file, real_folder
-from askance.detectors.graph import GraphReader, Model
-from askance.detectors.manifest import SCHEMA_VERSION, DetectorEntry, FileEntry, GraphsEntry, Manifest
 from askance.detectors.output import select_output
 from askance.detectors.reader import TorchReader
-from askance.detectors.registry import DETECTORS, unfitted
-from askance.detectors.screen import Screen
-from askance.detectors.sentinels import Sentinels
-from askance.detectors.signatures import Keyring, read_signatures
-from askance.detectors.tables import calibration_from
-from askance.detectors.tensors import described
-from askance.engines import Engine
-from askance.errors import AskanceError, BundleError, listed, one_line, printable
-from askance.evaluation import Evaluation
-from askance.judgement import Calibration
-from askance.judgement.calibration import SINGLE_PASS
-from askance.notebook import table as html_table
+from askance.detectors.registry import restored
+from askance.errors import AskanceError, BundleError, printable
+from askance.screening.bundle import SealedBundle
+from askance.screening.manifest import DetectorEntry, FileEntry
+from askance.screening.screen import Screen
 
-MANIFEST = "manifest.json"
-EVALUATION = "evaluation.json"
-REPORT = "report/"
-MOST_MANIFEST_BYTES = 16 * 2**20
-MOST_BYTES = 8 * 2**30  # of all files together, two billion parameters: whatever a manifest says, no more is read
-ALONE = "classifier"
-"""The graph of the classifier alone, beside those by the fused scores."""
 BuildClassifier = Callable[[str | None, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
 """(factory, arguments, weights) -> the classifier in eval mode; the factory is None where there is none."""
 
 
-def sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(SealedBundle):
     """A verified bundle: its manifest and the content of its files, read once (what was hashed is what is used)."""
 
-    path: Path
-    manifest: Manifest
-    _files: Mapping[str, bytes]
-
     @classmethod
-    def open(cls, path: Path, *, require_signature: Path | None = None) -> Bundle:
-        """Read and verify the bundle at `path`.
-
-        Args:
-            path: its folder.
-            require_signature: a keyring; nothing of the bundle is parsed unless one of its keys has signed.
-
-        Raises:
-            BundleError: it is not there, incomplete, altered, of another schema, or not signed; the message says which.
-            ConfigError: the keyring cannot be used.
-        """
-        folder = real_folder(path)
-        try:
-            content = read_file(folder, MANIFEST, MOST_MANIFEST_BYTES)
-        except FileNotFoundError:
-            raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST}") from None
-        if require_signature is not None:
-            Keyring.read(require_signature).verify(path, content, read_signatures(folder))
-        manifest = _parsed(path, content)
-        require_only_what_bundles_hold(path, manifest)
-        files = {MANIFEST: content}
-        for name, expected in manifest.files.items():
-            try:
-                files[name] = read_file(folder, name, expected.size)
-            except FileNotFoundError:
-                raise BundleError(
-                    f"{path}: {name} cannot be read (No such file or directory): the bundle is incomplete, "
-                    "copy it again"
-                ) from None
-            if sha256(files[name]) != expected.sha256:
-                raise BundleError(
-                    f"{path}: {name} has been altered or truncated (its SHA-256 is not the manifest's): "
-                    "copy the bundle or calibrate it again"
-                )
-        return cls(path, manifest, files)
+    def of(cls, sealed: SealedBundle) -> Bundle:
+        """The same, in torch."""
+        return cls(sealed.path, sealed.manifest, sealed._files)
 
     def tensors(self, entry: FileEntry) -> dict[str, Tensor]:
         """The tensors of one of the manifest's entries.
@@ -101,57 +36,9 @@ class Bundle:
         Raises:
             BundleError: its file is no safetensors file, or its tensors are others than the entry says.
         """
-        name = entry.file
-        try:
-            tensors = load_safetensors(self._files[name])
-        except Exception as error:  # a header may say anything
-            raise BundleError(f"{self.path}: {name} is not a safetensors file ({one_line(error)})") from None
-        found = described(tensors)
-        for tensor in sorted({*found, *entry.tensors}):
-            if found.get(tensor) != entry.tensors.get(tensor):
-                raise BundleError(
-                    f"{self.path}: {name} has not the tensors that the manifest tells of ({printable(tensor)} is "
-                    f"{found.get(tensor, 'absent')}, expected {printable(entry.tensors.get(tensor, 'absent'))}): "
-                    "calibrate again"
-                )
+        self.arrays(entry)  # are what they are said to be
+        tensors: dict[str, Tensor] = load_safetensors(self.content(entry.file))
         return tensors
-
-    def _repr_html_(self) -> str:
-        entry, calibration = self.manifest.classifier, self.manifest.calibration
-        lines = [
-            ("bundle", self.manifest.id[:12]),
-            ("created", self.manifest.created),
-            ("classifier", f"{entry.name} ({entry.factory or 'no factory'})"),
-            ("input", " x ".join(map(str, entry.preprocessing.shape))),
-            ("classes", listed(entry.class_names)),
-            ("calibrated on", f"{calibration.samples} clean images, fused score on {calibration.fusion_samples}"),
-        ]
-        levels = dict(calibration.levels.items())
-        rows = [(name, *(f"{above[level]:.4g}" for level in levels)) for name, above in calibration.thresholds.items()]
-        head = ("flags above", *(f"{level} ({target:.1%})" for level, target in levels.items()))
-        return f"<div>{html_table((), lines)}{html_table(head, rows)}</div>"
-
-    def content(self, name: str) -> bytes:
-        """A file's content, as it was read."""
-        return self._files[name]
-
-    @property
-    def signed_content(self) -> bytes:
-        """The manifest's bytes, as they were read: what a signature is over."""
-        return self._files[MANIFEST]
-
-    def evaluation(self) -> Evaluation:
-        """The content of evaluation.json.
-
-        Raises:
-            BundleError: it is not an evaluation.
-        """
-        try:
-            return Evaluation.from_json(_json(self._files[EVALUATION]))
-        except ValidationError as error:
-            raise BundleError(f"{self.path}: {EVALUATION} is not valid: {_first(error)}") from None
-        except (ValueError, RecursionError):
-            raise BundleError(f"{self.path}: {EVALUATION} is not JSON: calibrate again") from None
 
     def detectors(self) -> dict[str, Detector]:
         """The fitted detectors, by kind.
@@ -159,38 +46,14 @@ class Bundle:
         Raises:
             BundleError: a detector's package is not installed, or an entry's options or state are not its detector's.
         """
-        detectors = {}
-        for entry in self.manifest.detectors:
-            tensors = self.tensors(entry)
-            try:
-                _require_package(entry)
-                detector = unfitted(entry.kind, entry.options).restore(tensors)
-            except ValidationError as error:
-                raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
-            except AskanceError as error:
-                raise BundleError(f"{self.path}: {error}") from None
-            except Exception as error:  # whatever a detector makes of options and tensors that are not its own
-                raise BundleError(f"{self.path}: {entry.kind} cannot be restored ({one_line(error)})") from error
-            if not detector.is_fitted:
-                raise BundleError(f"{self.path}: {entry.kind} is not fitted: calibrate again")
-            detectors[entry.kind] = detector.eval()
-        return detectors
+        return {entry.kind: self._detector(entry) for entry in self.manifest.detectors}
 
-    def calibration(self) -> Calibration:
-        """The conformal tables.
-
-        Raises:
-            BundleError: they are not what was promised of them when the bundle was published.
-        """
-        entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
-        tensors = self.tensors(entry)
-        try:
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            return calibration_from(entry, kinds, len(self.manifest.classifier.class_names), arrays)
-        except TypeError:  # bfloat16, say
-            raise BundleError(f"{self.path}: its tables are of a type that no calibration makes") from None
-        except AskanceError as error:
-            raise BundleError(f"{self.path}: {error}") from None
+    def _detector(self, entry: DetectorEntry) -> Detector:
+        self.arrays(entry)  # are what they are said to be
+        detector = self._of_detector(entry, restored)
+        if not detector.is_fitted:
+            raise BundleError(f"{self.path}: {entry.kind} is not fitted: calibrate again")
+        return detector
 
     def classifier(self, build: BuildClassifier) -> nn.Module:
         """The classifier, built by `build` from the bundle's own weights.
@@ -205,78 +68,19 @@ class Bundle:
                 raise BundleError(f"{self.path}: the weights {printable(name)} hold NaN or infinity: calibrate again")
         return select_output(build(entry.factory, entry.arguments, weights), entry.output)
 
-    def sentinels(self, *, single_pass: bool = False) -> Sentinels:
-        """The images that show whether the Screen works, with its answers.
-
-        Args:
-            single_pass: of the Screen.
-
-        Raises:
-            BundleError: they are not what the manifest says.
-        """
-        manifest, entry = self.manifest, self.manifest.sentinels
-        fused = SINGLE_PASS if single_pass and manifest.calibration.single_pass else FUSED
-        tensors, shape = self.tensors(entry), manifest.classifier.preprocessing.shape
-        try:
-            return Sentinels.read(tensors, entry.expected, shape, fused)
-        except BundleError as error:
-            raise BundleError(f"{self.path}: {error}") from None
-
-    def screen_by(self, engine: Engine, build: BuildClassifier, *, single_pass: bool = False) -> Screen:
-        """The Screen this bundle describes, computed by an engine.
-
-        Args:
-            engine: AUTO takes the bundle's graph where it has one, else torch.
-            build: makes the classifier, for torch.
-            single_pass: leave out the detectors that need views of the input.
-
-        Raises:
-            BundleError: a part does not fit, or there is no graph and nothing else may compute; the message names the
-                bundle.
-        """
-        if engine is Engine.TORCH or (engine is Engine.AUTO and self.manifest.graphs is None):
-            return self.screen(build, single_pass=single_pass)
-        if self.manifest.graphs is None:
-            raise BundleError(
-                f"{self.path} has no graph, which the engine {engine} computes: askance export {self.path} --out NEW, "
-                'or engine = "torch"'
-            )
-        return self._graph_screen(self.manifest.graphs, single_pass)
-
-    def _graph_screen(self, graphs: GraphsEntry, single_pass: bool) -> Screen[GraphReader]:
-        manifest, entry = self.manifest, self.manifest.classifier
-        fused = SINGLE_PASS if single_pass and manifest.calibration.single_pass else FUSED
-        try:
-            wanted = [graphs.models[which] for which in (fused, ALONE)]
-            places = {place for model in wanted for place in model.tensors.values()}
-            needed = {place.partition("/")[0] for place in places}
-            held = {one.file: self.tensors(one) for one in manifest.entries if one.file in needed}
-            found = {place: held[place.partition("/")[0]][place.partition("/")[2]] for place in places}
-            graph, alone = (
-                Model(self._files[model.file], {name: found[place] for name, place in model.tensors.items()})
-                for model in wanted
-            )
-        except KeyError:
-            raise BundleError(f"{self.path}: its graphs are incomplete: calibrate again") from None
-        whole = self.calibration()
-        calibration = whole.in_a_single_pass() if single_pass else whole
-        asked = {kind: detector for kind, detector in self.detectors().items() if kind in calibration.tables}
-        try:
-            reader = GraphReader(graph, alone, list(asked))
-        except BundleError as error:
-            raise BundleError(f"{self.path}: {error}") from None
-        return Screen(reader, entry.preprocessing, entry.class_names, asked, calibration, manifest.id)
-
-    def screen(self, build: BuildClassifier, *, single_pass: bool = False) -> Screen[TorchReader]:
+    def screen(self, build: BuildClassifier, *, single_pass: bool = False, threads: int = 0) -> Screen[TorchReader]:
         """The Screen this bundle describes, in torch.
 
         Args:
             build: makes the classifier.
             single_pass: leave out the detectors that need views of the input.
+            threads: that compute, in all of this process; 0 leaves them as they are.
 
         Raises:
             BundleError: a part does not fit; the message names the bundle.
         """
+        if threads:
+            torch.set_num_threads(threads)
         entry = self.manifest.classifier
         try:
             detectors, whole = self.detectors(), self.calibration()
@@ -288,83 +92,3 @@ class Bundle:
             raise
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
-
-
-def _models(manifest: Manifest) -> set[str]:
-    """The files of ONNX models."""
-    return set() if manifest.graphs is None else {model.file for model in manifest.graphs.models.values()}
-
-
-def require_only_what_bundles_hold(path: Path, manifest: Manifest) -> None:
-    """Raise BundleError unless a manifest names the files that bundles hold, of no more bytes than are ever read."""
-    own = {EVALUATION, *(entry.file for entry in manifest.entries), *_models(manifest)}
-    for name in manifest.files:
-        if any(part in ("", ".", "..") for part in name.split("/")) or not name.isprintable() or "\\" in name:
-            raise BundleError(f"{path}: the manifest names a file outside the bundle, {name!r}")
-    for entry in manifest.entries:
-        stored = manifest.files.get(entry.file)
-        if stored is None or stored.sha256 != entry.sha256:
-            raise BundleError(f"{path}: {printable(entry.file)} does not belong to this manifest (its SHA-256 differs)")
-    for name in manifest.files:
-        if name not in own and not name.startswith(REPORT):
-            raise BundleError(f"{path}: the manifest names a file that bundles do not hold, {name!r}")
-    for name in sorted(_models(manifest) - set(manifest.files)):
-        raise BundleError(f"{path}: {printable(name)} is missing from this manifest's files: copy the bundle again")
-    if EVALUATION not in manifest.files:
-        raise BundleError(f"{path}: the manifest names no {EVALUATION}: the bundle is incomplete, copy it again")
-    total = sum(stored.size for stored in manifest.files.values())
-    if total > MOST_BYTES:
-        raise BundleError(f"{path}: the manifest tells of {total} bytes in all, expected at most {MOST_BYTES}")
-
-
-def _parsed(path: Path, text: bytes) -> Manifest:
-    try:
-        content = _json(text)
-    except (ValueError, RecursionError):
-        raise BundleError(f"{path}: {MANIFEST} is not JSON: the bundle is damaged") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version!r:.40}, this askance reads version {SCHEMA_VERSION}: "
-            "make it anew with `askance calibrate CONFIG --out BUNDLE`"
-        )
-    try:
-        manifest = Manifest.model_validate(content)
-        sealed = manifest.sealed()
-    except ValidationError as error:
-        raise BundleError(f"{path}: {MANIFEST} is not valid: {_first(error)}") from None
-    except (ValueError, RecursionError):
-        raise BundleError(f"{path}: {MANIFEST} is not valid: it holds text or numbers that JSON has not") from None
-    if sealed.id != manifest.id:
-        raise BundleError(f"{path}: {MANIFEST} has been altered (its content does not hash to its id)")
-    if sealed.checksum != manifest.checksum:
-        raise BundleError(f"{path}: {MANIFEST} has been altered (all of it does not hash to its checksum)")
-    return manifest
-
-
-def _json(text: bytes) -> Any:
-    """JSON without NaN and infinity, which it has not.
-
-    Raises:
-        ValueError, RecursionError: it is none.
-    """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def _require_package(entry: DetectorEntry) -> None:
-    """Raise BundleError unless the detector comes from the package that the bundle was made with, of any version."""
-    wanted, found = entry.package, DETECTORS.package(entry.kind)
-    if wanted is not None and (found is None or found.name != wanted.name):
-        raise BundleError(
-            f"the detector {entry.kind} comes from the package {wanted.name} {wanted.version}, which is not installed: "
-            f"pip install {wanted.name}=={wanted.version}"
-        )
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return printable(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}")

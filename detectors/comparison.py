@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from askance.detectors.bundle import BuildClassifier, Bundle
-from askance.detectors.reader import Reader, in_numbers, slack_of
-from askance.detectors.screen import Screen
-from askance.engines import Engine
 from askance.errors import BundleError
+from askance.images import Batch
 from askance.judgement.margins import spread
+from askance.screening.images import Pixels
+from askance.screening.reading import Reader, in_numbers, slack_of
+from askance.screening.screen import Screen
 
 CLOSE = 1e-4  # how far a score may be from torch's, as a share of it and of the spread of clean ones
 
@@ -31,16 +32,16 @@ def verify_graphs(bundle: Bundle, build: BuildClassifier) -> int:
     Raises:
         BundleError: there is no graph, a part does not fit, or the two judge an image otherwise.
     """
-    images = torch.cat([bundle.sentinels().images, extremes(bundle.manifest.classifier.preprocessing.shape)])
+    images = np.concatenate([bundle.sentinels().images, extremes(bundle.manifest.classifier.preprocessing.shape)])
     for single_pass in (False, True) if bundle.manifest.calibration.single_pass else (False,):
         with closing(bundle.screen(build, single_pass=single_pass)) as screen:
-            by_graph = bundle.screen_by(Engine.ONNXRUNTIME, build, single_pass=single_pass)
+            by_graph = bundle.screen_by_graph(single_pass=single_pass)
             if (why := difference(screen, by_graph.reader, images)) is not None:
                 raise BundleError(f"{bundle.path}: its graph does not compute what torch does here: {why}")
     return len(images)
 
 
-def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:
+def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
     """What another reader would have a Screen say otherwise of images [B, C, H, W], in words; None where nothing.
 
     Scores may differ by a ten-thousandth, or as the last bits of what they are made of let them; classes and flags may
@@ -72,20 +73,21 @@ def difference(screen: Screen, reader: Reader, images: Tensor) -> str | None:
     return found[0] if found else None
 
 
-def _alike(logits: Tensor, of_torch: Tensor) -> bool:
+def _alike(logits: NDArray[Any], of_torch: NDArray[Any]) -> bool:
     """Whether logits [B, K] are those of torch, but for a ten-thousandth of what an image's lie apart."""
-    numbers = of_torch.isfinite()
-    if not torch.equal(logits.isfinite(), numbers):
+    numbers = np.isfinite(of_torch)
+    if not np.array_equal(np.isfinite(logits), numbers):
         return False
-    judged = numbers.all(dim=1)
+    judged = numbers.all(axis=1)
     logits, of_torch = logits[judged], of_torch[judged]
-    apart = of_torch.amax(dim=1, keepdim=True) - of_torch.amin(dim=1, keepdim=True)
-    return bool(((logits - of_torch).abs() <= CLOSE * apart).all())
+    apart = np.ptp(of_torch, axis=1, keepdims=True)
+    return bool((np.abs(logits - of_torch) <= CLOSE * apart).all())
 
 
-def extremes(shape: tuple[int, int, int]) -> Tensor:
+def extremes(shape: tuple[int, int, int]) -> Pixels:
     """Images of one value, of stripes and of noise, [8, C, H, W]."""
-    noise = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1))
-    stripes = torch.zeros(2, *shape)
+    noise = np.random.default_rng(1).random((3, *shape), dtype=np.float32)
+    stripes = np.zeros((2, *shape), dtype=np.float32)
     stripes[0, :, ::2], stripes[1, :, :, ::2] = 1, 1
-    return torch.cat([torch.stack([torch.full(shape, value) for value in (0.0, 0.5, 1.0)]), stripes, noise])
+    plain = np.stack([np.full(shape, value, dtype=np.float32) for value in (0.0, 0.5, 1.0)])
+    return np.concatenate([plain, stripes, noise])

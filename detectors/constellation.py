@@ -7,58 +7,25 @@ or a median filter are Xu et al.'s feature squeezing (2018), read here in the ac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.detector import ExplainedByOptions, Inputs
 from askance.detectors.ranks import around, p_value, yardstick
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.views import add_noise, median_filter, reduce_bits
 from askance.errors import DataError
+from askance.screening.kinds.constellation import ConstellationOptions
+from askance.screening.options import Options
+from askance.screening.reading import Reading
 
 TABULATED_INPUTS = 2000  # clean ones that are enough for a yardstick; each costs a forward pass for every view
 SHORTEST = 1e-12  # below which a displacement counts as none
 
 
-class ConstellationOptions(Options):
-    """Parameters of Constellation.
-
-    Attributes:
-        displacement_layers: the layers in which displacements are measured.
-        noise_views: how many views of each input are noisy.
-        noise: standard deviation of the noise, in pixel values.
-        bit_depths: one view for each, rounded to so many bits a channel.
-        median_sizes: one view for each, median-filtered by a square of so many pixels.
-        seed: of the noise, which is drawn once and kept (secret) in the bundle.
-    """
-
-    displacement_layers: tuple[str, ...] = Field(min_length=1)
-    noise_views: int = 1
-    noise: float = Field(default=0.02, gt=0)
-    bit_depths: tuple[int, ...] = (4,)
-    median_sizes: tuple[int, ...] = (2,)
-    seed: int = 0
-
-    @field_validator("noise_views")
-    @classmethod
-    def _some(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("at least one noisy view is needed; to do without the constellation leave its section out")
-        return value
-
-    def groups(self) -> dict[str, int]:
-        """The kinds of views by name, in order, and how many there are of each."""
-        return (
-            {"noise": self.noise_views}
-            | {f"bits_{bits}": 1 for bits in self.bit_depths}
-            | {f"median_{size}": 1 for size in self.median_sizes}
-        )
-
-
-class Constellation(Detector[ConstellationOptions]):
+class Constellation(ExplainedByOptions[ConstellationOptions]):
     """Suspicion by instability under alterations that leave a natural image what it is.
 
     Components, for each kind of view, averaged over its views: `drop:<kind>`, how much log-probability the predicted
@@ -73,7 +40,7 @@ class Constellation(Detector[ConstellationOptions]):
         shape: (C, H, W) of the inputs, to draw the noise for; not needed by `restore`.
     """
 
-    kind: ClassVar[str] = "constellation"
+    kind: ClassVar[str] = ConstellationOptions.kind
     options_class: ClassVar[type[Options]] = ConstellationOptions
     patterns: Tensor
     yardsticks: Tensor
@@ -89,16 +56,6 @@ class Constellation(Detector[ConstellationOptions]):
     def create(cls, options: ConstellationOptions, inputs: Inputs) -> Self:
         """With noise for inputs of this shape."""
         return cls(options, inputs.shape)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers in which displacements are measured."""
-        return self.options.displacement_layers
-
-    @property
-    def view_layers(self) -> tuple[str, ...]:
-        """The same."""
-        return self.options.displacement_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -167,7 +124,7 @@ class Constellation(Detector[ConstellationOptions]):
         ]
         return torch.stack([values.mean(dim=0) for values in means])
 
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """All components, and the score of their means."""
         self.require_fitted()
         components = self._components(capture)
@@ -182,15 +139,3 @@ class Constellation(Detector[ConstellationOptions]):
 
     def _score(self, ranks: Tensor) -> Tensor:
         return -ranks.log().sum(dim=0)
-
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Every reading, and the share of clean inputs whose answer shifts, and whose grain is, at least as much."""
-        kinds = self.options.groups()
-        names = [f"{name}:{kind}" for name in ("drop", "shift") for kind in kinds]
-        names += [f"displacement:{layer}:{kind}" for layer in self.layers for kind in kinds]
-        names += [f"grain:{layer}" for layer in self.layers if self.options.median_sizes]
-        shares = zip(("shift", "grain"), evidence["p"], strict=False)
-        return {
-            "readings": {name: round(float(value), 6) for name, value in zip(names, evidence["values"], strict=True)},
-            "clean_share_above": {name: round(float(share), 4) for name, share in shares},
-        }

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, final
 
-from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from askance.detectors.tap import Capture, CaptureStream, Tap
 from askance.errors import BundleError, NotFittedError
-
-
-class Options(BaseModel):
-    """Base of the detectors' options: immutable, and an unknown key is an error that names it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+from askance.screening.options import ExplainingOptions, Options
+from askance.screening.reading import Reading
 
 OptionsT = TypeVar("OptionsT", bound=Options, default=Any)
 """The options of a detector; `Detector` alone is one with options of any kind."""
-
+ExplainingOptionsT = TypeVar("ExplainingOptionsT", bound=ExplainingOptions, default=Any)
 
 CHANCE_MARGIN = 1.2  # times one in K: agreement up to here is no better than guessing
 
@@ -41,28 +36,6 @@ class Inputs:
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     word_vectors: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a detector read from one Capture.
-
-    Attributes:
-        score: [B], higher = more suspicious.
-        components: the named readings behind the score, {name: [B]}, which fusion weighs.
-        two_sided: the components that can be untypical either way; the others point like the score.
-        evidence: what `explain` puts in words, {name: [B, ...]}.
-        tied: whether a tie, but for noise (`detectors.ranks.TIE`), decided something: the readings would jump; [B]
-            bool, None where nothing can be tied.
-        slack: how far the score may be off because it rises in steps, [B], >= 0; None where it does not.
-    """
-
-    score: Tensor
-    components: Mapping[str, Tensor]
-    two_sided: frozenset[str] = frozenset()
-    evidence: Mapping[str, Tensor] = field(default_factory=dict)
-    tied: Tensor | None = None
-    slack: Tensor | None = None
 
 
 class Detector(nn.Module, ABC, Generic[OptionsT]):
@@ -171,7 +144,7 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
         return {}
 
     @abstractmethod
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """Score, components and evidence of each input, from one look at the activations.
 
         Raises:
@@ -179,8 +152,10 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
         """
 
     @abstractmethod
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Put one input's evidence (tensors without the batch dimension) in a small JSON-ready dict for people."""
+    def explain_one(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
+        """Put one input's evidence (tensors or arrays, without the batch dimension) in a small JSON-ready dict for
+        people.
+        """
 
     @final
     def restore(self, tensors: Mapping[str, Tensor]) -> Self:
@@ -204,6 +179,22 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
         self.prepare()
         return self
 
+    @classmethod
+    @final
+    def restored(cls, options: Mapping[str, Any], content: bytes) -> Self:
+        """As a bundle holds it.
+
+        Args:
+            options: as plain data.
+            content: of the safetensors file with its state.
+
+        Raises:
+            BundleError: the state belongs to other options.
+            pydantic.ValidationError: the options are not its.
+        """
+        own: Any = cls.options_class.model_validate(options)
+        return cls(own).restore(load_safetensors(content)).eval()
+
     def prepare(self) -> None:
         """Derive what scoring needs from the fitted state (kept in non-persistent buffers); called when it changes."""
 
@@ -220,17 +211,31 @@ class Detector(nn.Module, ABC, Generic[OptionsT]):
     @final
     def explain(self, capture: Capture) -> list[dict[str, Any]]:
         """Return one small dict for people per input."""
-        return list(self.explain_reading(self.read(capture), range(len(capture))).values())
-
-    @final
-    def explain_reading(self, reading: Reading, positions: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """Explain a reading already taken, for the inputs at `positions`: {position: dict}."""
-        return {i: self.explain_one({name: tensor[i] for name, tensor in reading.evidence.items()}) for i in positions}
+        evidence = self.read(capture).evidence
+        return [self.explain_one({name: values[i] for name, values in evidence.items()}) for i in range(len(capture))]
 
     def require_fitted(self) -> None:
         """Raise NotFittedError unless fitted."""
         if not self.is_fitted:
             raise NotFittedError(self)
+
+
+class ExplainedByOptions(Detector[ExplainingOptionsT]):
+    """A detector whose options say which layers it reads, and what its evidence means."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers it reads."""
+        return self.options.layers
+
+    @property
+    def view_layers(self) -> tuple[str, ...]:
+        """The layers it reads of views of the input; without any it asks for no views."""
+        return self.options.view_layers
+
+    def explain_one(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
+        """Put one input's evidence in a small JSON-ready dict for people."""
+        return self.options.explain_one(evidence)
 
 
 def tap_for(

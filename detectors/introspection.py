@@ -7,56 +7,30 @@ model" (2019), sections 2.3-2.10.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from askance.detectors import infovae
-from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
+from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.infovae import WIDTH, InfoVAE, dense
 from askance.detectors.ranks import leads
 from askance.detectors.spool import spool
 from askance.detectors.statistics import auroc, neighbor_vote
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import DataError
+from askance.screening.kinds.introspection import ERROR_FLOOR, IntrospectionOptions
+from askance.screening.options import Options
+from askance.screening.reading import Reading
 
-ERROR_FLOOR = 1e-6  # of e, before the logarithm: a confident network's long tail would rule the loss otherwise
 SCALE_FLOOR = 1e-3  # of a unit's standard deviation, relative to the mean one: nearly silent units stay quiet
 VALIDATION_SHARE = 0.1
 FEWEST_INPUTS = 20  # to fit on
 BATCH_SIZE = 128  # of the autoencoder (paper, section 2.6)
 ESTIMATOR_BATCH_SIZE = 32
 NEIGHBORS = 15  # that vote on the activation map
-
-
-class IntrospectionOptions(Options):
-    """Parameters of Introspection.
-
-    Attributes:
-        hidden_layers: the layers whose activations are concatenated to h.
-        latent_dimensions: z; 2 keeps the map drawable.
-        estimator_reads: "hidden", the encoder's last hidden layer before projection (200 numbers), or "latent", z
-            itself as in the paper. Both estimators are fitted; this one is the score.
-        discrepancy_weight: lambda, the weight of the MMD beside 1/2 ||h_hat - h||^2 (which grows with D_h).
-        cycles: triangular learning-rate cycles, at most, of the autoencoder and of each estimator.
-        cycle_steps: gradient steps per cycle.
-        peak_learning_rate: the top of the cycle.
-        patience: cycles without improvement before stopping (5 in the paper).
-        seed: of initial weights, prior draws, shuffling and the validation split.
-    """
-
-    hidden_layers: tuple[str, ...] = Field(min_length=1)
-    latent_dimensions: int = Field(default=2, ge=1)
-    estimator_reads: Literal["hidden", "latent"] = "hidden"
-    discrepancy_weight: float = Field(default=100.0, ge=0)
-    cycles: int = Field(default=16, ge=1)
-    cycle_steps: int = Field(default=500, ge=2)
-    peak_learning_rate: float = Field(default=1e-3, gt=0)
-    patience: int = Field(default=5, ge=1)
-    seed: int = 0
 
 
 def log_error(logits: Tensor, labels: Tensor) -> Tensor:
@@ -80,14 +54,14 @@ def _labels(capture: Capture) -> Tensor:
     return capture.labels
 
 
-class Introspection(Detector[IntrospectionOptions]):
+class Introspection(ExplainedByOptions[IntrospectionOptions]):
     """Suspicion by estimated error: score = log10 of the error expected of activations like these.
 
     Components: `estimated_error` (the score), `estimated_error:latent` or `:hidden` (the other estimator's),
     `reconstruction_error`, log10 of the mean squared residual of the standardised activations, and `declared_margin`.
     """
 
-    kind: ClassVar[str] = "introspection"
+    kind: ClassVar[str] = IntrospectionOptions.kind
     options_class: ClassVar[type[Options]] = IntrospectionOptions
     mean: Tensor
     scale: Tensor
@@ -101,11 +75,6 @@ class Introspection(Detector[IntrospectionOptions]):
         self.autoencoder = InfoVAE(1, options.latent_dimensions)
         self.latent_estimator = dense(options.latent_dimensions, 1)
         self.hidden_estimator = dense(WIDTH, 1)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers of h."""
-        return self.options.hidden_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -294,7 +263,7 @@ class Introspection(Detector[IntrospectionOptions]):
         why = f"neighbours on the activation map agree with the classifier on {agreement:.1%}"
         return dict.fromkeys(self.layers, f"{why}, chance is {1 / classes:.1%}")
 
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """Both error estimates and the reconstruction error."""
         self.require_fitted()
         h = self.standardised(capture)
@@ -316,13 +285,3 @@ class Introspection(Detector[IntrospectionOptions]):
         evidence = {"point": z, "error": score, "reconstruction": reconstruction}
         # An attack can leave a classifier more confident than any clean image does: a low estimate is news, too.
         return Reading(score, components, frozenset(components) - {"reconstruction_error"}, evidence)
-
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The point on the activation map, the estimated error and confidence -log10 e."""
-        return {
-            "map_point": [round(float(coordinate), 4) for coordinate in evidence["point"]],
-            # the range of the estimator's target, which its linear end can leave
-            "estimated_error": float(f"{min(1.0, max(ERROR_FLOOR, 10 ** min(0.0, float(evidence['error'])))):.3g}"),
-            "confidence": round(-float(evidence["error"]), 4),
-            "log10_reconstruction_error": round(float(evidence["reconstruction"]), 4),
-        }

@@ -8,89 +8,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from askance.detectors.detector import CHANCE_MARGIN, Detector, Options, Reading
+from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.library_size import thresholds_for
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
+from askance.screening.kinds.library_network import LibraryNetworkOptions
+from askance.screening.options import Options
+from askance.screening.reading import Reading
 
 FEWEST_ROWS = 2  # a library of no more tells nothing from anything
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 
 
-Rows = Annotated[int, Field(ge=1)]
-
-
-class LibraryNetworkOptions(Options):
-    """Parameters of LibraryNetwork.
-
-    Attributes:
-        thresholds: novelty threshold theta_l of each layer, in order of depth; the higher, the larger the library.
-        rows: in place of `thresholds`, about how large a library is to be, {layer: rows} or one number for all of
-            `library_layers`: the thresholds are then found on a sample of what is fitted on (`settle`).
-        library_layers: the layers, in order of depth, where `rows` is one number.
-        neighbors: k of Eq. 3, how many of the most similar rows speak (3 in the paper for MNIST, 8 for ResNet44).
-        softmax: softmax P before correlating, as the author's code does and the paper does not.
-        sampled_neurons: if set, each library sees only this many randomly chosen neurons of its layer ("sparse
-            sampling", the paper's section 3.3): it bounds memory and look-up and hides the reference points.
-        seed: of the sampling; it travels only in the bundle.
-    """
-
-    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] | None = Field(default=None, min_length=2)
-    rows: Rows | Annotated[dict[str, Rows], Field(min_length=2)] | None = None
-    library_layers: tuple[str, ...] | None = Field(default=None, min_length=2)
-    neighbors: int = Field(default=3, ge=1)
-    softmax: bool = False
-    sampled_neurons: int | None = Field(default=None, ge=1)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_way_to_say_how_large(self) -> Self:
-        if (self.thresholds is None) == (self.rows is None):
-            raise ValueError("expected `thresholds`, or `rows` in their place: one of the two")
-        if isinstance(self.rows, int) != (self.library_layers is not None):
-            raise ValueError("`library_layers` goes with one number of `rows` for all of them, and only with that")
-        return self
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """About how many rows the library of each layer is to have; empty where the thresholds are given."""
-        if isinstance(self.rows, int):
-            return dict.fromkeys(self.library_layers or (), self.rows)
-        return dict(self.rows or {})
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers with a library, in order of depth."""
-        return tuple(self.thresholds or self.sizes)
-
-
-class LibraryNetwork(Detector[LibraryNetworkOptions]):
+class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     """Suspicion by disagreement between the layers' library networks: score = 1 - CPL, in [0, 2].
 
     Components: `discord:<a>~<b>`, one minus the cosine of each pair of layers (Eq. 5): which layers disagree; and
     `novelty:<layer>`, one minus the greatest similarity to a stored pattern.
     """
 
-    kind: ClassVar[str] = "library_network"
+    kind: ClassVar[str] = LibraryNetworkOptions.kind
     options_class: ClassVar[type[Options]] = LibraryNetworkOptions
 
     def __init__(self, options: LibraryNetworkOptions) -> None:
         super().__init__(options)
         thresholds = options.thresholds or dict.fromkeys(options.layers, math.nan)  # until they are settled
         self.libraries = nn.ModuleList(Library(threshold) for threshold in thresholds.values())
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers with a library, shallow to deep."""
-        return self.options.layers
 
     @property
     def is_fitted(self) -> bool:
@@ -205,7 +155,7 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
             ties.append(tied)
         return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1), torch.stack(ties, dim=1)
 
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
         answers, similarity, tied = self._answers(capture)
         cosines = pair_cosines(answers).round(decimals=DECIMALS).to(similarity.dtype)
@@ -292,18 +242,6 @@ class LibraryNetwork(Detector[LibraryNetworkOptions]):
         if sums is None:
             raise DataError(EMPTY_STREAM)
         return sums / sums.diagonal(dim1=1, dim2=2).unsqueeze(2)
-
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The class each layer's library answers, and how similar the nearest stored pattern is."""
-        return {
-            "consistency": round(float(evidence["cpl"]), 4),
-            "layers": [
-                {"layer": layer, "answer": int(answer), "similarity": round(float(similarity), 4)}
-                for layer, answer, similarity in zip(
-                    self.layers, evidence["answer"], evidence["similarity"], strict=True
-                )
-            ],
-        }
 
 
 def pair_cosines(answers: Tensor) -> Tensor:

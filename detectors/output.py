@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from askance.errors import ConfigError, did_you_mean
-
-
-def _checked(value: Any) -> Any:
-    is_name = isinstance(value, str) and value != ""
-    is_index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not is_name and not is_index:
-        raise ValueError('expected a key, an attribute or an index of what the classifier returns, "logits" or 0')
-    return value
-
-
-Output = Annotated[str | int, BeforeValidator(_checked)]
-"""A key, an attribute or an index (from 0) of what a classifier returns."""
+from askance.screening.output import checked
 
 
 class _Selection:
@@ -62,7 +50,7 @@ def select_output(classifier: nn.Module, output: str | int | None) -> nn.Module:
     if output is None:
         return classifier
     try:
-        wanted = _checked(output)
+        wanted = checked(output)
     except ValueError as error:
         raise ConfigError(f"output: {error}, got {output!r}") from None
     for hook in classifier._forward_hooks.values():

@@ -11,24 +11,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from askance.answers import FUSED
-from askance.detectors.bundle import (
+from askance.detectors.bundle import BuildClassifier, Bundle
+from askance.detectors.choosing import choose
+from askance.detectors.detector import Detector
+from askance.detectors.reader import TorchReader
+from askance.detectors.registry import DETECTORS
+from askance.detectors.tensors import contiguous
+from askance.errors import BundleError, ExportError
+from askance.judgement import Calibration
+from askance.judgement.calibration import SINGLE_PASS
+from askance.screening.arrays import described, stored
+from askance.screening.bundle import (
     ALONE,
     EVALUATION,
     MANIFEST,
+    NO_GRAPH,
     REPORT,
-    BuildClassifier,
-    Bundle,
     require_only_what_bundles_hold,
     sha256,
 )
-from askance.detectors.detector import Detector
-from askance.detectors.graph import Model
-from askance.detectors.manifest import (
+from askance.screening.graph import Model
+from askance.screening.images import Pixels
+from askance.screening.manifest import (
     ClassifierEntry,
     DetectorEntry,
     FileEntry,
@@ -39,22 +50,13 @@ from askance.detectors.manifest import (
     SentinelsEntry,
     StoredFile,
 )
-from askance.detectors.reader import TorchReader
-from askance.detectors.registry import DETECTORS
-from askance.detectors.screen import Screen
-from askance.detectors.sentinels import choose
-from askance.detectors.tables import arrays_of, entry_of
-from askance.detectors.tensors import contiguous, described
-from askance.errors import BundleError, ExportError
-from askance.judgement import Calibration
-from askance.judgement.calibration import SINGLE_PASS
+from askance.screening.screen import Screen
+from askance.screening.tables import arrays_of, entry_of
 from askance.writing import PUBLIC, SECRET, writing
 
-Export = Callable[[Mapping[str, Screen[TorchReader]], Tensor], Mapping[str, Model]]
+Export = Callable[[Mapping[str, Screen[TorchReader]], Pixels], Mapping[str, Model]]
 """(Screens by the fused score that they go by, images to try them on) -> their graphs, as `MODELS` names them."""
 MODELS = {FUSED: "graph.onnx", SINGLE_PASS: "graph_single_pass.onnx", ALONE: "classifier.onnx"}
-NO_GRAPH = "no_graph"
-"""Where a bundle's provenance says why it has none."""
 CLASSIFIER, CALIBRATION, SENTINELS, GRAPHS = (
     f"{part}.safetensors" for part in ("classifier", "calibration", "sentinels", "graphs")
 )
@@ -129,7 +131,7 @@ def publish(
     )
     manifest = _with_sentinels(Bundle(path, manifest, files), files, build, clean, attacked)
     if export is not None:
-        tried = torch.cat([clean.float() / 255, attacked.float()])
+        tried = torch.cat([clean.float() / 255, attacked.float()]).numpy()
         try:
             manifest = _with_graphs(Bundle(path, manifest, files), files, build, tried, export)
         except ExportError as error:
@@ -191,7 +193,7 @@ def _with_sentinels(
 
 
 def _with_graphs(
-    bundle: Bundle, files: dict[str, bytes], build: BuildClassifier, images: Tensor, export: Export
+    bundle: Bundle, files: dict[str, bytes], build: BuildClassifier, images: Pixels, export: Export
 ) -> Manifest:
     """The manifest with graphs, tried on images; they join its files.
 
@@ -203,17 +205,19 @@ def _with_graphs(
     for screen in screens.values():
         screen.close()
     held = {
-        _content(tensor): f"{entry.file}/{name}"
+        _content(tensor.plain()): f"{entry.file}/{name}"
         for entry in bundle.manifest.entries
-        for name, tensor in bundle.tensors(entry).items()
+        for name, tensor in bundle.arrays(entry).items()
+        if tensor.is_plain
     }
-    own, models = {}, {}
+    own: dict[str, Tensor] = {}
+    models = {}
     for which, model in sorted(made.items()):
         places = {}
         for name, tensor in model.tensors.items():
             content = _content(tensor)
             if content not in held:
-                own[content], held[content] = tensor, f"{GRAPHS}/{content}"
+                own[content], held[content] = torch.from_numpy(tensor), f"{GRAPHS}/{content}"
             places[name] = held[content]
         files[MODELS[which]] = model.content
         models[which] = GraphModel(file=MODELS[which], tensors=places)
@@ -221,17 +225,15 @@ def _with_graphs(
     return bundle.manifest.model_copy(update={"graphs": entry})
 
 
-def _content(tensor: Tensor) -> str:
-    """A name for what a tensor is, its type and its shape included."""
-    plain = tensor.contiguous()
-    said = f"{plain.dtype} {list(plain.shape)}".encode()
-    return sha256(said + plain.flatten().view(torch.uint8).numpy().tobytes())
+def _content(array: NDArray[Any]) -> str:
+    """A name for what an array is, its type and its shape included."""
+    return sha256(f"{array.dtype} {list(array.shape)}".encode() + np.ascontiguousarray(array).tobytes())
 
 
 def _kept(files: dict[str, bytes], name: str, tensors: Mapping[str, Tensor]) -> FileEntry:
     """Tensors as one more of the files, and what the manifest says of them."""
     files[name] = save_safetensors(contiguous(tensors))
-    return FileEntry(file=name, sha256=sha256(files[name]), tensors=described(tensors))
+    return FileEntry(file=name, sha256=sha256(files[name]), tensors=described(stored(files[name])))
 
 
 def refuse_existing(path: Path) -> None:

@@ -1,27 +1,29 @@
-"""Readers: from a batch of images to the classifier's logits and every detector's reading of what it does."""
+"""Reading in torch: the classifier under hooks, and every detector's reading of what they show."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from typing_extensions import TypeVar
 
-from askance.detectors.detector import Detector, Reading, tap_for
-from askance.detectors.preprocessing import Preprocessing
+from askance.detectors.detector import Detector, tap_for
 from askance.detectors.tap import Capture
 from askance.errors import ConfigError
+from askance.images import Batch
 from askance.judgement import Readings
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Observe, Read, Reading, in_numbers
 
-Observe = Callable[[str, float], None]  # (stage, seconds)
 
-
-def read_all(detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None) -> dict[str, Reading]:
+def read_all(
+    detectors: Mapping[str, Detector], capture: Capture, observe: Observe | None = None
+) -> dict[str, Reading[Tensor]]:
     """Every detector's Reading of a Capture, {name: Reading}; `observe` gets each one's seconds."""
     readings = {}
     for name, detector in detectors.items():
@@ -32,29 +34,23 @@ def read_all(detectors: Mapping[str, Detector], capture: Capture, observe: Obser
     return readings
 
 
-def in_numbers(readings: Mapping[str, Reading], logits: Tensor) -> Readings:
-    """What is judged of every detector's Reading of a Capture, {detector: Reading}, and of its logits [B, K]."""
-    parts = {f"{name}/{part}": values for name, one in readings.items() for part, values in one.components.items()}
-    # one copy from the device, not one for each
-    components = dict(zip(parts, array(torch.stack([part.float() for part in parts.values()])), strict=True))
-    return Readings(
-        {name: array(one.score) for name, one in readings.items()},
-        components,
-        frozenset(f"{name}/{part}" for name, one in readings.items() for part in one.two_sided),
-        array(logits),
-    )
-
-
-def slack_of(readings: Mapping[str, Reading]) -> dict[str, NDArray[Any]]:
-    """How far the scores of detectors may be off because they rise in steps, {detector: [B]}."""
-    return {name: array(one.slack) for name, one in readings.items() if one.slack is not None}
-
-
 def array(values: Tensor) -> NDArray[Any]:
     """Numbers as numpy has them, in float32 where it has not their precision."""
     values = values.detach().cpu()
     array: NDArray[Any] = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
     return array
+
+
+def as_read(readings: Mapping[str, Reading[Tensor]], logits: Tensor) -> Read:
+    """What was read in torch, in numpy."""
+    return Read(array(logits), {name: _in_numpy(one) for name, one in readings.items()})
+
+
+def _in_numpy(reading: Reading[Tensor]) -> Reading[NDArray[Any]]:
+    # components in one copy from the device, not one for each
+    together = array(torch.stack([part.float() for part in reading.components.values()]))
+    rest = replace(reading, components={}).each(array)
+    return replace(rest, components=dict(zip(reading.components, together, strict=True)))
 
 
 @torch.no_grad()
@@ -65,44 +61,8 @@ def read(detectors: Mapping[str, Detector], captures: Capture | Iterable[Capture
         NotFittedError: a detector is not.
     """
     captures = [captures] if isinstance(captures, Capture) else captures
-    return Readings.joined([in_numbers(read_all(detectors, capture), capture.logits) for capture in captures])
-
-
-class Read(NamedTuple):
-    """What was read of B images: the logits [B, K], and every detector's Reading, by name."""
-
-    logits: Tensor
-    readings: dict[str, Reading]
-
-
-class Reader(Protocol):
-    """Reads images [B, C, H, W], float32 in [0, 1]. Safe to call from several threads."""
-
-    engine: str
-    """What computes."""
-    stages: tuple[str, ...]
-    """What `observe` is told of."""
-    device: torch.device
-    """Where."""
-
-    def __call__(self, images: Tensor, observe: Observe | None = None) -> Read:
-        """Read a batch; `observe` gets the seconds of each stage."""
-
-    def classify(self, images: Tensor) -> Tensor:
-        """The logits alone, [B, K]."""
-
-    def to(self, device: str | torch.device) -> None:
-        """Compute elsewhere. Not while others call it.
-
-        Raises:
-            ConfigError: there is no such device.
-        """
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-
-
-ReaderT_co = TypeVar("ReaderT_co", bound=Reader, default=Reader, covariant=True)
+    found = (as_read(read_all(detectors, capture), capture.logits) for capture in captures)
+    return Readings.joined([in_numbers(one.readings, one.logits) for one in found])
 
 
 class TorchReader:
@@ -124,24 +84,27 @@ class TorchReader:
         self.tap = tap_for(classifier, detectors.values(), preprocessing.normalize)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, observe: Observe | None = None) -> Read:
+    def __call__(self, images: Batch, observe: Observe | None = None) -> Read:
         """Read a batch with one call of the classifier; the stages are "classify" and every detector.
 
         Raises:
             LayerError: the classifier does not do what was asked of it when the detectors were fitted.
         """
         start = time.perf_counter()
-        capture = self.tap(images)
+        capture = self.tap(self._tensor(images))
         if observe is not None:
             observe("classify", time.perf_counter() - start)
-        return Read(capture.logits, read_all(self.detectors, capture, observe))
+        return as_read(read_all(self.detectors, capture, observe), capture.logits)
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
+    def classify(self, images: Batch) -> NDArray[Any]:
         """The logits alone, [B, K]."""
-        return self.tap.classify(images)
+        return array(self.tap.classify(self._tensor(images)))
 
-    def to(self, device: str | torch.device) -> None:
+    def _tensor(self, images: Batch) -> Tensor:
+        return torch.as_tensor(images, device=self.device)
+
+    def to(self, device: str) -> None:
         """Move the classifier and the detectors. Not while others call it.
 
         Raises:
@@ -151,7 +114,7 @@ class TorchReader:
             for module in (self.tap.module, *self.detectors.values()):
                 module.to(device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
-            raise ConfigError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
         self.device = torch.device(device)
 
     def close(self) -> None:

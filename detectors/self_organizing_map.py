@@ -10,36 +10,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.detector import ExplainedByOptions, Inputs
 from askance.detectors.ranks import around, harmonic_mean, p_value, yardstick
 from askance.detectors.spool import spool
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.detectors.torus_map import TorusMap
 from askance.errors import DataError, LayerError
+from askance.screening.kinds.self_organizing_map import SelfOrganizingMapOptions
+from askance.screening.options import Options
+from askance.screening.reading import Reading
 
 FEWEST_UNITS = 2  # in use: a map of no more tells nothing from anything
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
-
-
-class SelfOrganizingMapOptions(Options):
-    """Parameters of SelfOrganizingMap.
-
-    Attributes:
-        map_layers: the layers, one map each.
-        side: units along each side of the square torus.
-        epochs: passes of the batch algorithm; the neighbourhood radius shrinks geometrically over them.
-        radius_end: the last radius, in units of the grid; it starts at side / 2.
-        seed: of the initial units (codes drawn without replacement).
-    """
-
-    map_layers: tuple[str, ...] = Field(min_length=1)
-    side: int = Field(default=16, ge=2)
-    epochs: int = Field(default=20, ge=1)
-    radius_end: float = Field(default=0.5, gt=0)
-    seed: int = 0
 
 
 def vector_code(activation: Tensor) -> Tensor:
@@ -107,7 +91,7 @@ def _shape(activation: Tensor) -> str:
     return f"[B, {', '.join(map(str, activation.shape[1:]))}]"
 
 
-class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
+class SelfOrganizingMap(ExplainedByOptions[SelfOrganizingMapOptions]):
     """Suspicion by distance from the map of clean codes; layers are put on one scale by their clean distances.
 
     Score: -log of the harmonic mean over layers of p_l, the rank of the BMU distance among the layer's clean ones.
@@ -116,17 +100,12 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
     predicted class's mean code along the directions in which the codes of a class hardly vary.
     """
 
-    kind: ClassVar[str] = "self_organizing_map"
+    kind: ClassVar[str] = SelfOrganizingMapOptions.kind
     options_class: ClassVar[type[Options]] = SelfOrganizingMapOptions
 
     def __init__(self, options: SelfOrganizingMapOptions) -> None:
         super().__init__(options)
         self.maps = nn.ModuleList(TorusMap(options.side) for _ in options.map_layers)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers with a map."""
-        return self.options.map_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -208,7 +187,7 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
         for layer_map in self.layer_maps().values():
             layer_map.settle()
 
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """Distances to the best matching unit and to the predicted class's own units, per layer."""
         self.require_fitted()
         components: dict[str, Tensor] = {}
@@ -267,21 +246,4 @@ class SelfOrganizingMap(Detector[SelfOrganizingMapOptions]):
             layer: f"all images fall on {count} of the map's {self.options.side**2} units"
             for layer, count in units.items()
             if count <= FEWEST_UNITS
-        }
-
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The best matching unit (row, column), its distance, and the share of clean distances at least as great."""
-        side = self.options.side
-        return {
-            "layers": [
-                {
-                    "layer": layer,
-                    "unit": [int(unit) // side, int(unit) % side],
-                    "distance": round(float(distance), 4),
-                    "clean_share_farther": round(float(share), 4),
-                }
-                for layer, unit, distance, share in zip(
-                    self.layers, evidence["unit"], evidence["distance"], evidence["p"], strict=True
-                )
-            ]
         }

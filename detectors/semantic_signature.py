@@ -12,34 +12,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from askance.detectors.detector import Detector, Inputs, Options, Reading
+from askance.detectors.detector import ExplainedByOptions, Inputs
 from askance.detectors.leaving_out import Rows, leads, matches
 from askance.detectors.statistics import corrected
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import ConfigError, DataError
+from askance.screening.kinds.semantic_signature import SemanticSignatureOptions
+from askance.screening.options import Options
+from askance.screening.reading import Reading
 
 FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
 SHOWN = 10  # classes that an error names
 MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
-
-
-class SemanticSignatureOptions(Options):
-    """Parameters of SemanticSignature.
-
-    Attributes:
-        semantic_layers: the layers of the signature, shallow to deep.
-        images_per_concept: how many correctly classified images average to a concept's reference activation.
-        shrinkage: weight of the diagonal in the regularised covariance of the margins, in [0, 1].
-    """
-
-    semantic_layers: tuple[str, ...] = Field(min_length=1)
-    images_per_concept: int = Field(default=100, ge=1)
-    shrinkage: float = Field(default=0.1, ge=0, le=1)
 
 
 def centred_unit(rows: Tensor) -> Tensor:
@@ -95,7 +83,7 @@ def _mean_accuracy(draws: Sequence[Rows], word: Rows) -> float:
     return float(np.mean([two_versus_two(draw, word).double().mean() for draw in draws]))
 
 
-class SemanticSignature(Detector[SemanticSignatureOptions]):
+class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
     """Suspicion by an untypical 1-vs-2 profile: score = the regularised Mahalanobis distance of the layer margins.
 
     For an input of predicted class p and each other class q, the margin of a layer is corr(i, C_D[p]) - corr(i, C_D[q])
@@ -106,7 +94,7 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
     from attacked no better than chance (AUROC .41 to .49 on digits), so fusion would only be diluted.
     """
 
-    kind: ClassVar[str] = "semantic_signature"
+    kind: ClassVar[str] = SemanticSignatureOptions.kind
     options_class: ClassVar[type[Options]] = SemanticSignatureOptions
     word_correlations: Tensor
     counts: Tensor
@@ -151,11 +139,6 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
                 'the semantic signature goes by word vectors: add [word_vectors] file = "..." to the config'
             )
         return cls(options, inputs.word_vectors)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers of the signature."""
-        return self.options.semantic_layers
 
     @property
     def is_fitted(self) -> bool:
@@ -336,7 +319,7 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
             if of_layer["two_versus_two"] <= 0.5
         }
 
-    def read(self, capture: Capture) -> Reading:
+    def read(self, capture: Capture) -> Reading[Tensor]:
         """Mahalanobis distance of the margins from what is typical for the predicted class, shared covariance."""
         self.require_fitted()
         margins, passes = self.margins(capture)
@@ -344,13 +327,3 @@ class SemanticSignature(Detector[SemanticSignatureOptions]):
         distance = ((deviation @ self.precision) * deviation).sum(dim=1).clamp_min(0).sqrt().to(margins.dtype)
         evidence = {"margins": margins, "passes": passes, "distance": distance}
         return Reading(distance, {"untypicality": distance}, evidence=evidence)
-
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The profile over the layers: the share of 1-vs-2 tests won by the predicted class, and the mean margin."""
-        return {
-            "untypicality": round(float(evidence["distance"]), 4),
-            "layers": [
-                {"layer": layer, "one_versus_two": round(float(share), 4), "margin": round(float(margin), 4)}
-                for layer, share, margin in zip(self.layers, evidence["passes"], evidence["margins"], strict=True)
-            ],
-        }

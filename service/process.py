@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import prometheus_client
-import torch
 from PIL import Image
 
-from askance.classifiers import trusting
-from askance.detectors.bundle import MANIFEST
 from askance.errors import AskanceError
+from askance.screening.bundle import MANIFEST
 from askance.service.config import ServerConfig
 from askance.service.cpus import available
 from askance.service.launch import Serving, announce
@@ -95,11 +93,17 @@ def by_signals(life: Life) -> Iterator[None]:
 
 def opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
     """What opens a bundle as the settings say."""
-    build = trusting(config.bundles.allowed_factories)
+
+    def build(*given: Any) -> Any:
+        from askance.classifiers import trusting  # needs torch, as a graph does not
+
+        return trusting(config.bundles.allowed_factories)(*given)
+
     return lambda: LoadedBundle.open(
         path,
         build,
         engine=config.inference.engine,
+        threads=config.inference.threads or max(1, available() - 1),
         single_pass=config.inference.single_pass,
         require_signature=config.bundles.require_signature,
     )
@@ -120,7 +124,6 @@ def run(
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    torch.set_num_threads(config.inference.threads or max(1, available() - 1))
     memory.keep()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stderr.unblocked())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.25,))
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from toy import LAYERS, NAMES, Trained
 
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Screen
-from askance.detectors.manifest import Manifest
 from askance.detectors.publishing import publish
-from askance.detectors.tensors import described
 from askance.errors import BundleError
+from askance.screening.arrays import described, stored
+from askance.screening.manifest import Manifest
 
 REPORT = b"<html>report</html>"
 EVALUATION = {"classifier": {"accuracy": 0.98, "images": 9}, "auroc": {"pgd": {"fused": 0.875}}}
@@ -91,7 +91,7 @@ def replace_file(path: Path, name: str, content: bytes, tensors: dict[str, Tenso
         for entry in (manifest["classifier"], manifest["calibration"], manifest["sentinels"], *manifest["detectors"]):
             if entry["file"] == name:
                 entry["sha256"] = digest
-                entry["tensors"] = entry["tensors"] if tensors is None else described(tensors)
+                entry["tensors"] = entry["tensors"] if tensors is None else described(stored(save(tensors)))
 
     edit(path, change)
 

@@ -35,12 +35,14 @@ from askance.detectors import (
     SelfOrganizingMapOptions,
     Tap,
 )
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.publishing import Export, publish
-from askance.detectors.reader import Observe, TorchReader, read
-from askance.detectors.sentinels import Sentinels
+from askance.detectors.reader import TorchReader, read
 from askance.errors import ScreenError
+from askance.images import Batch
 from askance.judgement import Calibration
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Observe
+from askance.screening.sentinels import Sentinels
 from askance.service.call import DISCLOSING
 from askance.service.config import ServerConfig
 from askance.service.launch import Serving, started
@@ -178,7 +180,7 @@ class Valve(Screen):
         return [pixel for batch in self.batches[1:] for pixel in batch]
 
     def __call__(
-        self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
+        self, images: Batch, explain: Sequence[bool] | bool = False, observe: Observe | None = None
     ) -> list[Answer | ScreenError]:
         pixels = [round(float(image[0, 0, 0]), 4) for image in images]
         self.batches.append(pixels)

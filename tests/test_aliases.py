@@ -25,8 +25,8 @@ from service_support import (
     tiny_served,
 )
 
-from askance.classifiers.images import ROUNDING, ImageError, of_normalised
 from askance.errors import ConfigError
+from askance.screening.images import ROUNDING, ImageError, of_normalised
 from askance.service.config import ServerConfig
 from askance.service.launch import launched
 from askance.service.pb.inference import inference_pb2 as pb
@@ -79,7 +79,7 @@ def test_an_application_of_another_server_runs_unmodified(old_client: dict[str, 
     with torch.no_grad():
         own = tiny_screen().reader.classify(torch.from_numpy(IMAGES).float() / 255)
     np.testing.assert_allclose(found["logits"], own, rtol=1e-3, atol=1e-4)
-    assert [text.split(":")[2] for text in found["top"]] == [CLASSES[i] for i in own.argmax(dim=1)]
+    assert [text.split(":")[2] for text in found["top"]] == [CLASSES[i] for i in own.argmax(axis=1)]
     assert (found["metadata"]["name"], found["metadata"]["versions"]) == ("resnet50", [version, "1"])
     assert [one["name"] for one in found["metadata"]["inputs"]] == ["input__0", "files"]
     assert found["metadata"]["outputs"][0]["name"] == "output__0"
@@ -226,7 +226,7 @@ def test_normalised_floats_are_the_pixels_that_they_were_made_of() -> None:
 @pytest.mark.parametrize("pixel", [-ROUNDING / 2, 0.0, 1.0, 1 + ROUNDING / 2])
 def test_rounding_noise_of_a_normalisation_is_no_error(pixel: float) -> None:
     sent = np.full(GREY.shape, (pixel - GREY.mean[0]) / GREY.std[0], np.float32)
-    assert float((of_normalised(sent, GREY) - round(pixel)).abs().max()) < 1e-6
+    assert float(np.abs(of_normalised(sent, GREY) - round(pixel)).max()) < 1e-6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -106,7 +106,7 @@ def test_a_single_pass_leaves_the_copies_out(trained: Trained, published: Path) 
     assert sizes[0] == len(images)
     assert set(sizes[1:]) <= {1}  # what the last bits could decide is judged again alone
     with torch.no_grad():
-        readings = read(single.detectors, single.reader.tap(images))
+        readings = read(single.reader.detectors, single.reader.tap(images))
     expected = trained.calibration.single_pass.fusion.score(readings)
     found = [screening.fused for _, _, screening in answered(single(images))]
     assert [word.score for word in found] == pytest.approx(expected.tolist())

@@ -22,8 +22,8 @@ from askance.calibration.data import load_pools, named
 from askance.calibration.images import make_images
 from askance.calibration.inputs import load_inputs
 from askance.calibration.live_data import images_of, splits_of
-from askance.detectors.class_names import MOST_CHARACTERS, fault_in, folded, names_of, order_fault
 from askance.errors import ConfigError, DataError
+from askance.screening.class_names import MOST_CHARACTERS, fault_in, folded, names_of, order_fault
 from askance.service.observability.metrics import BundleDescription, Metrics
 
 FAULTS = {

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from toy import NAMES, Trained, new_detectors
 
 from askance.detectors import DETECTORS, Capture, Detector, Inputs, Reading
-from askance.detectors.registry import unfitted
+from askance.detectors.registry import restored
 from askance.errors import AskanceError, NotFittedError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "detectors.md"
@@ -122,7 +123,7 @@ def test_a_reading_has_a_finite_number_for_each_input(trained: Trained, fitted: 
 @torch.no_grad()
 def test_state_survives_a_bundle(trained: Trained, kind: str, fitted: Detector) -> None:
     options = json.loads(fitted.options.model_dump_json())
-    back = unfitted(kind, options).restore(fitted.state_dict()).eval()
+    back = restored(kind, options, save(fitted.state_dict()))
     assert back.is_fitted
     capture = trained.captures("evaluate")[0]
     one, other = back.read(capture), fitted.read(capture)
@@ -206,7 +207,7 @@ def test_double_precision_is_read_as_single(trained: Trained, kind: str, fitted:
 def test_a_device_reads_as_the_cpu(trained: Trained, kind: str, fitted: Detector, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    back = unfitted(kind, fitted.options.model_dump()).restore(fitted.state_dict()).to(device).eval()
+    back = restored(kind, fitted.options.model_dump(), save(fitted.state_dict())).to(device)
     back.prepare()
     capture = trained.captures("evaluate")[0]
     reading = back.read(moved(capture, device))

@@ -91,6 +91,13 @@ def test_the_image_serves_clients_and_prometheus_from_outside() -> None:
     assert json.loads(command) == ["serve", "/bundle", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]
 
 
+def test_the_image_is_built_of_all_parts_of_the_package() -> None:
+    """What .dockerignore leaves out is missing in the image alone; the links in askance/ say what there is."""
+    taken = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    parts = {path.name for path in (ROOT / "askance").iterdir() if path.is_symlink()}
+    assert parts - {"deploy", "proto"} <= taken  # which `askance files` copies, and no server reads
+
+
 ROUTES = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from calibration_support import DigitsRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,9 +21,9 @@ from askance.calibration.inputs import load_inputs
 from askance.calibration.sources import load_source
 from askance.calibration.sources.encoded import SUFFIXES
 from askance.calibration.training import accuracy
-from askance.classifiers.images import MAX_PIXELS, ImageError, decode
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, DataError
+from askance.screening.images import MAX_PIXELS, ImageError, decode
+from askance.screening.preprocessing import Preprocessing
 from askance.service.config import LimitsConfig
 
 GREY = Preprocessing(channels=1, height=4, width=5, mean=(0.0,), std=(1.0,))
@@ -114,7 +113,7 @@ def test_grey_files_palettes_and_suffixes_that_lie_are_read_as_a_server_reads_th
     }
     images = load_source(tree(tmp_path, files), RGB)
     assert images.y.tolist() == [0, 0, 1, 1, 1]
-    assert torch.equal(images.pixels(), torch.stack([decode(one, RGB, MAX_PIXELS) for one in files.values()]))
+    assert np.array_equal(images.pixels(), np.stack([decode(one, RGB, MAX_PIXELS) for one in files.values()]))
 
 
 def test_other_sizes_are_scaled_by_the_servers_own_code(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_other_sizes_are_scaled_by_the_servers_own_code(tmp_path: Path) -> None:
     files = {f"{label}/{i}.png": file(picture("RGB", 9 + i, 7)) for label in "ab" for i in range(2)}
     images = load_source(tree(tmp_path, files), bilinear)
     assert images.x.shape == (4, 3, 4, 5)
-    assert torch.equal(images.pixels(), torch.stack([decode(one, bilinear, MAX_PIXELS) for one in files.values()]))
+    assert np.array_equal(images.pixels(), np.stack([decode(one, bilinear, MAX_PIXELS) for one in files.values()]))
 
 
 def test_without_a_classifier_the_first_image_says_what_is_wanted(tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ def test_any_folder_is_read_whole_or_refused_in_one_line(
         assert all(name in folders and not name.startswith(".") for name in images.classes)
         if wanted is not None:
             found = {one.numpy().tobytes() for one in images.pixels()}
-            assert found == {decode(content, wanted, MAX_PIXELS).numpy().tobytes() for content in expected.values()}
+            assert found == {decode(content, wanted, MAX_PIXELS).tobytes() for content in expected.values()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -334,7 +333,7 @@ def test_a_config_reads_its_folder_as_its_server_would(digits_run: DigitsRun, tm
     inputs = load_inputs(config)
     assert inputs.class_names == tuple(sorted({name.partition("/")[0] for name in files}))
     evaluated = {one.numpy().tobytes() for one in inputs.splits["evaluate"].pixels()}
-    assert evaluated <= {decode(content, bilinear, MAX_PIXELS).numpy().tobytes() for content in files.values()}
+    assert evaluated <= {decode(content, bilinear, MAX_PIXELS).tobytes() for content in files.values()}
     assert accuracy(inputs.classifier, bilinear, inputs.splits["calibrate"]) > 0.8
     refusing = config.model_copy(update={"classifier": digits_run.config.classifier})
     with pytest.raises(DataError, match=r"expected an image of 8x8 pixels .*, got 16x16; a server refuses such an"):

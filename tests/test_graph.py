@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from bundle_support import edit
 from calibration_support import DigitsRun
+from numpy.typing import NDArray
 from service_support import CLASSES, GREY, RGB, TinyClassifier, noise, parts, publish_tiny, running
 from torch import Tensor
 from toy import Trained, answered
@@ -43,13 +45,17 @@ from askance.detectors import (
     tap_for,
 )
 from askance.detectors.comparison import difference
-from askance.detectors.graph import LAYOUT
-from askance.detectors.publishing import NO_GRAPH, publish_with_graphs
-from askance.detectors.reader import Observe, Read, Reader, TorchReader, read
+from askance.detectors.publishing import publish_with_graphs
+from askance.detectors.reader import TorchReader, read
 from askance.engines import Engine
 from askance.errors import BundleError, ConfigError, ExportError, ScreenError
+from askance.images import Batch
 from askance.judgement import Calibration
+from askance.opening import screen_of
 from askance.output import print_bundle
+from askance.screening.bundle import NO_GRAPH
+from askance.screening.graph import LAYOUT
+from askance.screening.reading import Observe, Read, Reader
 from askance.service.client_messages import request_of
 from askance.service.runtime.model import LoadedBundle
 
@@ -73,7 +79,7 @@ def graphed(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(path: Path, single_pass: bool = False) -> tuple[Screen[TorchReader], Screen]:
     """The same bundle by torch and by its graph."""
     bundle = Bundle.open(path)
-    by_graph = bundle.screen_by(Engine.ONNXRUNTIME, nobody, single_pass=single_pass)
+    by_graph = screen_of(bundle, Engine.ONNXRUNTIME, nobody, single_pass=single_pass)
     return bundle.screen(build_classifier, single_pass=single_pass), by_graph
 
 
@@ -220,11 +226,11 @@ def test_a_bundle_without_graphs_is_as_it_was(published: Path, graphed: Path) ->
     assert "graphs" not in content
     assert Bundle.open(published).manifest.id != Bundle.open(graphed).manifest.id
     bundle = Bundle.open(published)
-    assert bundle.screen_by(Engine.AUTO, build_classifier).reader.engine == "torch"
-    assert Bundle.open(graphed).screen_by(Engine.AUTO, nobody).reader.engine == "onnxruntime"
-    assert Bundle.open(graphed).screen_by(Engine.TORCH, build_classifier).reader.engine == "torch"
+    assert screen_of(bundle, Engine.AUTO, build_classifier).reader.engine == "torch"
+    assert screen_of(Bundle.open(graphed), Engine.AUTO, nobody).reader.engine == "onnxruntime"
+    assert screen_of(Bundle.open(graphed), Engine.TORCH, build_classifier).reader.engine == "torch"
     with pytest.raises(BundleError, match=r"has no graph, which the engine onnxruntime computes: askance export "):
-        bundle.screen_by(Engine.ONNXRUNTIME, build_classifier)
+        screen_of(bundle, Engine.ONNXRUNTIME, build_classifier)
 
 
 def test_export(published: Path, graphed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +280,7 @@ def test_a_vision_transformer_has_a_graph() -> None:
         readings = read(detectors, captures[1])
     reader = TorchReader(classifier, detectors, preprocessing)
     screen = Screen(reader, preprocessing, CLASSES, detectors, Calibration.fit(readings, readings))
-    models = graphs_of({FUSED: screen}, images[:40])
+    models = graphs_of({FUSED: screen}, images[:40].numpy())
     assert {"classifier", FUSED} == set(models)
 
 
@@ -291,10 +297,10 @@ def test_what_cannot_be_a_graph_serves_by_torch(tmp_path: Path, capsys: pytest.C
     classifier.load_state_dict(tiny.state_dict())
     screen = Screen(TorchReader(classifier, detectors, GREY), GREY, CLASSES, detectors, calibration)
     with pytest.raises(ExportError) as caught:
-        graphs_of({FUSED: screen}, torch.rand(4, *GREY.shape))
+        graphs_of({FUSED: screen}, torch.rand(4, *GREY.shape).numpy())
     assert "\n" not in str(caught.value)
 
-    def refuse(_screens: object, _images: Tensor) -> NoReturn:
+    def refuse(_screens: object, _images: object) -> NoReturn:
         raise caught.value
 
     publish_tiny(tmp_path / "tiny", export=refuse)
@@ -313,7 +319,7 @@ def test_a_graph_that_differs_is_noticed(trained: Trained, graphed: Path, which:
     by_torch, by_graph = pair(graphed)
     images = inputs(trained)
     assert difference(by_torch, by_graph.reader, images) is None
-    altered = by_torch.reader.tap.module if which == "classifier" else by_torch.detectors[which]
+    altered = by_torch.reader.tap.module if which == "classifier" else by_torch.reader.detectors[which]
     for name, tensor in altered.state_dict().items():
         if tensor.is_floating_point() and ("weight" in name or "rows" in name or "units" in name):
             tensor.mul_(1.01)
@@ -339,20 +345,22 @@ def test_a_server_without_the_calibrations_packages_inspects_it(graphed: Path, o
     assert ("images judged by its graph as by torch" in done.stdout) is bool(options)
 
 
+Logits = NDArray[Any]
+
+
 class Otherwise:
     """A reader whose classifier alone answers otherwise."""
 
     engine = "torch"
     stages: tuple[str, ...] = ("classify",)
-    device = torch.device("cpu")
 
-    def __init__(self, reader: Reader, answer: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, reader: Reader, answer: Callable[[Logits], Logits]) -> None:
         self.read, self.answer, self.to, self.close = reader, answer, reader.to, reader.close
 
-    def __call__(self, images: Tensor, observe: Observe | None = None) -> Read:
+    def __call__(self, images: Batch, observe: Observe | None = None) -> Read:
         return self.read(images, observe)
 
-    def classify(self, images: Tensor) -> Tensor:
+    def classify(self, images: Batch) -> Logits:
         return self.answer(self.read.classify(images))
 
 
@@ -361,14 +369,14 @@ def test_logits_are_compared_with_how_far_they_lie_apart(trained: Trained, graph
     by_torch, _ = pair(graphed)
     images = inputs(trained)[::20]
 
-    def off(share: float) -> Callable[[Tensor], Tensor]:
-        return lambda logits: logits + share * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
+    def off(share: float) -> Callable[[Logits], Logits]:
+        return lambda logits: logits + share * np.ptp(logits, axis=1, keepdims=True)
 
     for answer, found in (
         (off(9e-5), None),
         (off(1.2e-4), "other logits"),
-        (lambda logits: logits.where(logits < 5, torch.inf), "other logits"),
-        (lambda logits: logits.where(logits < 5, torch.nan), "other logits"),
+        (lambda logits: np.where(logits < 5, logits, np.inf), "other logits"),
+        (lambda logits: np.where(logits < 5, logits, np.nan), "other logits"),
     ):
         assert difference(by_torch, Otherwise(by_torch.reader, answer), images) == found
 
@@ -400,7 +408,7 @@ def copied(graphed: Path, tmp_path: Path) -> Path:
 def test_a_graph_that_is_none(copied: Path, name: str, content: bytes, line: str) -> None:
     rewritten(copied, name, content)
     with pytest.raises(BundleError, match=line) as caught:
-        Bundle.open(copied).screen_by(Engine.AUTO, nobody)
+        screen_of(Bundle.open(copied), Engine.AUTO, nobody)
     assert str(copied) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -414,7 +422,7 @@ def test_a_graph_that_is_another_one(copied: Path) -> None:
 
     edit(copied, change)
     with pytest.raises(BundleError, match="its graph does not say what its detectors read: calibrate again"):
-        Bundle.open(copied).screen_by(Engine.AUTO, nobody)
+        screen_of(Bundle.open(copied), Engine.AUTO, nobody)
 
 
 @pytest.mark.parametrize("place", ["{}", "../secret.bin", "secret.bin"], ids=["absolute", "above", "beside"])
@@ -431,7 +439,7 @@ def test_a_graph_reads_no_other_files(
     edit(copied, lambda manifest: manifest["graphs"]["models"]["classifier"]["tensors"].pop(tensor.name))
     rewritten(copied, "classifier.onnx", model.SerializeToString())
     with pytest.raises(BundleError, match="its graph cannot be computed here"):
-        Bundle.open(copied).screen_by(Engine.AUTO, nobody)
+        screen_of(Bundle.open(copied), Engine.AUTO, nobody)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +460,7 @@ def test_graphs_that_are_incomplete(copied: Path, change: Callable[[dict[str, An
 
     edit(copied, altered)
     with pytest.raises(BundleError, match=line) as caught:
-        Bundle.open(copied).screen_by(Engine.AUTO, nobody)
+        screen_of(Bundle.open(copied), Engine.AUTO, nobody)
     assert str(copied) in str(caught.value)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_support import (
@@ -40,6 +39,7 @@ from service_support import (
     until,
 )
 
+from askance.screening.images import Pixels
 from askance.service.errors import Code, StatusError
 from askance.service.guard.admission import State
 from askance.service.pb.inference import inference_pb2 as pb
@@ -187,12 +187,12 @@ def files(elements: list[bytes], shape: list[int], raw: bytes | None = None) -> 
     return made
 
 
-def read(made: pb.ModelInferRequest) -> list[torch.Tensor]:
+def read(made: pb.ModelInferRequest) -> list[Pixels]:
     return [image.read(GREY, 10_000) for image in images_of(_request(made), GREY, 32)]
 
 
 def test_typed_and_raw_contents_are_the_same_images() -> None:
-    expected_images = list(torch.from_numpy(IMAGES).float() / 255)
+    expected_images = list(IMAGES.astype(np.float32) / 255)
     floats = (IMAGES / 255).astype(np.float32)
     contents = [encoded(Image.fromarray(image[0])) for image in IMAGES]
     raw = b"".join(struct.pack("<I", len(content)) + content for content in contents)
@@ -206,7 +206,7 @@ def test_typed_and_raw_contents_are_the_same_images() -> None:
         files([], [4, 1], raw),
     ):
         for image, reference in zip(read(made), expected_images, strict=True):
-            torch.testing.assert_close(image, reference, rtol=0, atol=1e-7)
+            np.testing.assert_allclose(image, reference, rtol=0, atol=1e-7)
 
 
 def two_inputs() -> pb.ModelInferRequest:

@@ -15,7 +15,7 @@ from askance.calibration.sharing import OPTIMISTIC
 from askance.calibration.sources import load_source
 from askance.calibration.subject import CIFAR10, IMAGENET, MNIST, Subject
 from askance.calibration.validation import mistakes_in
-from askance.detectors.constellation import ConstellationOptions
+from askance.detectors import ConstellationOptions
 from askance.errors import ConfigError
 
 

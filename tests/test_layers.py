@@ -13,7 +13,7 @@ from askance.__main__ import run
 from askance.calibration.config import load_config
 from askance.calibration.layers import Layer, layers_of
 from askance.classifiers import resnet20
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 from askance.shipped import shipped_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

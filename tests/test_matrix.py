@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from askance.calibration import harness
 from askance.classifiers import build_classifier, load_weights
-from askance.detectors.constellation import ConstellationOptions
+from askance.detectors import ConstellationOptions
 from askance.judgement import conditioning, fusion
 from benchmarks.matrix import __main__ as command
 from benchmarks.matrix.choices import DEFAULT, SETTINGS, changed, left_out

@@ -11,7 +11,7 @@ from calibration_support import DigitsRun
 from wheel_support import Users, build_wheel, new_users
 
 from askance.detectors import Bundle
-from askance.detectors.manifest import PackageEntry
+from askance.screening.manifest import PackageEntry
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

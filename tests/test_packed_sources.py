@@ -18,8 +18,8 @@ from PIL import Image
 
 from askance.calibration.images import Images
 from askance.calibration.sources import load_source, pools_of
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError
+from askance.screening.preprocessing import Preprocessing
 
 pa = pytest.importorskip("pyarrow")
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)

@@ -134,7 +134,7 @@ def test_the_classifier_travels_to_other_processes_while_it_is_tapped(digits_run
     """Where there is much to attack, processes of their own do it, and the detectors' hooks are on meanwhile."""
     inputs = load_inputs(digits_run.config)
     pixels = inputs.splits["evaluate"][:5].pixels()
-    with inputs.stream("fit", *digits_run.bundle.screen(build_classifier).detectors.values()).tap:
+    with inputs.stream("fit", *digits_run.bundle.screen(build_classifier).reader.detectors.values()).tap:
         travelled = pickle.loads(pickle.dumps(inputs.target)).build()
         torch.testing.assert_close(travelled(pixels), inputs.target.build()(pixels), rtol=0, atol=0)
 

@@ -32,8 +32,8 @@ from askance.calibration.proof import prove
 from askance.classifiers import shared_state
 from askance.classifiers.modules import in_eval_mode
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import AskanceError, ConfigError
+from askance.screening.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(channels=1, height=6, width=6, mean=(0.5,), std=(0.25,))
 PIXELS = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(5))

@@ -14,11 +14,11 @@ from askance.calibration import exporting
 from askance.calibration.exporting import graphs_of
 from askance.calibration.pulling import pull_back
 from askance.detectors import Detector, LibraryNetwork, LibraryNetworkOptions, Screen, Tap
-from askance.detectors.bundle import ALONE
-from askance.detectors.graph import GraphReader
 from askance.detectors.reader import TorchReader, read
 from askance.errors import ExportError
 from askance.judgement import Calibration
+from askance.screening.bundle import ALONE
+from askance.screening.graph import GraphReader
 
 CLASSES = ("ant", "bee", "cat")
 NAME = "all"
@@ -64,7 +64,7 @@ def exported(screen: Screen[TorchReader], monkeypatch: pytest.MonkeyPatch) -> tu
         return changed[-1]
 
     monkeypatch.setattr(exporting, "pull_back", counted)
-    models = graphs_of({NAME: screen}, torch.rand(40, *GREY.shape, generator=torch.Generator().manual_seed(1)))
+    models = graphs_of({NAME: screen}, torch.rand(40, *GREY.shape, generator=torch.Generator().manual_seed(1)).numpy())
     return GraphReader(models[NAME], models[ALONE], list(screen.detectors)), changed[0], set(models[NAME].tensors)
 
 

@@ -240,7 +240,7 @@ def test_an_image_on_a_reasons_threshold_is_judged_again_alone(name: str) -> Non
     screen = tiny_screen()
     background = screen.calibration.fused.fusion.background
     with torch.no_grad():
-        numbers = read(screen.detectors, screen.reader.tap(images))
+        numbers = read(screen.reader.detectors, screen.reader.tap(images))
     score = scores_of(background, numbers)[name][2]
 
     def judged_alone(step: float) -> int:

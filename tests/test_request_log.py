@@ -187,7 +187,7 @@ def test_others_lines_say_nothing_of_the_images() -> None:
     program = (
         "import sys; from askance.service.observability.log import LogFormat, LogLevel, configure\n"
         "from askance.service.protocols.images import decode\n"
-        "import logging; from askance.detectors.preprocessing import Preprocessing\n"
+        "import logging; from askance.screening.preprocessing import Preprocessing\n"
         "configure(LogLevel.DEBUG, LogFormat.JSON); logging.getLogger('askance.service.x').debug('ours')\n"
         "shape = dict(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))\n"
         "decode(bytes.fromhex(sys.argv[1]), Preprocessing.model_validate(shape), 1000)\n"

@@ -15,15 +15,21 @@ from toy import NAMES, Trained, Whole, auroc, whole
 
 from askance.answers import FUSED, Answer, Verdict
 from askance.detectors import Screen, tap_for
-from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.reader import TorchReader, in_numbers, read_all
+from askance.detectors.reader import TorchReader, as_read, read_all
 from askance.errors import ScreenError
-from askance.judgement import Levels
+from askance.judgement import Levels, Readings
 from askance.judgement.conformal import p_value
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Reading, in_numbers
 
 KINDS = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation")
 
 # Levels and preprocessing
+
+
+def numbers(readings: dict[str, Reading[torch.Tensor]], logits: torch.Tensor) -> Readings:
+    read = as_read(readings, logits)
+    return in_numbers(read.readings, read.logits)
 
 
 def test_levels_are_inclusive() -> None:
@@ -87,7 +93,7 @@ def test_answers_are_the_classifiers_and_the_tables(screen: Screen, trained: Tra
     probabilities = capture.logits.softmax(dim=1)
     calibration = trained.calibration
     assert calibration is not None
-    fused = calibration.fused.fusion.score(in_numbers(readings, capture.logits))
+    fused = calibration.fused.fusion.score(numbers(readings, capture.logits))
     for i, answer in enumerate(answers):
         assert answer.index == int(capture.predicted[i])
         assert answer.label == NAMES[answer.index]
@@ -150,7 +156,7 @@ def test_every_detector_ranks_successful_attacks_above_clean(trained: Trained, e
         assert auroc(before[kind].score, after[kind].score[success]) > floor, kind
     assert trained.calibration is not None
     fusion = trained.calibration.fused.fusion
-    joined = in_numbers(before, clean.logits), in_numbers(after, attacked.logits)
+    joined = numbers(before, clean.logits), numbers(after, attacked.logits)
     peaceful, suspicious = (torch.from_numpy(fusion.score(readings)) for readings in joined)
     assert auroc(peaceful, suspicious[success]) > 0.8
     assert joined[0].two_sided <= set(joined[0].components)

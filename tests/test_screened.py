@@ -16,11 +16,11 @@ from service_support import CLASSES, GREY, TinyClassifier, encoded, noise, parts
 import askance
 from askance import Answer, BundleError, ConfigError, DataError, Verdict
 from askance.answers import BLOCKED, Prediction, Screening
-from askance.classifiers.images import ImageError
 from askance.detectors.reader import TorchReader
 from askance.errors import ScreenError
 from askance.evaluation import AttackFigures, ClassifierFigures
 from askance.images import planes_of
+from askance.screening.images import ImageError
 
 
 @pytest.fixture(scope="module")

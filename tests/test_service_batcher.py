@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
-import torch
 from service_support import Valve, marked, until
-from torch import Tensor
 
 from askance.answers import Answer
-from askance.detectors.reader import Observe
 from askance.errors import ScreenError
+from askance.images import Batch
+from askance.screening.reading import Observe
 from askance.service.errors import Code, StatusError
 from askance.service.observability.metrics import Metrics
 from askance.service.runtime.batcher import Batcher, ScreenCall
@@ -34,7 +33,7 @@ async def batching(
 
 async def screened(batcher: Batcher, value: float, deadline: float | None = None) -> Answer:
     with batcher.slot() as slot:
-        return await slot.screen(torch.from_numpy(marked(value)), deadline=deadline)
+        return await slot.screen(marked(value), deadline=deadline)
 
 
 def test_what_waits_shares_a_call_up_to_the_limit_in_order() -> None:
@@ -85,7 +84,7 @@ def test_a_slot_is_free_again_after_every_ending() -> None:
 
 
 def test_a_screen_that_loses_results_fails_its_images_and_nothing_hangs() -> None:
-    def lossy(images: Tensor, explain: Sequence[bool], observe: Observe) -> list[Answer | ScreenError]:
+    def lossy(images: Batch, explain: Sequence[bool], observe: Observe) -> list[Answer | ScreenError]:
         return []
 
     async def main() -> None:
@@ -129,12 +128,12 @@ class Broken(Valve):
     """Fails on every image, by itself too."""
 
     def __call__(
-        self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
+        self, images: Batch, explain: Sequence[bool] | bool = False, observe: Observe | None = None
     ) -> list[Answer | ScreenError]:
         super().__call__(images, explain, observe)
         raise RuntimeError("no kernel image")
 
-    def classify(self, images: Tensor) -> list[Answer | ScreenError]:
+    def classify(self, images: Batch) -> list[Answer | ScreenError]:
         raise RuntimeError("no kernel image")
 
 

@@ -27,8 +27,8 @@ import askance
 from askance.calibration.live import evaluate
 from askance.classifiers import trusting
 from askance.detectors import Bundle
-from askance.detectors.signatures import SIGNATURES, sign
 from askance.errors import BundleError, ConfigError
+from askance.screening.signatures import SIGNATURES, sign
 from askance.service.config import ServerConfig
 from askance.service.runtime.model import LoadedBundle
 

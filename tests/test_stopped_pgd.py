@@ -16,7 +16,7 @@ from toy import Trained
 from askance.calibration.attacks import PixelClassifier, StoppedPGD, perturb
 from askance.calibration.attacks._lead import lead
 from askance.calibration.config import EvaluationConfig
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 
 LADDER = (0.0, 1.0, 3.0, 5.0, 10.0)
 

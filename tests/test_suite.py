@@ -115,7 +115,7 @@ SCRIPT = """
 import os, pathlib, sys, time, torch
 from askance.calibration import suite
 from askance.calibration.attacks import FGSM
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 
 class Slow(suite.Target):
     def build(self):

@@ -12,8 +12,8 @@ from askance.calibration.layers import layers_of
 from askance.calibration.sharing import OPTIMISTIC, shared_out
 from askance.calibration.taps import MOST, Taps, taps_for
 from askance.classifiers import DigitsCNN, LeNet, build_classifier, resnet44
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError, DataError
+from askance.screening.preprocessing import Preprocessing
 
 
 def taps_of(classifier: nn.Module, *shape: int) -> Taps:

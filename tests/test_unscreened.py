@@ -17,6 +17,7 @@ from toy import whole
 
 from askance.answers import UNSCREENED, Answer, Prediction, Verdict
 from askance.errors import ScreenError
+from askance.images import Batch
 from askance.service.client_messages import request_of
 from askance.service.errors import StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -91,7 +92,7 @@ def test_fail_open_answers_the_prediction_alone() -> None:
 class Broken(Valve):
     """A classifier that fails, too."""
 
-    def classify(self, images: torch.Tensor) -> list[Answer | ScreenError]:
+    def classify(self, images: Batch) -> list[Answer | ScreenError]:
         if Valve.POISON in [round(float(image[0, 0, 0]), 4) for image in images]:
             raise RuntimeError("no memory")
         return super().classify(images)

@@ -21,8 +21,8 @@ from askance.classifiers import build_classifier, load_weights, trusting
 from askance.classifiers.checkpoints import fitting
 from askance.classifiers.torchvision_compat import prepare_torchvision
 from askance.detectors.output import select_output
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import ConfigError
+from askance.screening.preprocessing import Preprocessing
 
 prepare_torchvision()
 timm = pytest.importorskip("timm")

@@ -33,11 +33,11 @@ from askance.detectors import (
     Tap,
     tap_for,
 )
-from askance.detectors.preprocessing import Preprocessing
 from askance.detectors.reader import TorchReader, read
 from askance.errors import ScreenError
 from askance.judgement import Calibration, Fusion, Readings
 from askance.judgement.arrays import Floats
+from askance.screening.preprocessing import Preprocessing
 
 LAYERS = ("conv1", "relu2", "pool", "fc1", "fc2")
 SPLITS = {"train": (0, 900), "calibrate": (900, 1200), "fuse": (1200, 1500), "evaluate": (1500, 1797)}

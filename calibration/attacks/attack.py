@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.preprocessing import Preprocessing
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 """(images [N, C, H, W] in [0, 1], labels or targets [N]) -> perturbed images."""

@@ -12,9 +12,9 @@ from askance.calibration.sources.sklearn import Sklearn
 from askance.calibration.sources.source import Pools, Source, located
 from askance.calibration.sources.tar import Tar
 from askance.calibration.sources.torchvision import Torchvision
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, did_you_mean
 from askance.plugins import Family
+from askance.screening.preprocessing import Preprocessing
 
 SOURCES: Family[Source] = Family(
     "askance.sources", Source, (Sklearn, Torchvision, Npz, Folder, Parquet, Tar), name_of=lambda source: source.kind

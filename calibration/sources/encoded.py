@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from askance.calibration.progress import say
 from askance.calibration.sources.source import Pools, Source
-from askance.classifiers.images import MAX_PIXELS, ImageError, decode, shape_of
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, listed, printable
+from askance.screening.images import MAX_PIXELS, ImageError, decode, shape_of
+from askance.screening.preprocessing import Preprocessing
 
 MOST_CLASSES = 1_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -102,5 +101,5 @@ def _like(content: bytes) -> Preprocessing:
 def _bytes_of(content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """An encoded image as uint8 [H, W, C]; decoding leaves 8 bits a channel, so nothing is lost."""
     pixels = decode(content, preprocessing, MAX_PIXELS)
-    found: NDArray[np.uint8] = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    found: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8).transpose(1, 2, 0)
     return found

@@ -13,8 +13,8 @@ from askance.calibration.images import make_images
 from askance.calibration.progress import say
 from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, say_left_out
 from askance.calibration.sources.source import Pools, located
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, printable
+from askance.screening.preprocessing import Preprocessing
 
 
 class Folder(EncodedSource):

@@ -11,8 +11,8 @@ import numpy as np
 from askance.calibration.images import make_images
 from askance.calibration.progress import say
 from askance.calibration.sources.source import Pools, Source, located
-from askance.detectors.class_names import names_of
 from askance.errors import DataError, listed, printable
+from askance.screening.class_names import names_of
 
 
 class Npz(Source):

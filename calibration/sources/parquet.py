@@ -13,9 +13,9 @@ from askance.calibration.images import Images, make_images
 from askance.calibration.progress import say
 from askance.calibration.sources.encoded import EncodedSource, decoded, numbered
 from askance.calibration.sources.source import Pools, located
-from askance.detectors.class_names import names_of
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, extra_needed, listed, one_line
+from askance.screening.class_names import names_of
+from askance.screening.preprocessing import Preprocessing
 
 SUFFIXES = (".parquet", ".arrow")
 IMAGE, LABEL = "image", "label"  # what the columns are called where the schema does not say which they are

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from askance.calibration.images import Images
 from askance.calibration.paths import data_root
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError
+from askance.screening.preprocessing import Preprocessing
 
 Pools = tuple[Images, Images | None]
 """The images of the pool `train`, and those of the pool `test` where the source has such."""

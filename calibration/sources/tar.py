@@ -13,8 +13,8 @@ import numpy as np
 from askance.calibration.images import make_images
 from askance.calibration.sources.encoded import SUFFIXES, EncodedSource, decoded, numbered, say_left_out
 from askance.calibration.sources.source import Pools, located
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError, one_line, printable
+from askance.screening.preprocessing import Preprocessing
 
 LABEL = ".cls"
 

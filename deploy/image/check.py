@@ -38,6 +38,9 @@ SUITE, PYTHON = "bookworm", "3.11"  # the Dockerfile's Debian, and the Python th
 TOOLS = ("buildah", "debootstrap", "unshare", "nsenter", "setpriv", "ip")
 BUILD_TOOLS = ("cc", "gcc", "g++", "c++", "clang", "ld", "as", "make", "pip", "pip3", "git")
 BUILD_PACKAGES = ("pip", "setuptools", "wheel", "ensurepip")
+VARIANTS = {"askance": "torch,tracing", "askance-slim": "tracing"}
+MOST_MEGABYTES = {"askance": 1300, "askance-slim": 400}
+LEFT_OUT = ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt/archives")
 LEFTOVERS = ("wheels", "source", "etc/pip.conf", "root/.cache", "root/.config")
 
 
@@ -64,11 +67,11 @@ class Storage:
         self("add", container, str(archive), "/")
         self("commit", "--rm", container, name)
 
-    def build(self, name: str, base: str, wheels: Path, pip_configuration: Path) -> None:
+    def build(self, name: str, base: str, extras: str, wheels: Path, pip_configuration: Path) -> None:
         """Build the Dockerfile, in Docker's format: the other one has no health check."""
         self(
             *("build", "--isolation", "chroot", "--format", "docker", "--tag", name),
-            *("--build-arg", f"BASE={base}", "--build-arg", "TORCH_INDEX="),
+            *("--build-arg", f"BASE={base}", "--build-arg", f"EXTRAS={extras}", "--build-arg", "TORCH_INDEX="),
             *("--build-context", f"wheels={wheels}", "--secret", f"id=pip,src={pip_configuration}"),
             str(ROOT),
         )
@@ -90,6 +93,8 @@ def base_archive(mirror: str) -> Path:
         with tempfile.TemporaryDirectory(dir=KEPT) as folder:
             tree, made = Path(folder) / "tree", Path(folder) / archive.name
             output("debootstrap", "--variant=minbase", SUITE, str(tree), mirror)
+            for left_out in LEFT_OUT:  # of bookworm-slim, too
+                shutil.rmtree(tree / left_out)
             output("tar", "--directory", str(tree), "--create", "--file", str(made), ".")
             made.rename(archive)
     return archive
@@ -104,7 +109,7 @@ def download(torch_index: str) -> Path:
         *("--python-version", PYTHON, "--only-binary", ":all:", "--constraint", str(ROOT / "constraints.txt")),
         *(("--extra-index-url", torch_index) if torch_index else ()),
         *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["tracing"],
+        *(one for extra in ("torch", "tracing") for one in project["project"]["optional-dependencies"][extra]),
         *project["build-system"]["requires"],
     )
     return wheels
@@ -142,7 +147,7 @@ def check_config(config: dict[str, Any]) -> None:
     verified("ports", f"EXPOSE {' '.join(ports)}")
 
 
-def check_content(root: Path, path: Sequence[str]) -> None:
+def check_content(root: Path, path: Sequence[str], most_megabytes: int) -> None:
     """Nothing is in the image that only builds."""
     programs = [
         folder + "/" + name for folder in path for name in BUILD_TOOLS if os.path.lexists(f"{root}{folder}/{name}")
@@ -162,6 +167,7 @@ def check_content(root: Path, path: Sequence[str]) -> None:
     expect(not found, f"the image holds {', '.join(found)}")
     verified("no compiler, no installer", f"none of {', '.join(BUILD_TOOLS[:4])}, {', '.join(BUILD_PACKAGES)}, ...")
     megabytes = sum(file.lstat().st_size for file in root.rglob("*") if not file.is_dir()) / 1e6
+    expect(megabytes <= most_megabytes, f"the image has {megabytes:.0f} MB, expected at most {most_megabytes}")
     verified("size", f"{megabytes:.0f} MB uncompressed")
 
 
@@ -171,30 +177,32 @@ def check(mirror: str, torch_index: str) -> None:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     expect(not missing, f"needs {', '.join(missing)}: apt-get install buildah debootstrap util-linux iproute2")
     KEPT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=KEPT, prefix="check-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(dir=KEPT, prefix="check-") as made:
+        folder = Path(made)
         storage = Storage(folder / "storage")
         archive, wheels = base_archive(mirror), download(torch_index)
         offline = folder / "pip.conf"
         offline.write_text("[global]\nno-index = true\n")
-        start = time.perf_counter()
         storage.image_of(archive, "base")
-        storage.build("askance", "localhost/base", wheels, offline)
-        verified("builds", f"in {time.perf_counter() - start:.0f} s, on Debian {SUITE} made with debootstrap")
-        config = storage.config("askance")
-        check_config(config)
-        root = storage.unpacked("askance")
-        environment = dict(line.split("=", 1) for line in config["Env"])
-        check_content(root, environment["PATH"].split(":"))
         bundle, digit = publish(folder)
-        output("chown", "-R", config["User"], str(bundle))  # its files are their owner's alone
-        described = folder / "config.json"
-        described.write_text(json.dumps(config))
-        # A network of its own: the image's own ports are free there, and nobody else can reach them.
-        trial = (sys.executable, str(TRIAL), str(root), str(described), str(bundle), str(digit))
-        code = subprocess.run((*ENCLOSED, "--net", *trial), check=False).returncode
-        if code != 0:  # it has said why
-            raise typer.Exit(1)
+        for name, extras in VARIANTS.items():
+            start = time.perf_counter()
+            storage.build(name, "localhost/base", extras, wheels, offline)
+            seconds = time.perf_counter() - start
+            verified("builds", f"{name} ({extras}) in {seconds:.0f} s, on Debian {SUITE} made with debootstrap")
+            config = storage.config(name)
+            check_config(config)
+            root = storage.unpacked(name)
+            environment = dict(line.split("=", 1) for line in config["Env"])
+            check_content(root, environment["PATH"].split(":"), MOST_MEGABYTES[name])
+            output("chown", "-R", config["User"], str(bundle))  # its files are their owner's alone
+            described = folder / f"{name}.json"
+            described.write_text(json.dumps(config))
+            # A network of its own: the image's own ports are free there, and nobody else can reach them.
+            trial = (sys.executable, str(TRIAL), str(root), str(described), str(bundle), str(digit))
+            code = subprocess.run((*ENCLOSED, "--net", *trial), check=False).returncode
+            if code != 0:  # it has said why
+                raise typer.Exit(1)
 
 
 def main(

@@ -63,6 +63,6 @@ class ActivationNorm(Detector[ActivationNormOptions]):
         score = ((length - self.mean) / self.deviation).abs()
         return Reading(score, {"length": length}, frozenset({"length"}), {"length": length})
 
-    def explain_one(self, evidence: Mapping[str, Tensor]) -> dict[str, Any]:
+    def explain_one(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """The length beside what is usual."""
         return {"length": round(float(evidence["length"]), 4), "usual": round(float(self.mean), 4)}

@@ -284,7 +284,7 @@ class Metrics:
         self._rejected.labels("expired" if is_past(deadline) else "cancelled").inc()
 
     def stage(self, name: str, seconds: float) -> None:
-        """Observe one stage; `detectors.screen.Observe` in shape, safe to call from any thread."""
+        """Observe one stage; `screening.screen.Observe` in shape, safe to call from any thread."""
         with self._pool.counting():
             self._of_stage(name).observe(seconds)
 

@@ -1,6 +1,6 @@
 """Images on the wire: a request's image as the classifier takes it, or INVALID_ARGUMENT with the field it came in.
 
-What is accepted, and why: `askance.classifiers.images`.
+What is accepted, and why: `askance.screening.images`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from askance.classifiers import images
-from askance.classifiers.images import ImageError
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening import images
+from askance.screening.images import ImageError, Pixels
+from askance.screening.preprocessing import Preprocessing
 from askance.service.errors import invalid
 from askance.service.pb.askance.v1 import screening_pb2
 from askance.service.runtime.screener import SMALL_BYTES, InputImage
@@ -40,11 +39,11 @@ def image_of(request: screening_pb2.ScreenRequest) -> InputImage:
     return InputImage(_neither, is_small=True)
 
 
-def _neither(_preprocessing: Preprocessing, _max_pixels: int) -> Tensor:
+def _neither(_preprocessing: Preprocessing, _max_pixels: int) -> Pixels:
     raise invalid("image", "encoded or tensor", "neither")
 
 
-def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int, field: str = "encoded") -> Tensor:
+def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int, field: str = "encoded") -> Pixels:
     """Decode a PNG, JPEG or WebP file to float32 [C, H, W] in [0, 1].
 
     Args:
@@ -64,7 +63,7 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int, field:
 
 def _from_tensor(
     data: bytes, sent_shape: tuple[int, ...], dtype: int, preprocessing: Preprocessing, _max_pixels: int
-) -> Tensor:
+) -> Pixels:
     """Read a request's tensor, float32 [C, H, W] in [0, 1].
 
     Raises:
@@ -83,7 +82,7 @@ def _from_tensor(
     return pixels_of(np.frombuffer(data, _DTYPES[dtype]).reshape(shape), "tensor.data")
 
 
-def pixels_of(array: NDArray[Any], field: str, normalised: Preprocessing | None = None) -> Tensor:
+def pixels_of(array: NDArray[Any], field: str, normalised: Preprocessing | None = None) -> Pixels:
     """An image's values, uint8 (divided by 255) or float32 of any shape, as float32 in [0, 1].
 
     Args:

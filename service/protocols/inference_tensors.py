@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from askance.answers import Screening, Verdict
-from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.screen import Screen
+from askance.screening.images import Pixels
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.screen import Screen
 from askance.service.call import Role
 from askance.service.errors import Code, StatusError, blocked, invalid
 from askance.service.observability.requests import ERROR
@@ -142,11 +142,11 @@ def images_of(
 
 def _pixels(
     field: str, normalised: bool, image: NDArray[Any], preprocessing: Preprocessing, _max_pixels: int
-) -> Tensor:
+) -> Pixels:
     return pixels_of(image, field, preprocessing if normalised else None)
 
 
-def _decoded(field: str, content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+def _decoded(field: str, content: bytes | memoryview, preprocessing: Preprocessing, max_pixels: int) -> Pixels:
     return decode(bytes(content), preprocessing, max_pixels, field)
 
 

@@ -9,28 +9,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 from opentelemetry import trace
 from opentelemetry.trace import Span
-from torch import Tensor
 
 from askance.answers import Answer
-from askance.detectors.reader import Observe
 from askance.errors import ScreenError
+from askance.screening.images import Pixels
+from askance.screening.reading import Observe
 from askance.service.errors import StatusError, expired, failed, queue_full, too_late, unavailable
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.tracing import Stage, add_stages
 
 logger = logging.getLogger(__name__)
 
-ScreenCall = Callable[[Tensor, Sequence[bool], Observe], "list[Answer | ScreenError]"]
-ClassifyCall = Callable[[Tensor], "list[Answer | ScreenError]"]
+ScreenCall = Callable[[Pixels, Sequence[bool], Observe], "list[Answer | ScreenError]"]
+ClassifyCall = Callable[[Pixels], "list[Answer | ScreenError]"]
 Outcome = Answer | StatusError
 
 
 @dataclass(eq=False)
 class _Item:
-    image: Tensor
+    image: Pixels
     explain: bool
     deadline: float | None  # of the clock
     hurried: bool = False  # its deadline is too near for the detectors
@@ -58,7 +58,7 @@ class Slot:
             self._held = False
             self._batcher.held -= 1
 
-    async def screen(self, image: Tensor, explain: bool = False, deadline: float | None = None) -> Answer:
+    async def screen(self, image: Pixels, explain: bool = False, deadline: float | None = None) -> Answer:
         """Screen one image, [C, H, W] float32 in [0, 1].
 
         Args:
@@ -225,9 +225,7 @@ class Batcher:
             stages.append((name, end - round(seconds * 1e9), end))
 
         try:
-            results = self._screen(
-                torch.stack([item.image for item in batch]), [item.explain for item in batch], observe
-            )
+            results = self._screen(np.stack([item.image for item in batch]), [item.explain for item in batch], observe)
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} images")
         except Exception as error:
@@ -273,7 +271,7 @@ class Batcher:
         assert self._fallback is not None
         try:
             with self._metrics.timed("classify"):
-                results = self._fallback(torch.stack([item.image for item in batch]))
+                results = self._fallback(np.stack([item.image for item in batch]))
         except Exception as error:
             failure = error
         else:

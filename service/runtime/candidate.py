@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from torch import Tensor
-
 from askance.answers import Answer
 from askance.errors import ScreenError
+from askance.screening.images import Pixels
 from askance.service.observability.candidate_metrics import CandidateMetrics
 from askance.service.runtime.model import LoadedBundle
 
@@ -37,11 +36,11 @@ class Candidate:
         self._executor = executor
         self._metrics = metrics
         self._idle = idle
-        self._answered: asyncio.Queue[tuple[Tensor, Answer, object]] = asyncio.Queue(WAITING_IMAGES)
+        self._answered: asyncio.Queue[tuple[Pixels, Answer, object]] = asyncio.Queue(WAITING_IMAGES)
         self._worker = asyncio.create_task(self._work(), name="askance-candidate")
         metrics.candidate(bundle.bundle_id)
 
-    def offer(self, image: Tensor, answer: Answer, request: object) -> None:
+    def offer(self, image: Pixels, answer: Answer, request: object) -> None:
         """An image [C, H, W], what was answered, and the request that it is of; never waits."""
         try:
             self._answered.put_nowait((image, answer, request))
@@ -62,7 +61,7 @@ class Candidate:
             said = await loop.run_in_executor(self._executor, self._screen, image)
             self._metrics.compared(answered, said, request)
 
-    def _screen(self, image: Tensor) -> Answer | ScreenError:
+    def _screen(self, image: Pixels) -> Answer | ScreenError:
         try:
             (result,) = self.bundle.screen(image[None])
         except Exception as error:

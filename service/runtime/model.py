@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from askance.detectors.bundle import BuildClassifier, Bundle
-from askance.detectors.screen import Screen
-from askance.detectors.sentinels import Sentinels
 from askance.engines import Engine
 from askance.errors import BundleError
+from askance.opening import screen_of
+from askance.screening.bundle import SealedBundle
+from askance.screening.screen import Screen
+from askance.screening.sentinels import Sentinels
 from askance.service.observability.metrics import BundleDescription
 from askance.service.runtime.batcher import Batcher
+
+if TYPE_CHECKING:
+    from askance.detectors.bundle import BuildClassifier
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class LoadedBundle:
         build: BuildClassifier,
         *,
         engine: Engine = Engine.AUTO,
+        threads: int = 0,
         single_pass: bool = False,
         require_signature: Path | None = None,
     ) -> LoadedBundle:
@@ -47,8 +53,9 @@ class LoadedBundle:
 
         Args:
             path: the bundle's directory.
-            build: makes the classifier, such as `classifiers.trusting`.
+            build: makes the classifier, such as `classifiers.trusting`, where torch computes.
             engine: what computes it.
+            threads: that compute; 0: as many as there are cores.
             single_pass: leave out the detectors that need views of each image.
             require_signature: a keyring, one of whose keys must have signed the bundle.
 
@@ -57,9 +64,9 @@ class LoadedBundle:
                 `build` refuses its factory.
             ConfigError: the keyring cannot be used.
         """
-        bundle = Bundle.open(path, require_signature=require_signature)
+        bundle = SealedBundle.open(path, require_signature=require_signature)
         manifest, sentinels = bundle.manifest, bundle.sentinels(single_pass=single_pass)
-        screen = bundle.screen_by(engine, build, single_pass=single_pass)
+        screen = screen_of(bundle, engine, build, single_pass=single_pass, threads=threads)
         created = datetime.fromisoformat(manifest.created)
         return cls(manifest.id, created, manifest.classifier.name, screen, sentinels)
 

@@ -8,11 +8,10 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from askance import answers
 from askance.answers import Answer, Verdict
-from askance.detectors.preprocessing import Preprocessing
+from askance.screening.images import Pixels
+from askance.screening.preprocessing import Preprocessing
 from askance.service.call import Call
 from askance.service.config import Policy, ServerConfig
 from askance.service.errors import StatusError, forgetful
@@ -36,7 +35,7 @@ class InputImage:
         is_small: whether that takes next to no time.
     """
 
-    read: Callable[[Preprocessing, int], Tensor]
+    read: Callable[[Preprocessing, int], Pixels]
     is_small: bool
 
 
@@ -131,7 +130,7 @@ class Screener:
             return Answer(None, Verdict.BLOCKED, reason=answers.BLOCKED, bundle_id=answer.bundle_id)
         return answer
 
-    async def _read(self, image: InputImage, bundle: LoadedBundle) -> Tensor:
+    async def _read(self, image: InputImage, bundle: LoadedBundle) -> Pixels:
         preprocessing, limit = bundle.screen.preprocessing, self._config.limits.max_image_pixels
         if image.is_small:
             return image.read(preprocessing, limit)

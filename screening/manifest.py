@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from askance.answers import Verdict
-from askance.detectors.class_names import ClassNames, Label
-from askance.detectors.output import Output
-from askance.detectors.preprocessing import Preprocessing
 from askance.judgement import Levels
+from askance.screening.class_names import ClassNames, Label
+from askance.screening.output import Output
+from askance.screening.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 8
 NO_CONTENT = frozenset({"id", "checksum", "created", "provenance"})
@@ -31,7 +31,7 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """A file of tensors: its SHA-256, and what each tensor is, in words (`detectors.tensors.described`)."""
+    """A file of tensors: its SHA-256, and what each tensor is, in words (`screening.arrays.described`)."""
 
     file: str
     sha256: str

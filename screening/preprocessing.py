@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Preprocessing(BaseModel):
@@ -45,16 +48,16 @@ class Preprocessing(BaseModel):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(x - mean) / std per channel, [B, C, H, W] -> [B, C, H, W]."""
-        mean, std = self._scale(images)
+        import torch  # is at hand where a classifier is; a graph normalises by itself
+
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
         return (images - mean) / std
 
-    def denormalize(self, images: Tensor) -> Tensor:
+    def denormalize(self, images: NDArray[np.float64]) -> NDArray[np.float64]:
         """The inverse, x * std + mean per channel, [..., C, H, W] -> [..., C, H, W]."""
-        mean, std = self._scale(images)
-        return images * std + mean
-
-    def _scale(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std, [C, 1, 1], of the images' type and where they are."""
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device)[:, None, None]
-        return mean, std
+        mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
+        pixels: NDArray[np.float64] = images * std + mean
+        return pixels

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
-from askance.detectors.manifest import CalibrationEntry, FileEntry
 from askance.errors import BundleError
 from askance.judgement import Background, Calibration, Fused, Fusion
 from askance.judgement.arrays import Floats
 from askance.judgement.calibration import SINGLE_PASS
 from askance.judgement.conditioning import KNOTS, Conditioning
 from askance.judgement.conformal import check_level, threshold
+from askance.screening.manifest import CalibrationEntry, FileEntry
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import onnxruntime
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from askance.detectors.detector import Reading
-from askance.detectors.reader import Observe, Read
 from askance.errors import BundleError, ConfigError, one_line
+from askance.images import Batch, array_of
+from askance.screening.reading import Observe, Read, Reading
 
 IMAGES, LOGITS = "images", "logits"
 LAYOUT = "askance"
 """The key of the model's metadata under which stands what its outputs are."""
-_PARTS = ("score", "tied", "slack")
+PARTS = ("score", "tied", "slack")
+"""What else there is of a Reading beside components and evidence; some of it may be absent."""
 
 
 class Model(NamedTuple):
@@ -35,34 +35,33 @@ class Model(NamedTuple):
     """
 
     content: bytes
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, NDArray[Any]]
 
 
-def flattened(read: Read) -> dict[str, Tensor]:
-    """All that was read as tensors by the names of a graph's outputs."""
-    outputs = {LOGITS: read.logits}
-    for kind, one in read.readings.items():
-        named = {"score": one.score, "components": torch.stack(list(one.components.values())), "tied": one.tied}
-        named |= {"slack": one.slack} | {f"evidence/{name}": values for name, values in one.evidence.items()}
-        outputs |= {f"{kind}/{part}": values for part, values in named.items() if values is not None}
-    return outputs
-
-
-def layout_of(read: Read) -> dict[str, Any]:
+def layout_of(readings: Mapping[str, Reading]) -> dict[str, Any]:
     """What a graph's outputs are, JSON-ready: of each detector the components, and what else there is."""
     return {
         kind: {
             "components": list(one.components),
             "two_sided": sorted(one.two_sided),
             "evidence": list(one.evidence),
-            "parts": [part for part in _PARTS if getattr(one, part) is not None],
+            "parts": [part for part in PARTS if getattr(one, part) is not None],
         }
-        for kind, one in read.readings.items()
+        for kind, one in readings.items()
     }
 
 
-def _restored(outputs: Mapping[str, Tensor], layout: Mapping[str, Any]) -> Read:
-    """Undo `flattened`."""
+def output_names(layout: Mapping[str, Any]) -> list[str]:
+    """What a graph of that layout calls its outputs, in order."""
+    names = [LOGITS]
+    for kind, of in layout.items():
+        names += [f"{kind}/{part}" for part in (*of["parts"], "components")]
+        names += [f"{kind}/evidence/{name}" for name in of["evidence"]]
+    return names
+
+
+def _restored(outputs: Mapping[str, NDArray[Any]], layout: Mapping[str, Any]) -> Read:
+    """What was read, from a graph's outputs by their names."""
     readings = {}
     for kind, of in layout.items():
         parts = {part: outputs[f"{kind}/{part}"] for part in of["parts"]}
@@ -81,8 +80,8 @@ class GraphReader:
     Args:
         graph: gives all that detectors read, with its layout in its metadata.
         classifier: gives the logits alone.
-
         detectors: whose readings are expected of the graph.
+        threads: that compute; 0: as many as there are cores.
 
     Raises:
         BundleError: one of them is none that ONNX Runtime can compute here, or the graph has other readings.
@@ -91,10 +90,9 @@ class GraphReader:
     engine = "onnxruntime"
     stages: tuple[str, ...] = ("graph",)
 
-    def __init__(self, graph: Model, classifier: Model, detectors: Sequence[str]) -> None:
-        self.device = torch.device("cpu")
+    def __init__(self, graph: Model, classifier: Model, detectors: Sequence[str], threads: int = 0) -> None:
         shared: dict[int, onnxruntime.OrtValue] = {}
-        self._graph, self._classifier = _session(graph, shared), _session(classifier, shared)
+        self._graph, self._classifier = (_session(model, shared, threads) for model in (graph, classifier))
         self._names = [output.name for output in self._graph.get_outputs()]
         try:
             self._layout = json.loads(self._graph.get_modelmeta().custom_metadata_map[LAYOUT])
@@ -104,42 +102,41 @@ class GraphReader:
         if not as_expected:
             raise BundleError("its graph does not say what its detectors read: calibrate again")
 
-    def __call__(self, images: Tensor, observe: Observe | None = None) -> Read:
+    def __call__(self, images: Batch, observe: Observe | None = None) -> Read:
         """Read a batch; its one stage is "graph"."""
         start = time.perf_counter()
-        found = self._graph.run(self._names, {IMAGES: images.numpy()})
+        found = self._graph.run(self._names, {IMAGES: array_of(images)})
         if observe is not None:
             observe("graph", time.perf_counter() - start)
-        outputs = {name: torch.from_numpy(values) for name, values in zip(self._names, found, strict=True)}
-        return _restored(outputs, self._layout)
+        return _restored(dict(zip(self._names, found, strict=True)), self._layout)
 
-    def classify(self, images: Tensor) -> Tensor:
+    def classify(self, images: Batch) -> NDArray[Any]:
         """The logits alone, [B, K]."""
-        (logits,) = self._classifier.run([LOGITS], {IMAGES: images.numpy()})
-        return torch.from_numpy(logits)
+        logits: NDArray[Any] = self._classifier.run([LOGITS], {IMAGES: array_of(images)})[0]
+        return logits
 
-    def to(self, device: str | torch.device) -> None:
+    def to(self, device: str) -> None:
         """Stay on the CPU.
 
         Raises:
             ConfigError: another device was asked for.
         """
-        if str(device).partition(":")[0] != "cpu":
-            raise ConfigError(f"device {str(device)!r} cannot be used with a graph: expected cpu, or the engine torch")
+        if device.partition(":")[0] != "cpu":
+            raise ConfigError(f"device {device!r} cannot be used with a graph: expected cpu, or the engine torch")
 
     def close(self) -> None:
         """Nothing is held that others might use."""
 
 
-def _session(model: Model, shared: dict[int, onnxruntime.OrtValue]) -> onnxruntime.InferenceSession:
+def _session(model: Model, shared: dict[int, onnxruntime.OrtValue], threads: int) -> onnxruntime.InferenceSession:
     """A session of a model, whose tensors may be those of another one in `shared`, by where they are in memory."""
     options = onnxruntime.SessionOptions()
     for tensor in model.tensors.values():
-        if tensor.data_ptr() not in shared:
-            shared[tensor.data_ptr()] = onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
-    values = [shared[tensor.data_ptr()] for tensor in model.tensors.values()]
+        if tensor.ctypes.data not in shared:
+            shared[tensor.ctypes.data] = onnxruntime.OrtValue.ortvalue_from_numpy(tensor)
+    values = [shared[tensor.ctypes.data] for tensor in model.tensors.values()]
     options.add_external_initializers(list(model.tensors), values)
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     # a tensor that is not given is no file's, wherever that might be looked for
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the event loop has use for the CPU

@@ -10,8 +10,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from askance.detectors.files import read_file, real_folder
 from askance.errors import BundleError, ConfigError
+from askance.screening.files import read_file, real_folder
 from askance.writing import write_whole
 
 SIGNATURES = "manifest.sig"

@@ -26,16 +26,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from askance.classifiers import webp
-from askance.detectors.preprocessing import Preprocessing
 from askance.errors import DataError
+from askance.screening import webp
+from askance.screening.preprocessing import Preprocessing
 
+Pixels = NDArray[np.float32]
+"""Of an image, [C, H, W] in [0, 1]."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 FILES = "a PNG, JPEG or WebP image"
 ROUNDING = 2.0**-10
@@ -63,7 +62,7 @@ class ImageError(DataError):
         self.got = got
 
 
-def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Pixels:
     """Decode a PNG, JPEG or WebP file to float32 [C, H, W] in [0, 1].
 
     Args:
@@ -112,7 +111,7 @@ def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError("an intact image", f"one that cannot be decoded ({_one_line(error)})") from None
 
 
-def of_picture(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def of_picture(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """A PIL image as float32 [C, H, W] in [0, 1]; judged by its header before it is decoded.
 
     Raises:
@@ -122,11 +121,10 @@ def of_picture(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     own = bytes_of(image)
     if preprocessing.channels == 1 and len(own) > 1:
         own = _grey(own)
-    planes = torch.from_numpy(own).float().div_(255)
-    if planes.shape[1:] != (preprocessing.height, preprocessing.width):
+    if own.shape[1:] != (preprocessing.height, preprocessing.width):
         # to 8 bits, as a file of that size would hold: a calibration keeps its images so
-        planes = resize(planes, preprocessing.height, preprocessing.width).mul_(255).round_().div_(255)
-    return planes.expand(preprocessing.shape).contiguous()
+        own = resize(own, preprocessing.height, preprocessing.width).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(own.astype(np.float32) / 255, preprocessing.shape))
 
 
 def bytes_of(image: Image.Image) -> NDArray[np.uint8]:
@@ -143,7 +141,7 @@ def bytes_of(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def of_planes(planes: NDArray[Any], preprocessing: Preprocessing) -> Tensor:
+def of_planes(planes: NDArray[Any], preprocessing: Preprocessing) -> Pixels:
     """Pixels of exactly the classifier's shape as float32 [C, H, W] in [0, 1].
 
     Raises:
@@ -154,50 +152,50 @@ def of_planes(planes: NDArray[Any], preprocessing: Preprocessing) -> Tensor:
     return pixels_of(planes)
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Scale an image [C, h, w] in [0, 1] to [C, height, width], bilinear and antialiased."""
-    return (
-        F.interpolate(image.unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-        .squeeze(0)
-        .clamp_(0, 1)
-    )
+def resize(planes: NDArray[np.uint8], height: int, width: int) -> Pixels:
+    """Scale an image [C, h, w] to float32 [C, height, width] in [0, 255], bilinear and antialiased."""
+    scaled = [
+        Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR) for plane in planes
+    ]
+    resized: Pixels = np.stack([np.asarray(one) for one in scaled]).clip(0, 255)
+    return resized
 
 
-def pixels_of(array: NDArray[Any]) -> Tensor:
+def pixels_of(array: NDArray[Any]) -> Pixels:
     """An image's values, uint8 (divided by 255) or floats of any shape, as float32 in [0, 1].
 
     Raises:
         ImageError: NaN, infinity, or values outside [0, 1] by more than ROUNDING.
     """
     if array.dtype == np.uint8:
-        return torch.from_numpy(array / np.float32(255))
-    values = torch.from_numpy(array.astype(np.float32))
+        return array.astype(np.float32) / np.float32(255)
+    values = array.astype(np.float32)
     if (where := _outside(values)) is not None:
         value = float(values[where])
         raise ImageError("finite values in [0, 1]", f"{value:g} at {list(where)}{_hint(value)}")
-    return values.clamp_(0, 1)
+    return values.clip(0, 1, out=values)
 
 
-def of_normalised(planes: NDArray[Any], preprocessing: Preprocessing) -> Tensor:
+def of_normalised(planes: NDArray[Any], preprocessing: Preprocessing) -> Pixels:
     """The pixels that a client has normalised itself, floats [C, H, W], as float32 [C, H, W] in [0, 1].
 
     Raises:
         ImageError: NaN, infinity, or what would be a pixel outside [0, 1] by more than ROUNDING.
     """
-    values = preprocessing.denormalize(torch.from_numpy(planes.astype(np.float64)))
+    values = preprocessing.denormalize(planes.astype(np.float64))
     if (where := _outside(values)) is not None:
         mean, std = list(preprocessing.mean), list(preprocessing.std)
         pixel = f", which would be the pixel {float(values[where]):g}" if math.isfinite(planes[where]) else ""
         raise ImageError(
             f"pixels in [0, 1] normalised by mean {mean} and std {std}", f"{planes[where]:g} at {list(where)}{pixel}"
         )
-    return values.float().clamp_(0, 1)
+    return values.clip(0, 1).astype(np.float32)
 
 
-def _outside(values: Tensor) -> tuple[int, ...] | None:
+def _outside(values: NDArray[np.floating[Any]]) -> tuple[int, ...] | None:
     """Where the first value is that is no pixel, not even one that rounding took out of [0, 1]; None if all are."""
     inside = (values >= -ROUNDING) & (values <= 1 + ROUNDING)  # false for NaN
-    return None if bool(inside.all()) else tuple(int(i) for i in torch.nonzero(~inside)[0])
+    return None if bool(inside.all()) else tuple(int(i) for i in np.argwhere(~inside)[0])
 
 
 def _hint(value: float) -> str:

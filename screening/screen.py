@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Generic, Self
+from typing import Any, Generic, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from askance.answers import (
     FUSED,
@@ -21,12 +20,12 @@ from askance.answers import (
     Screening,
     Verdict,
 )
-from askance.detectors.detector import Detector, Reading
-from askance.detectors.preprocessing import Preprocessing
-from askance.detectors.reader import Observe, ReaderT_co, array, in_numbers, slack_of
 from askance.errors import ConfigError, ScreenError
+from askance.images import Batch
 from askance.judgement import Calibration, Readings
 from askance.judgement.arrays import Bools
+from askance.screening.preprocessing import Preprocessing
+from askance.screening.reading import Explainer, Numbers, Observe, ReaderT_co, in_numbers, slack_of
 
 
 class Screen(Generic[ReaderT_co]):
@@ -36,7 +35,7 @@ class Screen(Generic[ReaderT_co]):
         reader: of images like those that the tables were made of.
         preprocessing: the input's shape and normalisation.
         class_names: K names.
-        detectors: fitted, by name; they explain what was read.
+        detectors: by name; they explain what was read.
         calibration: their conformal tables.
         bundle_id: of the bundle that all this comes from; each answer names it.
     """
@@ -46,7 +45,7 @@ class Screen(Generic[ReaderT_co]):
         reader: ReaderT_co,
         preprocessing: Preprocessing,
         class_names: Sequence[str],
-        detectors: Mapping[str, Detector],
+        detectors: Mapping[str, Explainer],
         calibration: Calibration,
         bundle_id: str = "",
     ) -> None:
@@ -58,7 +57,7 @@ class Screen(Generic[ReaderT_co]):
         self.reader = reader
 
     def __call__(
-        self, images: Tensor, explain: Sequence[bool] | bool = False, observe: Observe | None = None
+        self, images: Batch, explain: Sequence[bool] | bool = False, observe: Observe | None = None
     ) -> list[Answer | ScreenError]:
         """Screen a batch with one classifier call.
 
@@ -77,7 +76,7 @@ class Screen(Generic[ReaderT_co]):
         predictions = self._predictions(logits)
         wanted = [explain] * len(logits) if isinstance(explain, bool) else list(explain)
         explanations = {
-            name: detector.explain_reading(readings[name], [i for i, w in enumerate(wanted) if w])
+            name: {i: _explained(detector, readings[name], i) for i, asked in enumerate(wanted) if asked}
             for name, detector in self.detectors.items()
         }
         start = time.perf_counter()
@@ -121,13 +120,13 @@ class Screen(Generic[ReaderT_co]):
                 (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
-    def undecided(self, numbers: Readings, readings: Mapping[str, Reading]) -> Bools:
+    def undecided(self, numbers: Readings, readings: Mapping[str, Numbers]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
-        tied = [array(one.tied) for one in readings.values() if one.tied is not None]
+        tied = [one.tied for one in readings.values() if one.tied is not None]
         undecided: Bools = np.logical_or.reduce([self.calibration.undecided(numbers, slack_of(readings)), *tied])
         return undecided
 
-    def classify(self, images: Tensor) -> list[Answer | ScreenError]:
+    def classify(self, images: Batch) -> list[Answer | ScreenError]:
         """The classifier's answers alone (verdict UNSCREENED), for images [B, C, H, W] in [0, 1]; otherwise as a call.
 
         Raises:
@@ -140,11 +139,11 @@ class Screen(Generic[ReaderT_co]):
             for found in self._predictions(self.reader.classify(images))
         ]
 
-    def _predictions(self, logits: Tensor) -> list[Prediction | ScreenError]:
+    def _predictions(self, logits: NDArray[Any]) -> list[Prediction | ScreenError]:
         if logits.shape[1] != len(self.class_names):
             raise ConfigError(f"the classifier has {logits.shape[1]} outputs for {len(self.class_names)} class names")
-        finite = torch.isfinite(logits).all(dim=1).tolist()
-        probabilities, predicted = logits.softmax(dim=1).tolist(), logits.argmax(dim=1).tolist()
+        finite = np.isfinite(logits).all(axis=1).tolist()
+        probabilities, predicted = _softmax(logits).tolist(), logits.argmax(axis=1).tolist()
         return [
             Prediction(index, self.class_names[index], tuple(shares), tuple(row))
             if ok
@@ -159,7 +158,7 @@ class Screen(Generic[ReaderT_co]):
             dict.fromkeys(layer for one in self.detectors.values() for layer in (*one.layers, *one.view_layers))
         )
 
-    def to(self, device: str | torch.device) -> Self:
+    def to(self, device: str) -> Self:
         """Compute elsewhere; return self. Not while others call it.
 
         Raises:
@@ -172,7 +171,14 @@ class Screen(Generic[ReaderT_co]):
         """Let go of what the reader holds: hooks on the classifier, say."""
         self.reader.close()
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.reader.device
+
+def _explained(detector: Explainer, reading: Numbers, position: int) -> dict[str, Any]:
+    return detector.explain_one({name: values[position] for name, values in reading.evidence.items()})
+
+
+def _softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """[B, K] -> [B, K]; what NaN and infinity make of it is nobody's concern."""
+    with np.errstate(invalid="ignore"):
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        softmax: NDArray[Any] = shares / shares.sum(axis=1, keepdims=True)
+    return softmax
