@@ -168,12 +168,11 @@ def recalibrate(
     from askance.calibration.recalibration import recalibrate as recalibrate_bundle
     from askance.detectors.bundle import Bundle
     from askance.output import console, print_shifts
-    from askance.screening.bundle import SealedBundle
 
     opened = Bundle.open(bundle, require_signature=require_signature)
     shifts = recalibrate_bundle(opened, source, out, allowed_factories=allow_factory or (), force=force)
     print_shifts(shifts)
-    made = SealedBundle.open(out)
+    made = Bundle.open(out)
     console.print(f"bundle {made.manifest.id[:12]} in {out}: askance serve {out}", soft_wrap=True)
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from askance.service.client import Client
 from askance.service.launch import started
 from benchmarks.environment import prepare
 from benchmarks.fixtures import fit, lenet
+from benchmarks.load import resident
 from benchmarks.serving import publish_fixture
 from benchmarks.sizes import FULL, Sizes
 from benchmarks.timing import Spread
@@ -37,7 +37,7 @@ class Start:
 
     Attributes:
         seconds: until it served.
-        megabytes: resident memory then.
+        megabytes: resident memory then, 10^6 bytes.
         megabytes_used: the same once it had answered some hundred requests.
     """
 
@@ -85,17 +85,11 @@ def _start(bundle: Path, engine: Engine, image: Any) -> Start:
     begun = time.perf_counter()
     with started(command) as (process, serving):
         seconds = time.perf_counter() - begun
-        idle = _megabytes(process.pid)
+        idle = resident(process.pid) / 1e6
         with Client(serving.target) as client:
             for _ in range(REQUESTS):
                 client.screen(image)
-        return Start(seconds, idle, _megabytes(process.pid))
-
-
-def _megabytes(pid: int) -> float:
-    """Resident memory, 10^6 bytes."""
-    (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(kilobytes) * 1024 / 1e6
+        return Start(seconds, idle, resident(process.pid) / 1e6)
 
 
 def _spreads(starts: Sequence[Start]) -> dict[str, dict[str, float]]:

@@ -11,7 +11,6 @@ from askance.detectors.introspection import Introspection
 from askance.detectors.library_network import LibraryNetwork
 from askance.detectors.self_organizing_map import SelfOrganizingMap
 from askance.detectors.semantic_signature import SemanticSignature
-from askance.errors import BundleError, did_you_mean
 from askance.plugins import Family
 from askance.screening.kinds import ENTRY_POINTS, RESERVED
 
@@ -29,9 +28,7 @@ def restored(kind: str, options: Mapping[str, Any], content: bytes) -> Detector:
     """A fitted detector as a bundle holds it; as `Detector.restored` for the one of that kind.
 
     Raises:
-        BundleError: there is no such detector, or the state is not its.
+        BundleError: the state is not its.
         pydantic.ValidationError: the options are not its.
     """
-    if kind not in DETECTORS:
-        raise BundleError(f"unknown detector {kind!r}: {did_you_mean(kind, DETECTORS)}")
     return DETECTORS[kind].restored(options, content)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from askance.answers import FUSED
 from askance.engines import Engine
-from askance.errors import AskanceError, BundleError, listed, one_line, printable
+from askance.errors import AskanceError, BundleError, did_you_mean, listed, one_line, printable
 from askance.evaluation import Evaluation
 from askance.judgement import Calibration
 from askance.judgement.calibration import SINGLE_PASS
@@ -165,7 +165,7 @@ class SealedBundle:
     def _of_detector(self, entry: DetectorEntry, make: Callable[[str, Mapping[str, Any], bytes], T]) -> T:
         """What `make` makes of a detector's kind, options and state; all that goes wrong is a BundleError."""
         try:
-            _require_package(entry)
+            _require_known(entry)
             return make(entry.kind, entry.options, self._files[entry.file])
         except ValidationError as error:
             raise BundleError(f"{self.path}: the options of {entry.kind} are not valid: {_first(error)}") from None
@@ -182,11 +182,11 @@ class SealedBundle:
         """
         entry, kinds = self.manifest.calibration, [detector.kind for detector in self.manifest.detectors]
         tensors = self.arrays(entry)
-        arrays = {name: one.values for name, one in tensors.items() if one.is_plain and one.values is not None}
-        if len(arrays) < len(tensors):  # bfloat16, say
-            raise BundleError(f"{self.path}: its tables are of a type that no calibration makes")
         try:
+            arrays = {name: one.plain() for name, one in tensors.items()}
             return calibration_from(entry, kinds, len(self.manifest.classifier.class_names), arrays)
+        except TypeError:  # bfloat16, say
+            raise BundleError(f"{self.path}: its tables are of a type that no calibration makes") from None
         except AskanceError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
@@ -331,14 +331,16 @@ def _json(text: bytes) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def _require_package(entry: DetectorEntry) -> None:
-    """Raise BundleError unless the detector comes from the package that the bundle was made with, of any version."""
+def _require_known(entry: DetectorEntry) -> None:
+    """Raise BundleError unless there is such a detector, of the package that the bundle was made with, any version."""
     wanted, found = entry.package, KINDS.package(entry.kind)
     if wanted is not None and (found is None or found.name != wanted.name):
         raise BundleError(
             f"the detector {entry.kind} comes from the package {wanted.name} {wanted.version}, which is not installed: "
             f"pip install {wanted.name}=={wanted.version}"
         )
+    if entry.kind not in KINDS:
+        raise BundleError(f"unknown detector {entry.kind!r}: {did_you_mean(entry.kind, KINDS)}")
 
 
 def _first(error: ValidationError) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from askance.answers import FUSED, SCORER_OF
-from askance.errors import BundleError, did_you_mean
 from askance.judgement.calibration import SINGLE_PASS
 from askance.plugins import Family
 from askance.screening.kinds.constellation import ConstellationOptions
@@ -49,16 +48,13 @@ def explainer(kind: str, options: Mapping[str, Any], content: bytes) -> Explaine
     """What explains the readings of a detector.
 
     Args:
-        kind: the detector's.
+        kind: the detector's; one of KINDS.
         options: as plain data.
         content: of the file with its state, which ours do not need.
 
     Raises:
-        BundleError: there is no such detector.
         pydantic.ValidationError: the options are not its.
     """
-    if kind not in KINDS:
-        raise BundleError(f"unknown detector {kind!r}: {did_you_mean(kind, KINDS)}")
     member = KINDS[kind]
     if issubclass(member, ExplainingOptions):
         return member.model_validate(options)
