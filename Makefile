@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench bench-large bench-workers bench-growth bench-starting matrix soak figures protos image-check lock clean
+.PHONY: demo test lint docs bench bench-large bench-workers bench-growth bench-starting bench-peers matrix soak fuzz figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -45,6 +45,13 @@ bench-growth: $(STAMP)
 bench-starting: $(STAMP)
 	$(BIN)/python -m benchmarks.starting $(ARGS)
 
+# Beside MLServer, which detects nothing, in an environment of its own.
+PEERS := build/peers
+bench-peers: $(STAMP)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	$(BIN)/python -m benchmarks.peers $(PEERS)/bin/python $(ARGS)
+
 # Seven classifiers by one rule, every row of each: docs/results/matrix.md. Hours; go on with it, or name some: ARGS=vgg.
 matrix: $(STAMP)
 	$(BIN)/python -m benchmarks.matrix $(ARGS)
@@ -55,6 +62,10 @@ soak: $(STAMP)
 	test -f configs/weights/digits_cnn.safetensors || $(BIN)/askance train configs/digits.toml
 	$(BIN)/askance calibrate configs/digits.toml --out build/soak-bundle
 	$(BIN)/python -m benchmarks.soak build/soak-bundle $(ARGS)
+
+# A hundred thousand malformed messages, where make test sends ten thousand.
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz -s $(ARGS)
 
 figures: $(STAMP)
 	$(BIN)/python tools/figures.py

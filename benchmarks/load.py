@@ -20,9 +20,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from askance.service.pb.askance.v1 import screening_pb2 as pb
-from askance.service.pb.askance.v1 import screening_pb2_grpc
-
+SCREEN = "/askance.v1.Screening/Screen"
 TIMEOUT = 30.0  # seconds that one request may take
 
 
@@ -32,11 +30,12 @@ class Plan:
 
     Attributes:
         targets: {server: HOST:PORT}, loaded in turn, slice by slice.
-        request: a serialized ScreenRequest, in hexadecimal.
+        request: a serialized message, in hexadecimal.
         clients: connections, each with one request under way.
         rounds: slices on each server; one more before them warms up and is not reported.
         seconds: how long a slice lasts, at most.
         requests: of a slice, at most.
+        method: that takes the message; every server has it.
     """
 
     targets: dict[str, str]
@@ -45,6 +44,7 @@ class Plan:
     rounds: int
     seconds: float
     requests: int
+    method: str = SCREEN
 
     @property
     def most_seconds(self) -> float:
@@ -86,16 +86,13 @@ async def run(plan: Plan) -> list[Slice]:
     Raises:
         grpc.aio.AioRpcError: a request failed.
     """
-    request = pb.ScreenRequest.FromString(bytes.fromhex(plan.request))
     async with AsyncExitStack() as stack:
-        stubs = {}
+        calls = {}
         for name, target in plan.targets.items():
             channels = [await stack.enter_async_context(connection(target)) for _ in range(plan.clients)]
             await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), TIMEOUT)
-            stubs[name] = [screening_pb2_grpc.ScreeningStub(c) for c in channels]  # type: ignore[no-untyped-call]
-        slices = [
-            await _slice(name, stubs[name], request, plan) for _ in range(plan.rounds + 1) for name in plan.targets
-        ]
+            calls[name] = [channel.unary_unary(plan.method, None, None) for channel in channels]  # bytes both ways
+        slices = [await _slice(name, calls[name], plan) for _ in range(plan.rounds + 1) for name in plan.targets]
     return slices[len(plan.targets) :]
 
 
@@ -107,19 +104,20 @@ def connection(target: str) -> grpc.aio.Channel:
     )
 
 
-async def _slice(name: str, stubs: Sequence[Any], request: pb.ScreenRequest, plan: Plan) -> Slice:
+async def _slice(name: str, calls: Sequence[Any], plan: Plan) -> Slice:
+    request = bytes.fromhex(plan.request)
     latencies: list[float] = []
     sent = 0
     start = time.perf_counter()
 
-    async def client(stub: Any) -> None:
+    async def client(call: Any) -> None:
         nonlocal sent
         while sent < plan.requests and (before := time.perf_counter()) - start < plan.seconds:
             sent += 1
-            await stub.Screen(request, timeout=TIMEOUT)
+            await call(request, timeout=TIMEOUT)
             latencies.append(time.perf_counter() - before)
 
-    await asyncio.gather(*(client(stub) for stub in stubs))
+    await asyncio.gather(*(client(call) for call in calls))
     elapsed = time.perf_counter() - start
     ordered = sorted(1000 * latency for latency in latencies)
     return Slice(name, len(ordered), len(ordered) / elapsed, percentile(ordered, 0.5), percentile(ordered, 0.99))

@@ -17,12 +17,13 @@ FLAT_ENTRY = 1e-14  # squared: entries are correlations, in float32
 
 
 class Rows(NamedTuple):
-    """Rows [K, K], each without two entries: its own, and that of another.
+    """Rows [..., K, K], each without two entries: its own, and that of another.
 
     Attributes:
-        centred: the rows, less their means, [K, K].
-        totals: of row a without entries a and b, the sum, [K, K].
-        inverses: of row a without entries a and b, one over the norm about its mean; 0 where it does not vary, [K, K].
+        centred: the rows, less their means, [..., K, K].
+        totals: of row a without entries a and b, the sum, [..., K, K].
+        inverses: of row a without entries a and b, one over the norm about its mean; 0 where it does not vary,
+            [..., K, K].
     """
 
     centred: Tensor
@@ -31,35 +32,35 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor) -> Rows:
-        """Of float rows [K, K]."""
+        """Of float rows [..., K, K]."""
         centred = _centred(rows)
-        own = centred.diagonal().unsqueeze(1)
+        own = _diagonal(centred).unsqueeze(-1)
         return cls(centred, *_without(centred, own))
 
-    def shuffled(self, order: Tensor) -> Rows:
-        """Of the same rows and their entries in another order, [K]."""
-        return Rows(*(one[order][:, order] for one in self))
+    def shuffled(self, orders: Tensor) -> Rows:
+        """Of rows [K, K] and their entries in other orders, [..., K] -> [..., K, K]."""
+        return Rows(*(one[orders.unsqueeze(-1), orders.unsqueeze(-2)] for one in self))
 
     @property
     def own(self) -> Tensor:
-        """Each row's own entry, [K]."""
-        return self.centred.diagonal()
+        """Each row's own entry, [..., K]."""
+        return _diagonal(self.centred)
 
 
 def matches(a: Rows, b: Rows) -> Tensor:
-    """Whether the rows p and q of both, without entries p and q, match better than they cross, bool [K, K].
+    """Whether the rows p and q of both, without entries p and q, match better than they cross, bool [..., K, K].
 
-    Symmetric; what stands on the diagonal means nothing.
+    Symmetric; what stands on the diagonal means nothing. Leading dimensions are broadcast.
     """
-    left = len(a.centred) - 2
-    products = a.centred @ b.centred.T
+    left = a.centred.shape[-1] - 2
+    products = a.centred @ b.centred.mT
     matched = (
-        (products.diagonal() - a.own * b.own).unsqueeze(1) - a.centred * b.centred - a.totals * b.totals / left
+        (_diagonal(products) - a.own * b.own).unsqueeze(-1) - a.centred * b.centred - a.totals * b.totals / left
     ) * (a.inverses * b.inverses)
-    crossed = (products - a.own.unsqueeze(1) * b.centred.T - a.centred * b.own - a.totals * b.totals.T / left) * (
-        a.inverses * b.inverses.T
-    )
-    return matched + matched.T > crossed + crossed.T + TIE
+    crossed = (
+        products - a.own.unsqueeze(-1) * b.centred.mT - a.centred * b.own.unsqueeze(-2) - a.totals * b.totals.mT / left
+    ) * (a.inverses * b.inverses.mT)
+    return matched + matched.mT > crossed + crossed.mT + TIE
 
 
 def leads(similarities: Tensor, predicted: Tensor, words: Rows) -> Tensor:
@@ -90,6 +91,10 @@ def leads(similarities: Tensor, predicted: Tensor, words: Rows) -> Tensor:
         words.inverses.T
     )
     return (inverses * (matched - crossed)).scatter(2, at_predicted, 0.0)
+
+
+def _diagonal(tables: Tensor) -> Tensor:
+    return tables.diagonal(dim1=-2, dim2=-1)
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ sections 3.3, 4 and 5.3; the signature itself is its proposed detector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +27,7 @@ FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
 SHOWN = 10  # classes that an error names
+NUMBERS = 2**20  # of each table that is held at once
 MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
 
 
@@ -36,29 +37,29 @@ def centred_unit(rows: Tensor) -> Tensor:
 
 
 def correlations(rows: Tensor) -> Tensor:
-    """Pearson correlation of every pair of rows, [w, n] -> [w, w] (C_D and C_I)."""
+    """Pearson correlation of every pair of rows, [..., w, n] -> [..., w, w] (C_D and C_I)."""
     unit = centred_unit(rows)
-    return unit @ unit.T
+    return unit @ unit.mT
 
 
 def two_versus_two(image: Rows, word: Rows) -> Tensor:
-    """The 2 vs 2 test of every pair of concepts, bool [w(w-1)/2] in the order of `torch.combinations`.
+    """The 2 vs 2 test of every pair of concepts, bool [..., w(w-1)/2] in the order of `torch.combinations`.
 
     Both columns of the pair are dropped; it passes if the matched correlations sum to more than the crossed ones
     (paper, Eqs. 1 and 2). The mean is the layer's 2-vs-2 accuracy; chance is one half.
 
     Args:
-        image: the rows of C_I, [w, w].
-        word: those of C_D, [w, w].
+        image: the rows of C_I, [..., w, w].
+        word: those of C_D, [..., w, w]; leading dimensions are broadcast.
 
     Raises:
         DataError: fewer than four concepts (two columns must remain to correlate).
     """
-    count = len(word.centred)
+    count = word.centred.shape[-1]
     if count < 4:
         raise DataError(f"the 2 vs 2 test needs at least 4 concepts, got {count}")
     above = torch.triu_indices(count, count, offset=1)
-    return matches(image, word)[above[0], above[1]]
+    return matches(image, word)[..., above[0], above[1]]
 
 
 def _labels(capture: Capture) -> Tensor:
@@ -79,8 +80,9 @@ def _activations(stream: CaptureStream, layers: Iterable[str], rows: Tensor) -> 
     return {layer: torch.stack([kept[row] for row in rows.tolist()]) for layer, kept in found.items()}
 
 
-def _mean_accuracy(draws: Sequence[Rows], word: Rows) -> float:
-    return float(np.mean([two_versus_two(draw, word).double().mean() for draw in draws]))
+def _passed(draws: Rows, words: Rows) -> Tensor:
+    """How many 2 vs 2 tests of all draws [D, w, w] pass beside each of the words' tables [P, w, w], int64 [P]."""
+    return torch.stack([two_versus_two(Rows(*draw), words).sum(dim=-1) for draw in zip(*draws, strict=True)]).sum(dim=0)
 
 
 class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
@@ -298,13 +300,16 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
             rows.append(torch.stack([order[labels[order] == k][0] for k in present]))
         shown = _activations(stream, self.layers, torch.cat(rows))
         word = Rows.of(self.word_correlations.double().cpu()[present][:, present])
-        shuffles = [torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)]
+        tests = DRAWS * math.comb(len(present), 2)
+        orders = torch.stack([torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)])
+        at_once = max(1, NUMBERS // len(present) ** 2)  # permutations
         accuracies, p_values = [], []
         for layer in self.layers:
-            draws = [Rows.of(correlations(drawn)) for drawn in shown[layer].split(len(present))]
-            accuracies.append(_mean_accuracy(draws, word))
-            null = [_mean_accuracy(draws, word.shuffled(shuffle)) for shuffle in shuffles]
-            p_values.append((1 + sum(value >= accuracies[-1] for value in null)) / (PERMUTATIONS + 1))
+            draws = Rows.of(correlations(shown[layer].unflatten(0, (DRAWS, len(present)))))
+            (passed,) = _passed(draws, Rows(*(one.unsqueeze(0) for one in word))).tolist()
+            null = torch.cat([_passed(draws, word.shuffled(some)) for some in orders.split(at_once)])
+            accuracies.append(passed / tests)
+            p_values.append((1 + int((null >= passed).sum())) / (PERMUTATIONS + 1))
         p_values = corrected(torch.tensor(p_values, dtype=torch.float64)).tolist()
         return {
             layer: {"two_versus_two": accuracy, "p_value": p}

@@ -16,6 +16,7 @@ from bundle_support import publish_trained
 from calibration_support import ATTACKED, DigitsRun, digits_run_in, run_digits
 from filelock import FileLock
 from graphs_support import with_graphs, without_graphs
+from hypothesis import settings
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
 
@@ -26,6 +27,8 @@ from askance.service.observability.log import GRPC, OWN, Ids
 # Tensors here are small: a second thread per operation only contends with other processes (fifteenfold, measured).
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
+
+settings.register_profile("fuzz", max_examples=1000)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -34,8 +34,6 @@ QUICK = (
     ("cycles = 10", "cycles = 1"),
     ("cycle_steps = 200", "cycle_steps = 5"),
     ("[evaluation]", "[evaluation]\nladder = false\nbenign_images = 0"),
-    # whose diagnosis, of a thousand permutations, takes as long as all else together
-    ('[detectors.semantic_signature]\nsemantic_layers = ["conv1", "conv2", "fc1", "fc2"]\n', ""),
 )
 TOO_LARGE = "File too large: raise the limit on the size of files (ulimit -f)"
 

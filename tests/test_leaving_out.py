@@ -76,3 +76,13 @@ def test_tables_are_quadratic_in_the_classes() -> None:
     rows = Rows.of(some(0, 2000, 2000))
     assert sum(one.numel() for one in rows) == 3 * 2000**2
     assert np.isfinite(rows.inverses.numpy()).all()
+
+
+def test_many_tables_at_once_are_each_of_them_alone() -> None:
+    images, word = some(3, 4, 7, 7), some(4, 7, 7)
+    orders = torch.stack([torch.randperm(7, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
+    found = matches(Rows.of(images.unsqueeze(1)), Rows.of(word).shuffled(orders))
+    assert found.shape == (4, 6, 7, 7)
+    for i, image in enumerate(images):
+        for j, order in enumerate(orders):
+            assert torch.equal(found[i, j], matches(Rows.of(image), Rows.of(word[order][:, order])))

@@ -42,6 +42,7 @@ def rows(**attacks: dict[str, Any]) -> dict[str, Any]:
         "images": 1000,
         "forward_passes": {"fused": 11, "fused_single_pass": 1},
         "layers": ["fc1"],
+        "baselines": ["max_softmax"],
         "attacks": attacks,
         "clean": {"suspect": 0.05, "adversarial": 0.01},
         "classes": {"a": {"images": 10, "suspect": 0.1, "adversarial": 0.0}},
@@ -77,6 +78,7 @@ def test_the_page_has_every_row_worst_first_and_says_where_another_is_ahead() ->
     assert "| `fog_2` | (5.0% / **3.0%**) |" in text
     assert "| `blur_1` |  |" in text
     assert "fog_3" not in text  # not mild
+    assert "Layers `fc1`; forward passes: fused 11, fused single pass 1; baselines: max softmax." in text
 
 
 def test_attacks_are_scaled_to_what_the_victim_gives_way_to() -> None:

@@ -41,7 +41,7 @@ def page(matrix: Mapping[str, Rows], choices: Mapping[str, Any], words: str) -> 
         "## Every row, worst first",
     ]
     for name, rows in matrix.items():
-        sections += [f"### {name}: {rows['about']}", _layers(rows), _attacks(rows)]
+        sections += [f"### {name}: {rows['about']}", _made_of(rows), _attacks(rows)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -131,9 +131,11 @@ def _flags(control: Mapping[str, Any]) -> str:
     return text if control["accuracy"] >= PROMISED else f"({text})"
 
 
-def _layers(rows: Rows) -> str:
-    passes = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows["forward_passes"].items())
-    return f"Layers {', '.join(f'`{name}`' for name in rows['layers'])}; forward passes: {passes}."
+def _made_of(rows: Rows) -> str:
+    layers = ", ".join(f"`{name}`" for name in rows["layers"])
+    passes = ", ".join(f"{_spaced(name)} {count}" for name, count in rows["forward_passes"].items())
+    baselines = ", ".join(_spaced(name) for name in rows["baselines"])
+    return _wrapped(f"Layers {layers}; forward passes: {passes}; baselines: {baselines}.")
 
 
 def _attacks(rows: Rows) -> str:
@@ -167,7 +169,11 @@ def _attack(name: str, row: Rows) -> tuple[str, ...]:
 def _named(best: Sequence[Any], *, behind: bool) -> str:
     name, value = best
     figure = f"**{_number(value)}**" if behind else _number(value)
-    return f"{figure} <sub>{name.replace('_', ' ')}</sub>"
+    return f"{figure} <sub>{_spaced(name)}</sub>"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _wrapped(text: str) -> str:

@@ -24,7 +24,17 @@ from benchmarks.matrix.victims import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, RESULTS = ROOT / "build" / "matrix", ROOT / "docs" / "results"
-BASELINES = ("max_softmax", "energy", "mahalanobis", "lid", "feature_squeezing", "knn")
+BASELINES = (
+    "max_softmax",
+    "energy",
+    "mahalanobis",
+    "lid",
+    "feature_squeezing",
+    "knn",
+    "recovery",
+    "logit_layer",
+    "few_large_shifts",
+)
 ATTACKED = 150
 
 
@@ -71,6 +81,7 @@ def rows_of(victim: Victim, bundle: Bundle) -> dict[str, Any]:
         "images": evaluation.classifier.images,
         "forward_passes": dict(evaluation.forward_passes),
         "layers": list(bundle.manifest.classifier.layers),
+        "baselines": list(evaluation.baselines),
         "attacks": {name: _attack(evaluation, name) for name in evaluation.auroc},
         "clean": dict(evaluation.clean_flag_rate),
         "classes": {name: row.model_dump() for name, row in evaluation.class_clean_flag_rate.items()},

@@ -1,0 +1,1 @@
+"""Other people's model servers, with the same classifier and nothing that detects: `make bench-peers`."""
