@@ -13,10 +13,12 @@ import typer
 from askance.calibration.progress import say
 from askance.errors import AskanceError
 from askance.output import console, write_json
-from benchmarks import library, screening, serving
+from benchmarks import library, roofline, screening, serving
 from benchmarks.environment import prepare
 from benchmarks.fixtures import NETWORKS, Fixture, fit
-from benchmarks.report import print_construction, print_fixture, print_screening, print_serving
+from benchmarks.report import print_construction, print_fixture, print_rooflines, print_screening, print_serving
+from benchmarks.roofline import Peaks, Roofline
+from benchmarks.screening import ScreeningCost
 from benchmarks.sizes import FULL, QUICK, Sizes
 
 
@@ -54,18 +56,24 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         fixtures.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
         print_fixture(fixtures[-1])
     say("screening")
-    screened = [
-        cost
-        for fixture in fixtures
-        for with_views in (False, True)
-        for cost in screening.measure(fixture, sizes, with_views=with_views)
-    ]
+    peaks = Peaks.measured()
+    screened: list[ScreeningCost] = []
+    rooflines: list[Roofline] = []
+    single_pass = []
+    for fixture in fixtures:
+        for with_views in (False, True):
+            graphs = screening.exported(fixture, sizes, with_views=with_views)
+            screened += screening.measure(fixture, sizes, graphs, with_views=with_views)
+            rooflines += roofline.measure(fixture.network.name, sizes, graphs, peaks, with_views=with_views)
+            if not with_views:
+                single_pass.append(graphs)
     print_screening(screened)
+    print_rooflines(peaks, rooflines)
     say("library construction")
     built = [library.measure(fixture, layer, sizes) for fixture in fixtures for layer in fixture.rows]
     print_construction(built)
     say("serving")
-    served = serving.measure(fixtures[0], sizes)
+    served = serving.measure(fixtures[0], sizes, single_pass[0])
     print_serving(served)
     seconds = time.perf_counter() - start
     console.print(f"measured in {seconds:.0f} s")
@@ -73,6 +81,8 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "environment": asdict(environment),
         "fixtures": [_described(fixture) for fixture in fixtures],
         "screening": _rows(screened),
+        "peaks": asdict(peaks),
+        "roofline": _rows(rooflines),
         "library": _rows(built),
         "serving": _rows(served),
         "seconds": seconds,

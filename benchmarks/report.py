@@ -9,6 +9,7 @@ from rich.table import Table
 from askance.output import console
 from benchmarks.fixtures import Fixture
 from benchmarks.library import ConstructionCost
+from benchmarks.roofline import Peaks, Roofline
 from benchmarks.screening import TORCH, ScreeningCost
 from benchmarks.serving import ASKANCE, NO_OP, ServingCost
 
@@ -63,6 +64,21 @@ def _share(cost: ScreeningCost, stage: str) -> str:
     if stage not in cost.stages_ms:
         return "-"
     return f"{cost.stages_ms[stage]:.2f} ({cost.stages_ms[stage] / sum(cost.stages_ms.values()):.0%})"
+
+
+def print_rooflines(peaks: Peaks, found: Sequence[Roofline]) -> None:
+    """What graphs' convolutions and matrix products take at least."""
+    table = _table(
+        f"at least: {peaks.operations[4] / 1e9:.0f} and {peaks.operations[8] / 1e9:.0f} x 10^9 operations a second in "
+        f"single and double precision, {peaks.bandwidth / 1e9:.1f} GB/s of memory"
+    )
+    for column in ("network", "", "batch", "nodes", "products", "10^6 operations", "MB", "at least, ms"):
+        table.add_column(column, justify="left" if column in ("network", "") else "right")
+    for one in found:
+        part = f"{one.part}, with views" if one.views and one.part != "bare" else one.part
+        figures = f"{one.million_operations:.1f}", f"{one.megabytes:.1f}", f"{one.least_ms:.2f}"
+        table.add_row(one.network, part, *map(str, (one.batch, one.nodes, one.products)), *figures)
+    console.print(table)
 
 
 def print_construction(costs: Sequence[ConstructionCost]) -> None:

@@ -9,14 +9,16 @@ that, and everything else of a graph is not counted: small operations cost what 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, helper, shape_inference
 
-from askance.screening.graph import IMAGES, Model
+from askance.screening.bundle import ALONE
+from askance.screening.graph import Model
+from benchmarks.sizes import Sizes
 from benchmarks.timing import timed
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "Conv")
@@ -76,6 +78,10 @@ class Roofline:
     """A graph at one batch size.
 
     Attributes:
+        network: its name.
+        views: whether the graph makes them.
+        part: "screened", or "bare" for the classifier alone.
+        batch: images in a call.
         nodes: operations of the graph of whatever kind.
         products: convolutions and matrix products among them.
         million_operations: floating-point ones of those.
@@ -83,6 +89,10 @@ class Roofline:
         least_ms: what they take at least.
     """
 
+    network: str
+    views: bool
+    part: str
+    batch: int
     nodes: int
     products: int
     million_operations: float
@@ -90,17 +100,25 @@ class Roofline:
     least_ms: float
 
 
-def of_graph(model: Model, batch: int, peaks: Peaks) -> Roofline:
-    """Count what a graph does to `batch` images."""
-    graph = _with_shapes(model, batch)
-    products = list(products_of(graph))
-    return Roofline(
-        nodes=len(graph.node),
-        products=len(products),
-        million_operations=sum(one.operations for one in products) / 1e6,
-        megabytes=sum(one.moved for one in products) / 1e6,
-        least_ms=1000 * sum(one.least_seconds(peaks) for one in products),
-    )
+def measure(
+    network: str, sizes: Sizes, graphs: Mapping[str, Model], peaks: Peaks, *, with_views: bool
+) -> Iterator[Roofline]:
+    """Count what `screening.exported` graphs do at each batch size."""
+    for name, model in graphs.items():
+        for batch in sizes.calls:
+            graph = _with_shapes(model, batch)
+            products = list(products_of(graph))
+            yield Roofline(
+                network=network,
+                views=with_views,
+                part="bare" if name == ALONE else "screened",
+                batch=batch,
+                nodes=len(graph.node),
+                products=len(products),
+                million_operations=sum(one.operations for one in products) / 1e6,
+                megabytes=sum(one.moved for one in products) / 1e6,
+                least_ms=1000 * sum(one.least_seconds(peaks) for one in products),
+            )
 
 
 def products_of(graph: GraphProto) -> Iterator[Product]:
@@ -126,7 +144,11 @@ def _multiplications(node: NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 def _with_shapes(model: Model, batch: int) -> GraphProto:
+    """The graph of so many images: the exporter leaves shapes such as "4*batch", or none."""
     proto = onnx.load_model_from_string(model.content)
-    (images,) = (one for one in proto.graph.input if one.name == IMAGES)
-    images.type.tensor_type.shape.dim[0].dim_value = batch
-    return shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
+    for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                factors = size.dim_param.split("*")
+                size.dim_value = math.prod(batch if one == "batch" else int(one) for one in factors)
+    return shape_inference.infer_shapes(proto).graph

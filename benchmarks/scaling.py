@@ -19,7 +19,7 @@ from askance.output import console, write_json
 from askance.service.client_messages import request_of
 from askance.service.launch import launched
 from benchmarks.environment import prepare
-from benchmarks.fixtures import fit, resnet44
+from benchmarks.fixtures import Network, fit, lenet, resnet44
 from benchmarks.load import Plan
 from benchmarks.serving import carry_out, publish_fixture
 from benchmarks.sizes import FULL, QUICK, Sizes
@@ -58,14 +58,14 @@ class Scaling:
     ratio: Spread
 
 
-def measure(sizes: Sizes) -> list[Scaling]:
-    """Serve ResNet44 both ways, a worker for each core beside one, and load them in turn.
+def measure(network: Network, sizes: Sizes) -> list[Scaling]:
+    """Serve a network both ways, a worker for each core beside one, and load them in turn.
 
     Raises:
         AskanceError: a server does not start or stop as it should.
         subprocess.SubprocessError: the load could not be carried out.
     """
-    network, workers = resnet44(), len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0))
     fixture = fit(network, sizes.fit_images[network.name], sizes.calibration_images)
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         publish_fixture(fixture, Path(folder) / "bundle")
@@ -100,10 +100,10 @@ def main(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run, whose figures mean little.")] = False,
 ) -> None:
-    """Measure what workers add, as a ratio."""
+    """Measure what workers add, as a ratio: to ResNet44, in a smoke run to LeNet, which is soon made."""
     environment = prepare()
     console.print(str(environment), soft_wrap=True)
-    found = measure(QUICK if quick else FULL)
+    found = measure(lenet(), QUICK) if quick else measure(resnet44(), FULL)
     for one in found:
         console.print(
             f"{one.network}, {one.clients} clients: {one.workers} workers {one.all:.4g} requests/s, "

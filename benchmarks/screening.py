@@ -14,7 +14,7 @@ from askance.answers import FUSED
 from askance.calibration.exporting import graphs_of
 from askance.detectors import Detector, Screen
 from askance.screening.bundle import ALONE
-from askance.screening.graph import GraphReader
+from askance.screening.graph import GraphReader, Model
 from benchmarks.fixtures import Fixture
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread, interleave
@@ -51,11 +51,23 @@ class ScreeningCost:
     stages_ms: dict[str, float]
 
 
-def measure(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> Iterator[ScreeningCost]:
+def exported(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> dict[str, Model]:
+    """The graphs of the Screen, with or without the constellation, by FUSED, and of the classifier, by ALONE; empty
+    where a run of these sizes does without.
+    """
+    if with_views not in sizes.exported.get(fixture.network.name, ()):
+        return {}
+    screen = fixture.with_views if with_views else fixture.screen
+    return graphs_of({FUSED: screen}, (fixture.images[:32].float() / 255).numpy())
+
+
+def measure(
+    fixture: Fixture, sizes: Sizes, graphs: Mapping[str, Model], *, with_views: bool
+) -> Iterator[ScreeningCost]:
     """Time the Screen, with or without the constellation, against normalisation and a forward pass of the classifier.
 
-    Torch beside torch, the graph beside torch, and the graph beside the classifier's own graph. The bare classifier
-    runs in inference mode and without hooks. All take the same pixels [batch, C, H, W].
+    Torch beside torch, and of `exported` graphs the Screen's beside torch and beside the classifier's own. The bare
+    classifier runs in inference mode and without hooks. All take the same pixels [batch, C, H, W].
     """
     screen = fixture.with_views if with_views else fixture.screen
     normalize, classifier = fixture.network.preprocessing.normalize, fixture.bare_classifier()
@@ -66,9 +78,8 @@ def measure(fixture: Fixture, sizes: Sizes, *, with_views: bool) -> Iterator[Scr
 
     for batch in sizes.calls:
         yield _measured(fixture, sizes, batch, screen, screen.reader.detectors, bare, TORCH)
-    if with_views not in sizes.exported.get(fixture.network.name, ()):
+    if not graphs:
         return
-    graphs = graphs_of({FUSED: screen}, (fixture.images[:32].float() / 255).numpy())
     reader = GraphReader(graphs[FUSED], graphs[ALONE], list(screen.detectors), torch.get_num_threads())
     by_graph = Screen(reader, screen.preprocessing, screen.class_names, screen.detectors, screen.calibration)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from askance.calibration.exporting import graphs_of
 from askance.classifiers import build_classifier
 from askance.detectors.publishing import publish
+from askance.screening.graph import Model
 from askance.service.client_messages import request_of
 from askance.service.launch import Serving, launched
 from askance.service.protocols.screening_messages import screen_response
@@ -60,8 +62,9 @@ class ServingCost:
     stages_ms: dict[str, float]
 
 
-def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
-    """Publish the fixture as a bundle, serve it, and load both servers in turn; everything is gone afterwards.
+def measure(fixture: Fixture, sizes: Sizes, graphs: Mapping[str, Model]) -> list[ServingCost]:
+    """Publish the fixture as a bundle with its graphs, serve it, and load both servers in turn; everything is gone
+    afterwards.
 
     Raises:
         AskanceError: a server does not start or stop as it should.
@@ -73,7 +76,7 @@ def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
     assert not isinstance(screening, Exception)
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         bundle, fixed = Path(folder) / "bundle", Path(folder) / "response"
-        bundle_id = publish_fixture(fixture, bundle)
+        bundle_id = publish_fixture(fixture, bundle, graphs)
         fixed.write_bytes(screen_response("", bundle_id, screening, verdict=True, scores=True).SerializeToString())
         settings = Path(folder) / "server.toml"
         settings.write_text("port = 0\nmetrics_port = 0\n[metrics]\npool_requests = 1\npool_seconds = 0.0\n")
@@ -94,8 +97,8 @@ def measure(fixture: Fixture, sizes: Sizes) -> list[ServingCost]:
         return [_measure(fixture.network.name, plan, askance) for plan in plans]
 
 
-def publish_fixture(fixture: Fixture, path: Path) -> str:
-    """Publish a fixture as a bundle with its graph; return the bundle's id."""
+def publish_fixture(fixture: Fixture, path: Path, graphs: Mapping[str, Model] | None = None) -> str:
+    """Publish a fixture as a bundle with its graphs, made where none are given; return the bundle's id."""
     network, screen = fixture.network, fixture.screen
     return publish(
         path,
@@ -115,7 +118,7 @@ def publish_fixture(fixture: Fixture, path: Path) -> str:
         evaluation={},
         summary={},
         provenance={"benchmark": fixture.data},
-        export=graphs_of,
+        export=graphs_of if graphs is None else lambda *_: dict(graphs),
     ).id
 
 

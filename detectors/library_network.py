@@ -25,6 +25,7 @@ from askance.screening.reading import Reading
 
 FEWEST_ROWS = 2  # a library of no more tells nothing from anything
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
+STEP = 10.0**-DECIMALS + torch.finfo(torch.float32).eps  # from one such number to the next, in float32
 
 
 class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
@@ -164,7 +165,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         components = {f"discord:{a}~{b}": 1 - cosines[:, i] for i, (a, b) in enumerate(pairs)}
         components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
-        return Reading(1 - cosines.mean(dim=1), components, evidence=evidence, tied=tied.any(dim=1))
+        return Reading(1 - cosines.mean(dim=1), components, evidence=evidence, tied=tied.any(dim=1), step=STEP)
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002

@@ -46,6 +46,7 @@ def layout_of(readings: Mapping[str, Reading]) -> dict[str, Any]:
             "two_sided": sorted(one.two_sided),
             "evidence": list(one.evidence),
             "parts": [part for part in PARTS if getattr(one, part) is not None],
+            "step": one.step,
         }
         for kind, one in readings.items()
     }
@@ -69,6 +70,7 @@ def _restored(outputs: Mapping[str, NDArray[Any]], layout: Mapping[str, Any]) ->
             components=dict(zip(of["components"], outputs[f"{kind}/components"], strict=True)),
             two_sided=frozenset(of["two_sided"]),
             evidence={name: outputs[f"{kind}/evidence/{name}"] for name in of["evidence"]},
+            step=of.get("step", 0.0),  # older graphs do not say
             **parts,
         )
     return Read(outputs[LOGITS], readings)

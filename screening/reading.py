@@ -34,6 +34,7 @@ class Reading(Generic[T]):
         tied: whether a tie, but for noise (`detectors.ranks.TIE`), decided something: the readings would jump; [B]
             bool, None where nothing can be tied.
         slack: how far the score may be off because it rises in steps, [B], >= 0; None where it does not.
+        step: what the score and the components were rounded to: the last bits move them by as much, or not at all.
     """
 
     score: T
@@ -42,6 +43,7 @@ class Reading(Generic[T]):
     evidence: Mapping[str, T] = field(default_factory=dict)
     tied: T | None = None
     slack: T | None = None
+    step: float = 0.0
 
     def each(self, convert: Callable[[T], U]) -> Reading[U]:
         """The same, all of it converted."""
@@ -52,6 +54,7 @@ class Reading(Generic[T]):
             {name: convert(values) for name, values in self.evidence.items()},
             None if self.tied is None else convert(self.tied),
             None if self.slack is None else convert(self.slack),
+            self.step,
         )
 
 
@@ -120,6 +123,11 @@ def in_numbers(readings: Mapping[str, Numbers], logits: NDArray[Any]) -> Reading
         },
         frozenset(f"{name}/{part}" for name, one in readings.items() for part in one.two_sided),
         logits,
+        {
+            key: one.step
+            for name, one in readings.items()
+            for key in (name, *(f"{name}/{part}" for part in one.components))
+        },
     )
 
 

@@ -59,9 +59,11 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> None:
-    assert set(figures) == {"environment", "fixtures", "screening", "library", "serving", "seconds"}
+    assert set(figures) == {
+        *("environment", "fixtures", "screening", "peaks", "roofline", "library", "serving", "seconds")
+    }
     assert set(figures["environment"]) == {"cpus", "cpu", "threads", "torch", "python", "load"}
-    for part in ("fixtures", "screening", "library", "serving", "seconds"):
+    for part in set(figures) - {"environment"}:
         found = list(numbers(figures[part]))
         assert found
         assert all(math.isfinite(value) and value >= 0 for value in found), part
@@ -92,6 +94,18 @@ def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) 
         }
 
 
+def test_a_graph_takes_at_least_what_its_products_do(figures: dict[str, Any]) -> None:
+    rows = {(row["part"], row["batch"]): row for row in figures["roofline"]}
+    assert list(rows) == [(part, batch) for part in ("bare", "screened") for batch in (1, 32)]
+    for batch in (1, 32):
+        assert rows["screened", batch]["million_operations"] > rows["bare", batch]["million_operations"]
+        assert rows["screened", batch]["nodes"] > rows["screened", batch]["products"] > 4
+    # LeNet: 20 filters of 1 x 5 x 5 at 24 x 24 places, 50 of 20 x 5 x 5 at 8 x 8, and two layers after them
+    multiplications = 20 * 24**2 * 25 + 50 * 8**2 * 20 * 25 + 800 * 500 + 500 * 10
+    assert rows["bare", 1]["million_operations"] == 2 * multiplications / 1e6
+    assert rows["bare", 32]["million_operations"] == pytest.approx(32 * 2 * multiplications / 1e6)
+
+
 def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
     assert [(row["network"], row["layer"], row["rows"]) for row in figures["library"]] == [
         (fixture["network"], layer, rows)
@@ -114,8 +128,8 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
 
 def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
     printed, found = quick("benchmarks.scaling", tmp_path / "workers.json")
-    assert "ResNet44, 16 clients: " in printed
-    assert [(row["network"], row["clients"]) for row in found["scaling"]] == [("ResNet44", 16), ("ResNet44", 64)]
+    assert "LeNet, 16 clients: " in printed
+    assert [(row["network"], row["clients"]) for row in found["scaling"]] == [("LeNet", 16), ("LeNet", 64)]
     for row in found["scaling"]:
         assert row["workers"] == len(os.sched_getaffinity(0))
         assert set(row["ratio"]) == SPREAD

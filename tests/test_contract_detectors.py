@@ -17,6 +17,7 @@ from toy import NAMES, Trained, new_detectors
 from askance.detectors import DETECTORS, Capture, Detector, Inputs, Reading
 from askance.detectors.registry import restored
 from askance.errors import AskanceError, NotFittedError
+from askance.judgement.margins import NOISE, spread
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "detectors.md"
 WORDS = torch.randn(10, 12, generator=torch.Generator().manual_seed(8))
@@ -188,8 +189,11 @@ def test_rounding_moves_a_score_no_further_than_its_slack(trained: Trained, kind
     slack = torch.zeros_like(one.score) if one.slack is None else one.slack
     tied = [reading.tied for reading in (one, another) if reading.tied is not None]
     decided = ~torch.stack([torch.zeros(len(slack), dtype=torch.bool), *tied]).any(dim=0)
-    beyond = (another.score - one.score).abs() - slack - 1e-3 * float(one.score.std())
+    beyond = (another.score - one.score).abs() - slack - one.step - 1e-3 * float(one.score.std())
     assert float(beyond[decided].max()) <= 0
+    for name, values in one.components.items():
+        off = (another.components[name] - values).abs()[decided].quantile(0.98)  # the others may have changed units
+        assert float(off) <= max(one.step, NOISE * float(spread(values.sort().values.numpy()))), name
 
 
 @torch.no_grad()

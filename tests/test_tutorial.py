@@ -42,8 +42,8 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photos of 32 pixels; the ports are free ones, the error estimator's training is short, attacks are few: one in place of the
-    ladder, which by two cores takes most of the ten minutes.
+    """Photos of 32 pixels; the ports are free ones, the error estimator's training is short, attacks are few: one in
+    place of the ladder, which on two cores takes most of the ten minutes.
     """
     monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
     take_photos(tmp_path / "photos", {"train": 240, "test": 240})

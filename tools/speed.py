@@ -1,8 +1,9 @@
-"""Write the tables of docs/results/speed.md, and draw them, from speed, large, workers and growth.json beside it.
+"""Write the tables of docs/results/speed.md, and draw them, from the JSON beside it.
 
     python tools/speed.py
 
-make bench, bench-large, bench-workers and bench-growth put these there: ARGS="--json docs/results/speed.json", ...
+make bench, bench-peers, bench-large, bench-workers and bench-growth put it there: ARGS="--json
+docs/results/speed.json", and so on.
 """
 
 from __future__ import annotations
@@ -69,6 +70,58 @@ def serving(rows: list[dict[str, Any]]) -> str:
             )
             for row in rows
             for name, title in figures.items()
+        ),
+    )
+
+
+def roofline(peaks: dict[str, Any], rows: list[dict[str, Any]], screened: list[dict[str, Any]]) -> str:
+    """What a graph's products take at least, beside what the whole of it takes."""
+
+    def taken(row: dict[str, Any]) -> str:
+        (own,) = (one for one in screened if one["engine"] == one["bare"] == "onnxruntime" and _is_of(one, row))
+        return f"{own['bare_ms'] if row['part'] == 'bare' else own['stages_ms']['graph']:.2f} ms"
+
+    single, double = (peaks["operations"][width] / 1e9 for width in ("4", "8"))
+    return (
+        f"{single:.0f} and {double:.0f} x 10^9 operations a second in single and double precision, "
+        f"{peaks['bandwidth'] / 1e9:.1f} GB/s.\n\n"
+    ) + table(
+        ("graph", "nodes", "products", "10^6 operations", "MB", "at least", "takes"),
+        (
+            (
+                f"{row['network']}, batch {row['batch']}, "
+                + ("bare" if row["part"] == "bare" else "with views" if row["views"] else "a single pass"),
+                f"{row['nodes']:,}",
+                str(row["products"]),
+                f"{row['million_operations']:.1f}",
+                f"{row['megabytes']:.1f}",
+                f"{row['least_ms']:.2f} ms",
+                taken(row),
+            )
+            for row in rows
+            if not (row["part"] == "bare" and row["views"])
+        ),
+    )
+
+
+def _is_of(cost: dict[str, Any], row: dict[str, Any]) -> bool:
+    return (cost["network"], cost["batch"], bool(cost["views"])) == (row["network"], row["batch"], row["views"])
+
+
+def peers(rows: list[dict[str, Any]]) -> str:
+    """All detectors on, beside servers with the bare classifier."""
+    return table(
+        ("server", "clients", "requests/s", "p50", "p99", "requests/s beside the better MLServer", "p50"),
+        (
+            (
+                row["server"],
+                str(row["clients"]),
+                _figure(row["requests_per_second"]),
+                f"{_figure(row['p50_ms'])} ms",
+                f"{_figure(row['p99_ms'])} ms",
+                *(_ratio(row["ratio"][figure]) for figure in ("requests_per_second", "p50_ms")),
+            )
+            for row in rows
         ),
     )
 
@@ -201,7 +254,10 @@ def main() -> None:
     )
     replace_section(PAGE, "screening", screening(figures["screening"]))
     replace_section(PAGE, "stages", stages(figures["screening"]))
+    replace_section(PAGE, "roofline", roofline(figures["peaks"], figures["roofline"], figures["screening"]))
     replace_section(PAGE, "serving", serving(figures["serving"]))
+    served = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["served"]
+    replace_section(PAGE, "peers", peers(served))
     costs = json.loads((RESULTS / "large.json").read_text(encoding="utf-8"))
     replace_section(PAGE, "large", large(list(costs.values())))
     scaled = json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))
