@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from askance.errors import BundleError
 from askance.images import Batch
 from askance.judgement.margins import spread
 from askance.screening.images import Pixels
-from askance.screening.reading import Reader, in_numbers, slack_of
+from askance.screening.reading import Numbers, Reader, in_numbers, slack_of
 from askance.screening.screen import Screen
 
 CLOSE = 1e-4  # how far a score may be from torch's, as a share of it and of the spread of clean ones
@@ -45,10 +46,12 @@ def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
     """What another reader would have a Screen say otherwise of images [B, C, H, W], in words; None where nothing.
 
     Scores may differ by a ten-thousandth, or as the last bits of what they are made of let them; classes and flags may
-    where the last bits decide.
+    where the last bits decide. Components that were rounded may by a step of that: with few clean images, or where
+    those lie close together, it is a rank, and what follows from a rank is no fault of the reader's.
     """
     calibration = screen.calibration
     (logits, readings), (others, other_readings) = screen.reader(images), reader(images)
+    other_readings = {name: but_for_a_step(one, readings[name]) for name, one in other_readings.items()}
     one, other = in_numbers(readings, logits), in_numbers(other_readings, others)
     decided = ~screen.undecided(one, readings)
     found = []
@@ -71,6 +74,16 @@ def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
             if ((p <= alpha) != (other_p <= alpha))[decided & known].any():
                 found.append(f"{name} is flagged {level} in one alone")
     return found[0] if found else None
+
+
+def but_for_a_step(one: Numbers, of_torch: Numbers) -> Numbers:
+    """A Reading with torch's own components where they are no more than a step of their rounding away."""
+    step = of_torch.step
+    own = {
+        name: np.where(np.abs(values - of_torch.components[name]) <= step, of_torch.components[name], values)
+        for name, values in one.components.items()
+    }
+    return replace(one, components=own) if step else one
 
 
 def _alike(logits: NDArray[Any], of_torch: NDArray[Any]) -> bool:

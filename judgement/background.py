@@ -119,8 +119,7 @@ class Background:
 
     def ends(self, readings: Readings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The same as low, and as high, as the margins of the components and of the logits allow."""
-        steps = np.array([readings.steps.get(name, 0.0) for name in self.names], dtype=np.float32)
-        ends, answers = around(self._raw(readings), self._spreads, steps), nudged(readings.logits)
+        ends, answers = around(self._raw(readings), self._spreads), nudged(readings.logits)
         raw, logits = (
             np.concatenate([end for end in ends for _ in answers], axis=1),
             np.concatenate(answers * len(ends)),

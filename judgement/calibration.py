@@ -169,7 +169,7 @@ class Calibration:
         """
         found: dict[str, tuple[Floats, Floats]] = {}
         for name, clean in self.tables.items():
-            low, high = around(readings.scores[name], spread(clean), readings.steps.get(name, 0.0))
+            low, high = around(readings.scores[name], spread(clean))
             off = slack.get(name, 0.0)
             found[name] = low - off, high + off
         return {**found, **self.fused.fusion.ends(readings)}

@@ -28,14 +28,9 @@ def spread(tables: NDArray[FloatT]) -> NDArray[FloatT]:
     return found
 
 
-def around(
-    values: NDArray[FloatT], spreads: NDArray[FloatT], steps: NDArray[FloatT] | float = 0.0
-) -> tuple[NDArray[FloatT], NDArray[FloatT]]:
-    """The least and the most that readings may be, [B] or [F, B], by the spreads of clean ones, [] or [F], and by what
-    they were rounded to, where that is more.
-    """
-    noise = NOISE * (spreads[..., None] + NOISE * np.abs(values))
-    off = np.maximum(noise, np.asarray(steps, dtype=values.dtype)[..., None])
+def around(values: NDArray[FloatT], spreads: NDArray[FloatT]) -> tuple[NDArray[FloatT], NDArray[FloatT]]:
+    """The least and the most that readings may be, [B] or [F, B] by the spreads of clean ones, [] or [F]."""
+    off = NOISE * (spreads[..., None] + NOISE * np.abs(values))
     return values - off, values + off
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -21,14 +21,12 @@ class Readings:
         components: {detector/component: [N]}, in the order that fusion relies on.
         two_sided: the components that can be untypical either way.
         logits: [N, K].
-        steps: what scores and components were rounded to, {detector or detector/component: a number, or absent}.
     """
 
     scores: Mapping[str, Floats]
     components: Mapping[str, Floats]
     two_sided: frozenset[str]
     logits: Floats
-    steps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def predicted(self) -> Ints:
@@ -45,7 +43,6 @@ class Readings:
             {name: np.concatenate([part.components[name] for part in parts]) for name in first.components},
             first.two_sided,
             np.concatenate([part.logits for part in parts]),
-            first.steps,
         )
 
     def stacked(self, names: Iterable[str]) -> NDArray[np.float32]:

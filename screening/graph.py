@@ -46,7 +46,6 @@ def layout_of(readings: Mapping[str, Reading]) -> dict[str, Any]:
             "two_sided": sorted(one.two_sided),
             "evidence": list(one.evidence),
             "parts": [part for part in PARTS if getattr(one, part) is not None],
-            "step": one.step,
         }
         for kind, one in readings.items()
     }
@@ -65,12 +64,11 @@ def _restored(outputs: Mapping[str, NDArray[Any]], layout: Mapping[str, Any]) ->
     """What was read, from a graph's outputs by their names."""
     readings = {}
     for kind, of in layout.items():
-        parts = {part: outputs[f"{kind}/{part}"] for part in of["parts"]}
+        parts: dict[str, Any] = {part: outputs[f"{kind}/{part}"] for part in of["parts"]}
         readings[kind] = Reading(
             components=dict(zip(of["components"], outputs[f"{kind}/components"], strict=True)),
             two_sided=frozenset(of["two_sided"]),
             evidence={name: outputs[f"{kind}/evidence/{name}"] for name in of["evidence"]},
-            step=of.get("step", 0.0),  # older graphs do not say
             **parts,
         )
     return Read(outputs[LOGITS], readings)

@@ -34,7 +34,7 @@ class Reading(Generic[T]):
         tied: whether a tie, but for noise (`detectors.ranks.TIE`), decided something: the readings would jump; [B]
             bool, None where nothing can be tied.
         slack: how far the score may be off because it rises in steps, [B], >= 0; None where it does not.
-        step: what the score and the components were rounded to: the last bits move them by as much, or not at all.
+        step: what the components were rounded to: the last bits move them by as much, or not at all.
     """
 
     score: T
@@ -123,11 +123,6 @@ def in_numbers(readings: Mapping[str, Numbers], logits: NDArray[Any]) -> Reading
         },
         frozenset(f"{name}/{part}" for name, one in readings.items() for part in one.two_sided),
         logits,
-        {
-            key: one.step
-            for name, one in readings.items()
-            for key in (name, *(f"{name}/{part}" for part in one.components))
-        },
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,20 +98,6 @@ def test_doubt_is_how_few_clean_images_have_so_small_a_margin() -> None:
     asked = np.array([[0.5, 0.0], [2.0, 0.0], [0.0, 2.5], [9.0, 0.0]])
     found = made.surprisals(made.values(readings_of({"a": np.zeros(4)}, logits=asked))).doubt
     assert np.exp(-found).tolist() == pytest.approx([1 / 4, 3 / 4, 3 / 4, 4 / 4])
-
-
-def test_what_was_rounded_may_be_off_by_a_step() -> None:
-    """However little clean readings are spread: their step is no noise that their spread tells of."""
-    low, high = around(np.array([[3.0], [3.0]]), np.array([10.0, 0.0]), np.array([0.002, 0.002]))
-    assert (high - 3).ravel().tolist() == pytest.approx([0.010003, 0.002])
-    assert (3 - low).ravel().tolist() == pytest.approx([0.010003, 0.002])
-    made, asked = Background.fit(drawn(60, 1)), drawn(9, 2, 1.0)
-    (low, high), rounded = made.ends(asked), replace(asked, steps={NAMES[1]: 0.5})
-    lower, higher = made.ends(rounded)
-    assert (lower[1] == asked.components[NAMES[1]] - 0.5).all()
-    assert (higher[1] == asked.components[NAMES[1]] + 0.5).all()
-    assert np.array_equal(lower[0], low[0])
-    assert (lower[len(NAMES) + 1] < low[len(NAMES) + 1]).all()  # and so of what conditioning leaves of it
 
 
 @settings(max_examples=60, deadline=None)

@@ -44,7 +44,7 @@ from askance.detectors import (
     SelfOrganizingMapOptions,
     tap_for,
 )
-from askance.detectors.comparison import difference
+from askance.detectors.comparison import but_for_a_step, difference
 from askance.detectors.publishing import publish_with_graphs
 from askance.detectors.reader import TorchReader, read
 from askance.engines import Engine
@@ -55,7 +55,7 @@ from askance.opening import screen_of
 from askance.output import print_bundle
 from askance.screening.bundle import NO_GRAPH
 from askance.screening.graph import LAYOUT
-from askance.screening.reading import Observe, Read, Reader
+from askance.screening.reading import Observe, Read, Reader, Reading
 from askance.service.client_messages import request_of
 from askance.service.runtime.model import LoadedBundle
 
@@ -362,6 +362,17 @@ class Otherwise:
 
     def classify(self, images: Batch) -> Logits:
         return self.answer(self.read.classify(images))
+
+
+def test_a_step_of_rounding_is_no_difference() -> None:
+    """Of a very sure classifier, or among few clean images, it is a rank."""
+    score, novelty = np.zeros(3, "f4"), np.array([0.000499, 0.0005, 0.25], "f4")
+    of_torch = Reading(score, {"novelty": novelty}, step=1.2e-6)
+    other = Reading(score, {"novelty": novelty + np.array([1e-6, -5e-6, 0.01], "f4")}, step=1.2e-6)
+    found = but_for_a_step(other, of_torch).components["novelty"]
+    assert found[0] == novelty[0]
+    assert found[1:].tolist() == other.components["novelty"][1:].tolist()
+    assert but_for_a_step(other, replace(of_torch, step=0.0)) is other
 
 
 def test_logits_are_compared_with_how_far_they_lie_apart(trained: Trained, graphed: Path) -> None:
