@@ -1,6 +1,6 @@
-"""Peers: askance, all detectors on, beside MLServer with the bare classifier, over the Open Inference Protocol.
+"""Peers: askance, four detectors on, beside MLServer with the bare classifier, over the Open Inference Protocol.
 
-`make bench-peers`. LeNet in a single pass and with its views; MLServer as it comes (a process that computes beside the
+`make bench-peers`. LeNet in a single pass; MLServer as it comes (a process that computes beside the
 one that listens) and with one process. The load generator shares the cores with them.
 """
 
@@ -38,7 +38,7 @@ from benchmarks.serving import FIGURES, carry_out, publish_fixture
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.timing import Spread
 
-ASKANCE = {"askance, a single pass": ["--single-pass"], "askance, with views": []}
+ASKANCE = "askance"
 MLSERVER = {"MLServer": 1, "MLServer, one process": 0}  # processes that compute beside the one that listens
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 START_SECONDS = 60.0
@@ -99,7 +99,7 @@ def measure(python: Path, sizes: Sizes) -> dict[str, Any]:
             expected = bare(torch.from_numpy(image)).numpy()
         torch.jit.trace(bare, torch.from_numpy(image)).save(module)
         serve = ["-m", "askance", "serve", str(bundle), "--port", "0", "--metrics-port", "0"]
-        targets = {one: stack.enter_context(launched([*serve, *more])).target for one, more in ASKANCE.items()}
+        targets = {ASKANCE: stack.enter_context(launched(serve)).target}
         for one, workers in MLSERVER.items():
             settings = Path(folder) / f"mlserver-{workers}"
             targets[one] = stack.enter_context(mlserver(python, settings, name, module, workers))
