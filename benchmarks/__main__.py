@@ -17,8 +17,7 @@ from benchmarks import library, roofline, screening, serving
 from benchmarks.environment import prepare
 from benchmarks.fixtures import NETWORKS, Fixture, fit
 from benchmarks.report import print_construction, print_fixture, print_rooflines, print_screening, print_serving
-from benchmarks.roofline import Peaks, Roofline
-from benchmarks.screening import ScreeningCost
+from benchmarks.roofline import Peaks
 from benchmarks.sizes import FULL, QUICK, Sizes
 
 
@@ -56,24 +55,30 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         fixtures.append(fit(network(), sizes.fit_images[network().name], sizes.calibration_images))
         print_fixture(fixtures[-1])
     say("screening")
-    peaks = Peaks.measured()
-    screened: list[ScreeningCost] = []
-    rooflines: list[Roofline] = []
-    single_pass = []
-    for fixture in fixtures:
-        for with_views in (False, True):
-            graphs = screening.exported(fixture, sizes, with_views=with_views)
-            screened += screening.measure(fixture, sizes, graphs, with_views=with_views)
-            rooflines += roofline.measure(fixture.network.name, sizes, graphs, peaks, with_views=with_views)
-            if not with_views:
-                single_pass.append(graphs)
+    exported = [
+        (fixture, with_views, screening.exported(fixture, sizes, with_views=with_views))
+        for fixture in fixtures
+        for with_views in (False, True)
+    ]
+    screened = [
+        cost
+        for fixture, with_views, graphs in exported
+        for cost in screening.measure(fixture, sizes, graphs, with_views=with_views)
+    ]
     print_screening(screened)
+    peaks = Peaks.measured()
+    rooflines = [
+        found
+        for fixture, with_views, graphs in exported
+        for found in roofline.measure(fixture.network.name, sizes, graphs, peaks, with_views=with_views)
+    ]
     print_rooflines(peaks, rooflines)
     say("library construction")
     built = [library.measure(fixture, layer, sizes) for fixture in fixtures for layer in fixture.rows]
     print_construction(built)
     say("serving")
-    served = serving.measure(fixtures[0], sizes, single_pass[0])
+    first, _, graphs = exported[0]
+    served = serving.measure(first, sizes, graphs)
     print_serving(served)
     seconds = time.perf_counter() - start
     console.print(f"measured in {seconds:.0f} s")

@@ -23,13 +23,12 @@ from askance.errors import AskanceError
 from askance.output import console, write_json
 from askance.service.client_messages import request_of
 from askance.service.launch import started
-from benchmarks.load import connection, percentile, resident
+from benchmarks.load import SCREEN, connection, percentile, resident
 from benchmarks.worst_messages import Worst, worst_messages
 
 SIZE = (16 << 20) - 1024
 QUIET_SECONDS = 5.0
 PAUSE = 0.002  # seconds between two requests of the good client
-SCREEN = "/askance.v1.Screening/Screen"
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def print_rooflines(peaks: Peaks, found: Sequence[Roofline]) -> None:
     for column in ("network", "", "batch", "nodes", "products", "10^6 operations", "MB", "at least, ms"):
         table.add_column(column, justify="left" if column in ("network", "") else "right")
     for one in found:
-        part = f"{one.part}, with views" if one.views and one.part != "bare" else one.part
+        part = f"{one.part}, with views" if one.views else one.part
         figures = f"{one.million_operations:.1f}", f"{one.megabytes:.1f}", f"{one.least_ms:.2f}"
         table.add_row(one.network, part, *map(str, (one.batch, one.nodes, one.products)), *figures)
     console.print(table)

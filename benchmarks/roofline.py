@@ -103,8 +103,12 @@ class Roofline:
 def measure(
     network: str, sizes: Sizes, graphs: Mapping[str, Model], peaks: Peaks, *, with_views: bool
 ) -> Iterator[Roofline]:
-    """Count what `screening.exported` graphs do at each batch size."""
+    """Count what `screening.exported` graphs do at each batch size; the classifier's own, which is the same with views
+    and without, once.
+    """
     for name, model in graphs.items():
+        if name == ALONE and with_views:
+            continue
         for batch in sizes.calls:
             graph = _with_shapes(model, batch)
             products = list(products_of(graph))

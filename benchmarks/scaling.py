@@ -21,7 +21,7 @@ from askance.service.launch import launched
 from benchmarks.environment import prepare
 from benchmarks.fixtures import Network, fit, lenet, resnet44
 from benchmarks.load import Plan
-from benchmarks.serving import carry_out, publish_fixture
+from benchmarks.serving import carry_out, plans_of, publish_fixture
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.timing import Spread
 
@@ -72,17 +72,8 @@ def measure(network: Network, sizes: Sizes) -> list[Scaling]:
         serve = ["serve", f"{folder}/bundle", "--port", "0", "--metrics-port", "0", "--single-pass", "--workers"]
         one = stack.enter_context(launched(["-c", PINNED, *serve, "1"]))
         several = stack.enter_context(launched(["-m", "askance", *serve, str(workers)]))
-        plans = [
-            Plan(
-                targets={ONE: one.target, ALL: several.target},
-                request=request_of(fixture.images[0].numpy()).SerializeToString().hex(),
-                clients=clients,
-                rounds=sizes.rounds,
-                seconds=sizes.slice_seconds,
-                requests=sizes.slice_requests,
-            )
-            for clients in CLIENTS
-        ]
+        request = request_of(fixture.images[0].numpy()).SerializeToString()
+        plans = plans_of(sizes, {ONE: one.target, ALL: several.target}, request, CLIENTS)
         return [_scaling(network.name, workers, plan) for plan in plans]
 
 

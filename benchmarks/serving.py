@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from askance.service.client_messages import request_of
 from askance.service.launch import Serving, launched
 from askance.service.protocols.screening_messages import screen_response
 from benchmarks.fixtures import Fixture
-from benchmarks.load import Plan, Slice
+from benchmarks.load import SCREEN, Plan, Slice
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread
 
@@ -71,7 +71,7 @@ def measure(fixture: Fixture, sizes: Sizes, graphs: Mapping[str, Model]) -> list
         subprocess.SubprocessError: the load could not be carried out.
     """
     image = fixture.images[0]
-    request = request_of(image.numpy()).SerializeToString().hex()
+    request = request_of(image.numpy()).SerializeToString()
     (screening,) = fixture.screen(image[None].float() / 255)
     assert not isinstance(screening, Exception)
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
@@ -83,17 +83,7 @@ def measure(fixture: Fixture, sizes: Sizes, graphs: Mapping[str, Model]) -> list
         serve = ["-m", "askance", "serve", str(bundle), "--config", str(settings), "--disclose"]
         askance = stack.enter_context(launched(serve))
         no_op = stack.enter_context(launched(["-m", "benchmarks.noop", str(fixed)]))
-        plans = [
-            Plan(
-                targets={NO_OP: no_op.target, ASKANCE: askance.target},
-                request=request,
-                clients=clients,
-                rounds=sizes.rounds,
-                seconds=sizes.slice_seconds,
-                requests=sizes.slice_requests,
-            )
-            for clients in sizes.clients
-        ]
+        plans = plans_of(sizes, {NO_OP: no_op.target, ASKANCE: askance.target}, request, sizes.clients)
         return [_measure(fixture.network.name, plan, askance) for plan in plans]
 
 
@@ -118,7 +108,7 @@ def publish_fixture(fixture: Fixture, path: Path, graphs: Mapping[str, Model] | 
         evaluation={},
         summary={},
         provenance={"benchmark": fixture.data},
-        export=graphs_of if graphs is None else lambda *_: dict(graphs),
+        export=(lambda *_: dict(graphs)) if graphs else graphs_of,
     ).id
 
 
@@ -151,6 +141,24 @@ def _measure(network: str, plan: Plan, askance: Serving) -> ServingCost:
             if kind == "count" and stage != PER_BATCH and count
         },
     )
+
+
+def plans_of(
+    sizes: Sizes, targets: Mapping[str, str], request: bytes, clients: Sequence[int], method: str = SCREEN
+) -> list[Plan]:
+    """One message to the same servers in turn, by so many clients at once."""
+    return [
+        Plan(
+            targets=dict(targets),
+            request=request.hex(),
+            clients=count,
+            rounds=sizes.rounds,
+            seconds=sizes.slice_seconds,
+            requests=sizes.slice_requests,
+            method=method,
+        )
+        for count in clients
+    ]
 
 
 def carry_out(plan: Plan) -> list[Slice]:

@@ -78,12 +78,13 @@ def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
 
 def but_for_a_step(one: Numbers, of_torch: Numbers) -> Numbers:
     """A Reading with torch's own components where they are no more than a step of their rounding away."""
-    step = of_torch.step
+    if not of_torch.step:
+        return one
     own = {
-        name: np.where(np.abs(values - of_torch.components[name]) <= step, of_torch.components[name], values)
+        name: np.where(np.abs(values - of_torch.components[name]) <= of_torch.step, of_torch.components[name], values)
         for name, values in one.components.items()
     }
-    return replace(one, components=own) if step else one
+    return replace(one, components=own)
 
 
 def _alike(logits: NDArray[Any], of_torch: NDArray[Any]) -> bool:

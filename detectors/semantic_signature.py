@@ -80,11 +80,6 @@ def _activations(stream: CaptureStream, layers: Iterable[str], rows: Tensor) -> 
     return {layer: torch.stack([kept[row] for row in rows.tolist()]) for layer, kept in found.items()}
 
 
-def _passed(draws: Rows, words: Rows) -> Tensor:
-    """How many 2 vs 2 tests of all draws [D, w, w] pass beside each of the words' tables [P, w, w], int64 [P]."""
-    return torch.stack([two_versus_two(Rows(*draw), words).sum(dim=-1) for draw in zip(*draws, strict=True)]).sum(dim=0)
-
-
 class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
     """Suspicion by an untypical 1-vs-2 profile: score = the regularised Mahalanobis distance of the layer margins.
 
@@ -302,12 +297,14 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
         word = Rows.of(self.word_correlations.double().cpu()[present][:, present])
         tests = DRAWS * math.comb(len(present), 2)
         orders = torch.stack([torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)])
-        at_once = max(1, NUMBERS // len(present) ** 2)  # permutations
+        at_once = max(1, NUMBERS // (DRAWS * len(present) ** 2))  # permutations
         accuracies, p_values = [], []
         for layer in self.layers:
-            draws = Rows.of(correlations(shown[layer].unflatten(0, (DRAWS, len(present)))))
-            (passed,) = _passed(draws, Rows(*(one.unsqueeze(0) for one in word))).tolist()
-            null = torch.cat([_passed(draws, word.shuffled(some)) for some in orders.split(at_once)])
+            draws = Rows.of(correlations(shown[layer].unflatten(0, (DRAWS, 1, len(present)))))
+            passed = int(two_versus_two(draws, word).sum())
+            null = torch.cat(
+                [two_versus_two(draws, word.shuffled(some)).sum(dim=(0, 2)) for some in orders.split(at_once)]
+            )
             accuracies.append(passed / tests)
             p_values.append((1 + int((null >= passed).sum())) / (PERMUTATIONS + 1))
         p_values = corrected(torch.tensor(p_values, dtype=torch.float64)).tolist()

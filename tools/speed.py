@@ -99,7 +99,6 @@ def roofline(peaks: dict[str, Any], rows: list[dict[str, Any]], screened: list[d
                 taken(row),
             )
             for row in rows
-            if not (row["part"] == "bare" and row["views"])
         ),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from askance.answers import FUSED
+from askance.calibration.baselines import BASELINES
 from askance.calibration.budgets import budget_for
 from askance.calibration.config import EvaluationConfig
 from askance.calibration.draft import draft
@@ -24,17 +25,6 @@ from benchmarks.matrix.victims import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, RESULTS = ROOT / "build" / "matrix", ROOT / "docs" / "results"
-BASELINES = (
-    "max_softmax",
-    "energy",
-    "mahalanobis",
-    "lid",
-    "feature_squeezing",
-    "knn",
-    "recovery",
-    "logit_layer",
-    "few_large_shifts",
-)
 ATTACKED = 150
 
 
@@ -55,7 +45,7 @@ def inputs_for(victim: Victim, folder: Path) -> CalibrationInputs:
     budget, _ = budget_for(found.classifier, found.config.preprocessing, found.pools["test"])
     rows = suite(int(budget.partition("/")[0]) / 255, math.prod(found.config.preprocessing.shape))
     evaluation = EvaluationConfig.model_validate(
-        {"attacks": rows, "attacked_images": ATTACKED, "controls": "all", "baselines": BASELINES}
+        {"attacks": rows, "attacked_images": ATTACKED, "controls": "all", "baselines": tuple(BASELINES)}
     )
     return replace(inputs, settings=inputs.settings.model_copy(update={"evaluation": evaluation}))
 

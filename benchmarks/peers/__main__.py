@@ -34,7 +34,7 @@ from askance.service.pb.inference import inference_pb2_grpc
 from benchmarks.environment import prepare
 from benchmarks.fixtures import Fixture, fit, lenet
 from benchmarks.load import Plan
-from benchmarks.serving import FIGURES, carry_out, publish_fixture
+from benchmarks.serving import FIGURES, carry_out, plans_of, publish_fixture
 from benchmarks.sizes import FULL, QUICK, Sizes
 from benchmarks.timing import Spread
 
@@ -104,21 +104,8 @@ def measure(python: Path, sizes: Sizes) -> dict[str, Any]:
             settings = Path(folder) / f"mlserver-{workers}"
             targets[one] = stack.enter_context(mlserver(python, settings, name, module, workers))
             _check(targets[one], request, expected)
-        served = [
-            found
-            for clients in sizes.clients
-            for found in _served(
-                Plan(
-                    targets=targets,
-                    request=request.SerializeToString().hex(),
-                    clients=clients,
-                    rounds=sizes.rounds,
-                    seconds=sizes.slice_seconds,
-                    requests=sizes.slice_requests,
-                    method=METHOD,
-                )
-            )
-        ]
+        plans = plans_of(sizes, targets, request.SerializeToString(), sizes.clients, METHOD)
+        served = [found for plan in plans for found in _served(plan)]
     for cost in served:
         beside = ", ".join(f"{figure} {ratio}" for figure, ratio in cost.ratio.items())
         console.print(
@@ -182,10 +169,15 @@ def mlserver(python: Path, folder: Path, name: str, module: Path, workers: int) 
                 process.kill()
 
 
+@contextmanager
+def _stub(target: str) -> Iterator[Any]:
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
 def _serves(target: str, name: str, process: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+    with _stub(target) as stub:
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 if stub.ModelReady(oip.ModelReadyRequest(name=name), timeout=5).ready:
@@ -202,8 +194,7 @@ def _check(target: str, request: oip.ModelInferRequest, expected: NDArray[np.flo
     Raises:
         AskanceError: it does not.
     """
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+    with _stub(target) as stub:
         (content,) = stub.ModelInfer(request, timeout=30).raw_output_contents
     logits = np.frombuffer(content, "<f4").reshape(expected.shape)
     if not np.allclose(logits, expected, rtol=1e-3, atol=1e-3):
