@@ -71,7 +71,7 @@ def library(rows: int, width: int) -> Library:
 def look_up(rows: int, width: int, batch: int = 1) -> Callable[[], object]:
     """Of random patterns."""
     made, activations = library(rows, width), torch.randn(batch, width)
-    return lambda: made.predict(made.patterns(activations), NEIGHBORS)
+    return lambda: made.predict(*made.nearest(activations, NEIGHBORS))
 
 
 def semantics(classes: int) -> Callable[[], object]:

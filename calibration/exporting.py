@@ -128,6 +128,8 @@ def _parts(
 
 def _exported(reader: TorchReader, example: Tensor, outputs: list[str]) -> ir.Model:
     """All that a reader reads as a model of onnx_ir, with nothing in it of where it was made."""
+    from onnxscript.optimizer import optimize_ir
+
     batch = torch.export.Dim("batch", min=2)
     with _quiet(), closing(_Reads(reader)) as module:
         try:
@@ -142,12 +144,18 @@ def _exported(reader: TorchReader, example: Tensor, outputs: list[str]) -> ir.Mo
                 verbose=False,
             )
             assert program is not None
+            optimize_ir(program.model, input_size_limit=LARGE, output_size_limit=LARGE, should_fold=_may_fold)
             model = _TIDY(program.model).model
         except Exception as error:
             raise ExportError(one_line(_root(error))) from error
     for output, name in zip(model.graph.outputs, outputs, strict=True):
         output.name = name
     return model
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Not a transposition of what is in the bundle as it is: it would be there twice. Otherwise as is usual."""
+    return False if node.op_type == "Transpose" else None
 
 
 def _part(whole: ir.Model, outputs: Sequence[str], metadata: Mapping[str, str]) -> Model:

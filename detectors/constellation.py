@@ -129,13 +129,9 @@ class Constellation(ExplainedByOptions[ConstellationOptions]):
         self.require_fitted()
         components = self._components(capture)
         summary = self._summary(components)
-        ranks = p_value(summary, self.yardsticks)
-        score, ends = self._score(ranks), zip(*map(around, summary, self.yardsticks), strict=True)
-        low, high = (self._score(p_value(torch.stack(end), self.yardsticks)) for end in ends)
+        ranks = p_value(torch.stack([summary, *around(summary, self.yardsticks)]), self.yardsticks)
+        score, low, high = -ranks.log().sum(dim=1)
         either = frozenset(name for name in components if name.startswith("displacement:"))
-        evidence = {"values": torch.stack(list(components.values()), dim=1), "p": ranks.T}
+        evidence = {"values": torch.stack(list(components.values()), dim=1), "p": ranks[0].T}
         dtype, slack = capture.logits.dtype, torch.maximum(high - score, score - low)
         return Reading(score.to(dtype), components, either, evidence, slack=slack.to(dtype))
-
-    def _score(self, ranks: Tensor) -> Tensor:
-        return -ranks.log().sum(dim=0)

@@ -79,7 +79,7 @@ def leads(similarities: Tensor, predicted: Tensor, words: Rows) -> Tensor:
     left = inputs.shape[2] - 2
 
     def of(table: Tensor) -> Tensor:
-        return table[predicted].unsqueeze(1)
+        return table.index_select(0, predicted).unsqueeze(1)
 
     matched = (
         products.gather(2, at_predicted)

@@ -5,11 +5,11 @@ Source: J. H. Lee, "Library network, a possible path to explainable neural netwo
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from askance.detectors.ranks import TIE
 
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
 BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix
@@ -57,8 +57,11 @@ class Library(nn.Module):
 
     def patterns(self, activation: Tensor) -> Tensor:
         """Unit patterns [B, D] of a flattened layer [B, D_l], in the precision of the stored ones."""
+        return activation_pattern(self._sampled(activation))
+
+    def _sampled(self, activation: Tensor) -> Tensor:
         activation = activation.to(self.rows.dtype)
-        return activation_pattern(activation[:, self.neurons] if self.neurons.numel() else activation)
+        return activation[:, self.neurons] if self.neurons.numel() else activation
 
     def extend(self, patterns: Tensor) -> None:
         """Walk `patterns` [B, D] in order and store those novel to all rows before them (strictly below theta).
@@ -112,15 +115,26 @@ class Library(nn.Module):
         share = gate.T @ sign
         self.connections = share if self.connections.numel() == 0 else self.connections + share
 
-    def predict(self, patterns: Tensor, neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
-        """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3).
+    def similarities(self, activation: Tensor) -> Tensor:
+        """h_n(x), the cosine between a flattened layer [B, D_l] and every row, [B, M]; 0 where the layer is zero.
 
-        Returns:
-            P, float64 [B, K]; the greatest similarity [B]; whether the least of the k was tied with the next one, [B].
+        As `patterns(activation) @ rows.T`, but the few products are divided by the norm, not the many numbers.
         """
-        stored = self.rows.shape[0]
-        top = (patterns @ self.rows.T).topk(min(neighbors + 1, stored), dim=1)
-        values, indices = top.values[:, :neighbors], top.indices[:, :neighbors]
-        answer = (self.connections[indices] * values.double().unsqueeze(-1)).sum(dim=1)
-        tied = top.values[:, -2:].diff(dim=1)[:, 0].abs() < TIE if stored > neighbors else values[:, 0] > torch.inf
-        return answer, values[:, 0], tied
+        numbers = self._sampled(activation)
+        norm = (numbers * numbers).sum(dim=1, keepdim=True).sqrt()
+        shortest = math.sqrt(torch.finfo(numbers.dtype).tiny)  # of a shorter one the squares are no numbers any more
+        return (numbers @ self.rows.T) / norm.clamp_min(shortest)
+
+    def nearest(self, activation: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The rows most similar to a flattened layer [B, D_l]: similarities, descending, and which, [B, count] each.
+
+        Where there are fewer rows, similarities of 0 stand for those that are missing.
+        """
+        values, rows = self.similarities(activation).topk(min(count, self.rows.shape[0]), dim=1)
+        missing = count - values.shape[1]
+        return (F.pad(values, (0, missing)), F.pad(rows, (0, missing))) if missing else (values, rows)
+
+    def predict(self, similarities: Tensor, rows: Tensor) -> Tensor:
+        """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3), [B, k] of each -> float64 [B, K]."""
+        answer: Tensor = (F.embedding(rows, self.connections) * similarities.double().unsqueeze(-1)).sum(dim=1)
+        return answer

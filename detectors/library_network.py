@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.library_size import thresholds_for
+from askance.detectors.ranks import TIE
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
@@ -148,22 +149,24 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
             NotFittedError: before `fit`.
         """
         self.require_fitted()
-        predictions, similarities, ties = [], [], []
+        neighbors = self.options.neighbors
+        predictions, similarities = [], []
         for layer, library in self._libraries().items():
-            answer, similarity, tied = library.predict(library.patterns(capture.flat(layer)), self.options.neighbors)
-            predictions.append(answer.softmax(dim=1) if self.options.softmax else answer)
-            similarities.append(similarity)
-            ties.append(tied)
-        return torch.stack(predictions, dim=1), torch.stack(similarities, dim=1), torch.stack(ties, dim=1)
+            nearest, rows = library.nearest(capture.flat(layer), neighbors + 1)
+            predictions.append(library.predict(nearest[:, :neighbors], rows[:, :neighbors]))
+            similarities.append(nearest)
+        answers, similarity = torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
+        tied = similarity[:, :, neighbors - 1] - similarity[:, :, neighbors] < TIE
+        return answers.softmax(dim=2) if self.options.softmax else answers, similarity[:, :, 0], tied
 
     def read(self, capture: Capture) -> Reading[Tensor]:
         """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
         answers, similarity, tied = self._answers(capture)
         cosines = pair_cosines(answers).round(decimals=DECIMALS).to(similarity.dtype)
         similarity = similarity.round(decimals=DECIMALS)
-        pairs = combinations(self.layers, 2)
-        components = {f"discord:{a}~{b}": 1 - cosines[:, i] for i, (a, b) in enumerate(pairs)}
-        components |= {f"novelty:{layer}": 1 - similarity[:, i] for i, layer in enumerate(self.layers)}
+        names = [f"discord:{a}~{b}" for a, b in combinations(self.layers, 2)]
+        names += [f"novelty:{layer}" for layer in self.layers]
+        components = dict(zip(names, (1 - torch.cat([cosines, similarity], dim=1)).unbind(dim=1), strict=True))
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
         return Reading(1 - cosines.mean(dim=1), components, evidence=evidence, tied=tied.any(dim=1), step=STEP)
 

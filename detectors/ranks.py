@@ -27,28 +27,32 @@ def p_value(values: Tensor, sorted_values: Tensor) -> Tensor:
     """p = (1 + #{s_i >= s}) / (n + 1) among n clean values, as `judgement.conformal` has it.
 
     Args:
-        values: [B], or [F, B] with one row of a yardstick each.
+        values: [B], or [..., F, B] with one row of a yardstick each.
         sorted_values: ascending, [n] or [F, n].
 
     Returns:
         float64, the shape of `values`, in [1/(n+1), 1].
     """
-    at_least = (sorted_values.unsqueeze(-2) >= values.unsqueeze(-1)).sum(dim=-1)
-    return (1 + at_least).double() / (sorted_values.shape[-1] + 1)
+    # in float32, which is exact for so few and several times faster than integers
+    at_least = (sorted_values.unsqueeze(-2) >= values.unsqueeze(-1)).sum(dim=-1, dtype=torch.float32)
+    return (1 + at_least.double()) / (sorted_values.shape[-1] + 1)
 
 
 def around(values: Tensor, sorted_values: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the most that readings [B] may be, among clean ones [n], as `judgement.margins` has it."""
-    n = len(sorted_values)
+    """The least and the most that readings may be, among clean ones, as `judgement.margins` has it: [B] among [n], or
+    [F, B] among [F, n].
+    """
+    n = sorted_values.shape[-1]
     cut = round(0.05 * (n - 1))
-    spread = torch.maximum(sorted_values[n - 1 - cut] - sorted_values[cut], (sorted_values[-1] - sorted_values[0]) / 10)
-    off = NOISE * (spread + NOISE * values.abs())
+    middle = sorted_values[..., n - 1 - cut] - sorted_values[..., cut]
+    spread = torch.maximum(middle, (sorted_values[..., -1] - sorted_values[..., 0]) / 10)
+    off = NOISE * (spread.unsqueeze(-1) + NOISE * values.abs())
     return values - off, values + off
 
 
 def harmonic_mean(surprisals: Tensor) -> Tensor:
-    """-log of the harmonic mean of p, from -log p: [F, B] -> [B], as `judgement.surprisal` has it."""
-    return surprisals.logsumexp(dim=0) - math.log(surprisals.shape[0])
+    """-log of the harmonic mean of p, from -log p: [..., F, B] -> [..., B], as `judgement.surprisal` has it."""
+    return surprisals.logsumexp(dim=-2) - math.log(surprisals.shape[-2])
 
 
 def leads(logits: Tensor) -> Tensor:

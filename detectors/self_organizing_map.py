@@ -16,7 +16,7 @@ from askance.detectors.detector import ExplainedByOptions, Inputs
 from askance.detectors.ranks import around, harmonic_mean, p_value, yardstick
 from askance.detectors.spool import spool
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
-from askance.detectors.torus_map import TorusMap
+from askance.detectors.torus_map import TorusMap, lengths
 from askance.errors import DataError, LayerError
 from askance.screening.kinds.self_organizing_map import SelfOrganizingMapOptions
 from askance.screening.options import Options
@@ -42,21 +42,26 @@ def vector_code(activation: Tensor) -> Tensor:
         return activation
     if activation.ndim != 4:
         raise LayerError(f"a map takes [B, C, H, W] or [B, D], got {_shape(activation)}: tap another layer")
-    _, _, height, width = activation.shape
-    mass = activation.abs() + EPSILON
-    total = mass.sum(dim=(2, 3))
-    row = torch.linspace(-1, 1, height, dtype=mass.dtype, device=mass.device)
-    column = torch.linspace(-1, 1, width, dtype=mass.dtype, device=mass.device)
-    mean = activation.mean(dim=(2, 3))
-    parts = [
-        activation.amax(dim=(2, 3)),
-        mean,
-        # not torch.std, which is several times slower over two dimensions
-        ((activation - mean[:, :, None, None]) ** 2).mean(dim=(2, 3)).sqrt(),
-        (mass.sum(dim=3) * row).sum(dim=2) / total,
-        (mass.sum(dim=2) * column).sum(dim=2) / total,
-    ]
-    return torch.cat(parts, dim=1)
+    numbers = activation.flatten(2)
+    mean = numbers.mean(dim=2)
+    off = numbers - mean.unsqueeze(2)
+    # one product gives all three sums over the mass
+    places = _places(activation)
+    sums = numbers.abs() @ places + EPSILON * places.sum(dim=0, dtype=torch.float64).to(places.dtype)
+    total, row, column = sums.unbind(dim=2)
+    # not torch.std, nor a power: either takes several times as long
+    return torch.cat([numbers.amax(dim=2), mean, (off * off).mean(dim=2).sqrt(), row / total, column / total], dim=1)
+
+
+def _places(activation: Tensor) -> Tensor:
+    """One, row and column of every place of a map, [H * W, 3]; the latter in units of the map's half-size."""
+
+    def axis(count: int) -> Tensor:
+        return torch.linspace(-1, 1, count, dtype=activation.dtype, device=activation.device)
+
+    height, width = activation.shape[2:]
+    row, column = axis(height).repeat_interleave(width), axis(width).repeat(height)
+    return torch.stack([torch.ones_like(row), row, column], dim=1)
 
 
 def layer_code(capture: Capture, layer: str) -> Tensor:
@@ -190,30 +195,26 @@ class SelfOrganizingMap(ExplainedByOptions[SelfOrganizingMapOptions]):
     def read(self, capture: Capture) -> Reading[Tensor]:
         """Distances to the best matching unit and to the predicted class's own units, per layer."""
         self.require_fitted()
-        components: dict[str, Tensor] = {}
-        evidence: dict[str, list[Tensor]] = {"unit": [], "distance": [], "p": []}
-        ends: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for layer, layer_map in self.layer_maps().items():
-            standardised = layer_map.standardise(layer_code(capture, layer))
-            distances = layer_map.distances(standardised)
-            nearest = distances.min(dim=1)
-            rank = p_value(nearest.values, layer_map.yardstick)
-            owned = layer_map.owned[:, capture.predicted].T
-            components[f"bmu_distance:{layer}"] = nearest.values
-            components[f"class_distance:{layer}"] = (
-                distances.masked_fill(~owned, torch.inf).min(dim=1).values - nearest.values
-            )
-            components[f"minor_distance:{layer}"] = layer_map.minor_distances(standardised, capture.predicted)
-            evidence["unit"].append(nearest.indices)
-            evidence["distance"].append(nearest.values)
-            evidence["p"].append(rank)
-            for ranks, end in zip(ends, around(nearest.values, layer_map.yardstick), strict=True):
-                ranks.append(p_value(end, layer_map.yardstick))
-        stacked = {name: torch.stack(values, dim=1) for name, values in evidence.items()}
-        score, low, high = (
-            harmonic_mean(-torch.stack(ranks).log()).to(stacked["distance"].dtype) for ranks in (evidence["p"], *ends)
-        )
-        return Reading(score, components, evidence=stacked, slack=torch.maximum(high - score, score - low))
+        maps, predicted = self.layer_maps(), capture.predicted
+        codes = [layer_map.standardise(layer_code(capture, layer)) for layer, layer_map in maps.items()]
+        both = list(zip(maps.values(), codes, strict=True))
+        minor = torch.stack([layer_map.minor_distances(code, predicted) for layer_map, code in both])
+        # what follows costs as much for one layer as for all, [L, B] of each
+        distances = lengths(torch.stack([layer_map.squares(code) for layer_map, code in both])).to(minor.dtype)
+        nearest, units = distances.min(dim=2)
+        owned = torch.stack([layer_map.owned.T for layer_map in maps.values()]).index_select(1, predicted)
+        other = distances.masked_fill(~owned, torch.inf).amin(dim=2) - nearest
+        parts = {"bmu_distance": nearest, "class_distance": other, "minor_distance": minor}
+        components = {
+            f"{name}:{layer}": part
+            for layer, of_layer in zip(maps, zip(*parts.values(), strict=True), strict=True)
+            for name, part in zip(parts, of_layer, strict=True)
+        }
+        yardsticks = torch.stack([layer_map.yardstick for layer_map in maps.values()])
+        ranks = p_value(torch.stack([nearest, *around(nearest, yardsticks)]), yardsticks)
+        score, low, high = harmonic_mean(-ranks.log()).to(nearest.dtype)
+        evidence = {"unit": units.T, "distance": nearest.T, "p": ranks[0].T}
+        return Reading(score, components, evidence=evidence, slack=torch.maximum(high - score, score - low))
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002

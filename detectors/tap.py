@@ -126,9 +126,10 @@ class Tap:
                     "tap a layer that runs once"
                 )
             # A copy, because a later in-place operation (ReLU(inplace=True), `x += y`) would overwrite it.
-            whole, inputs = self._local.batch
-            without_views = layer not in self.view_layers and output.ndim > 0 and output.shape[0] == whole
-            seen[layer] = (output[:inputs] if without_views else output).clone()
+            if self.views is not None and layer not in self.view_layers:
+                whole, inputs = self._local.batch
+                output = output[:inputs] if output.ndim > 0 and output.shape[0] == whole else output
+            seen[layer] = output.clone()
 
         return hook
 
@@ -161,9 +162,9 @@ class Tap:
                     f"layer {layer!r} gives {list(seen[layer].shape)} for a batch of {expected}: "
                     "expected [B, ...], one activation for each input"
                 )
-        views = None
-        if self.views is not None:
-            views = Capture(logits[inputs:], {layer: seen[layer][inputs:] for layer in self.view_layers})
+        if self.views is None:
+            return Capture(logits, {layer: seen[layer] for layer in self.layers}, labels)
+        views = Capture(logits[inputs:], {layer: seen[layer][inputs:] for layer in self.view_layers})
         return Capture(logits[:inputs], {layer: seen[layer][:inputs] for layer in self.layers}, labels, views)
 
     def classify(self, images: Tensor) -> Tensor:

@@ -26,6 +26,11 @@ def torus_distance(a: Tensor, b: Tensor, side: int) -> Tensor:
     return distance
 
 
+def lengths(squares: Tensor) -> Tensor:
+    """Roots of squares that rounding may have made negative."""
+    return squares.clamp_min(0).sqrt()
+
+
 def grid_positions(side: int) -> Tensor:
     """(row, column) of every unit, [side * side, 2]."""
     axis = torch.arange(side, dtype=torch.float32)
@@ -83,10 +88,13 @@ class TorusMap(nn.Module):
 
     def distances(self, standardised: Tensor) -> Tensor:
         """Distance of standardised codes [B, D] to every unit, [B, U]."""
+        return lengths(self.squares(standardised)).to(standardised.dtype)
+
+    def squares(self, standardised: Tensor) -> Tensor:
+        """Their squares, but for rounding, float64 [B, U]; `lengths` makes distances of them."""
         # By a matrix product, in float64, where small distances lose nothing to cancellation
         wide = standardised.double()
-        squares = (wide**2).sum(dim=1, keepdim=True) + self._unit_squares - 2 * wide @ self._wide_units.T
-        return squares.clamp_min(0).sqrt().to(standardised.dtype)
+        return (wide * wide).sum(dim=1, keepdim=True) + self._unit_squares - 2 * wide @ self._wide_units.T
 
     def find_minor_axes(self, codes: Tensor, predicted: Tensor, classes: int, chunk: int = 2048) -> None:
         """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
@@ -129,7 +137,7 @@ class TorusMap(nn.Module):
 
     def minor_distances(self, standardised: Tensor, predicted: Tensor) -> Tensor:
         """Mahalanobis distance to the predicted class's mean along the minor axes, [B, D], [B] -> [B]."""
-        offset = (standardised - self.class_means[predicted]).double() @ self._wide_axes
+        offset = (standardised - self.class_means.index_select(0, predicted)).double() @ self._wide_axes
         distance: Tensor = torch.linalg.vector_norm(offset, dim=1)
         return distance.to(standardised.dtype)
 

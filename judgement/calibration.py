@@ -36,8 +36,10 @@ class Levels(BaseModel):
         return self
 
     def flags(self, p: float) -> tuple[str, ...]:
-        """The names of the levels that a p-value meets."""
-        return tuple(name for name, alpha in self.items() if p <= alpha)
+        """The names of the levels that a p-value meets, the loosest first."""
+        if p <= self.adversarial:
+            return "suspect", "adversarial"
+        return ("suspect",) if p <= self.suspect else ()
 
     def items(self) -> tuple[tuple[str, float], ...]:
         """(name, target), the loosest first."""

@@ -127,7 +127,8 @@ class Fusion:
         of a sum are reached at the ends of its terms. The predicted class is taken as it is, unless another is as close
         as that (`is_close`).
         """
-        one, other = (self.background.surprisals(values) for values in self.background.ends(readings))
+        both = self.background.surprisals(np.concatenate(self.background.ends(readings), axis=1))
+        one, other = (Surprisals(*end) for end in zip(*(np.split(part, 2, axis=-1) for part in both), strict=True))
         low = Surprisals(*map(np.minimum, one, other))
         high = Surprisals(*map(np.maximum, one, other))
         up, down = self.weights.clip(min=0), self.weights.clip(max=0)

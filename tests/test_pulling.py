@@ -38,6 +38,7 @@ class Convolved(nn.Module):
 
 
 def screened(convolution: nn.Module, sampled: int | None = None) -> Screen[TorchReader]:
+    torch.manual_seed(0)
     classifier = Convolved(convolution).eval()
     options = LibraryNetworkOptions(thresholds={"conv": 0.9, "fc": 0.5}, sampled_neurons=sampled)
     detectors: dict[str, Detector] = {"library_network": LibraryNetwork(options)}
@@ -69,19 +70,20 @@ def exported(screen: Screen[TorchReader], monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 @pytest.mark.parametrize(
-    "options",
+    "made",
     [
-        {},
-        {"bias": False},
-        {"stride": 1, "padding": 2, "dilation": 2},
-        {"padding": 0},
-        {"out_channels": 64, "stride": 2},
-        {"padding": "same"},
+        convolution(),
+        convolution(bias=False),
+        convolution(stride=1, padding=2, dilation=2),
+        convolution(padding=0),
+        convolution(out_channels=64, stride=2),
+        convolution(padding="same"),
+        nn.Sequential(nn.ZeroPad2d((1, 0, 2, 1)), convolution(padding=0)),
     ],
     ids=str,
 )
-def test_products_are_the_same_from_less_memory(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = screened(convolution(**options))
+def test_products_are_the_same_from_less_memory(made: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screened(made)
     reader, changed, tensors = exported(screen, monkeypatch)
     assert changed == 1
     assert not any(name.endswith("libraries.0.rows") for name in tensors)
@@ -99,18 +101,16 @@ def test_products_are_the_same_from_less_memory(options: dict[str, Any], monkeyp
         (nn.Conv2d(1, 2, 3, padding=1), None),
         (nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()), None),
         (nn.Conv2d(1, 16, 3, padding=1), 300),
-        (nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(1, 16, 3)), None),
         (nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 1024)), None),
     ],
-    ids=["no less memory", "a nonlinearity", "some of its neurons", "padded by another layer", "linear"],
+    ids=["no less memory", "a nonlinearity", "some of its neurons", "linear"],
 )
 def test_what_cannot_be_pulled_back_stays(
     made: nn.Module, sampled: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = screened(made, sampled)
     reader, changed, _ = exported(screen, monkeypatch)
-    padded = isinstance(made, nn.Sequential) and isinstance(made[0], nn.ZeroPad2d)
-    assert changed == int(padded)  # its input is then the padded image
+    assert not changed
     images = torch.rand(16, *GREY.shape, generator=torch.Generator().manual_seed(2))
     one, other = screen.reader(images).readings["library_network"], reader(images).readings["library_network"]
     torch.testing.assert_close(other.score, one.score, rtol=0, atol=3e-6)

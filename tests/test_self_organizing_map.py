@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from minisom import MiniSom
 from torch import Tensor, nn
@@ -49,6 +49,28 @@ def test_vector_code_by_hand() -> None:
 def test_silent_channel_has_its_mass_at_the_centre() -> None:
     code = vector_code(torch.zeros(2, 3, 4, 5))
     assert torch.equal(code, torch.zeros(2, 15))
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-6, 1e-3, 1.0, 1e3]),
+)
+def test_a_code_is_what_it_is_said_to_be(shape: tuple[int, int, int, int], seed: int, size: float) -> None:
+    maps = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu()  # half of it silent
+    wide = maps.double()
+    mass = wide.abs() + 1e-6
+    row, column = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape[2:])
+    total = mass.sum(dim=(2, 3))
+    rows, columns = (mass.sum(dim=3) * row).sum(dim=2) / total, (mass.sum(dim=2) * column).sum(dim=2) / total
+    parts = [wide.amax(dim=(2, 3)), wide.mean(dim=(2, 3)), wide.std(dim=(2, 3), correction=0), rows, columns]
+    torch.testing.assert_close(vector_code(maps).double(), torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5 * min(1, size))
+
+
+def test_a_map_of_one_place_has_no_centre_to_move() -> None:
+    code = vector_code(torch.tensor([0.0, 1.0, 5.0]).view(3, 1, 1, 1))
+    assert code[:, 3:].tolist() == [[-1.0, -1.0]] * 3
 
 
 def test_centre_of_mass_follows_a_shift() -> None:
