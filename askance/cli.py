@@ -221,6 +221,10 @@ def serve(
     single_pass: Annotated[
         bool | None, typer.Option("--single-pass", help="Leave out detectors that need extra forward passes.")
     ] = None,
+    second_looks: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Extra passes for suspicious images alone, for at most this share of all."),
+    ] = None,
     allow_factory: AllowOption = None,
     require_signature: SignatureOption = None,
     disclose: Annotated[
@@ -245,6 +249,7 @@ def serve(
             "bundles.require_signature": require_signature,
             "rollout.candidate": candidate,
             "inference.single_pass": single_pass,
+            "inference.second_looks": second_looks,
             "access.anonymous": DISCLOSING if disclose else None,
         },
     )

@@ -85,7 +85,8 @@ class Evaluation(_Part):
     Attributes:
         classifier: its accuracy.
         baselines: the scorers that are other people's.
-        forward_passes: of the classifier for each image, {"fused", "fused_single_pass"}.
+        forward_passes: of the classifier for each image, {"fused", "fused_single_pass", "fused_second_look"}; of the
+            last the mean over clean images.
         target_flag_rate: what each level promises for clean images.
         clean_flag_rate_interval: the 95% interval of the share that the fused score flags where the promise holds, by
             the beta-binomial law: both splits, `fuse` and `evaluate`, are samples.
@@ -109,7 +110,7 @@ class Evaluation(_Part):
 
     classifier: ClassifierFigures
     baselines: tuple[str, ...] = ()
-    forward_passes: Mapping[str, int] = {}
+    forward_passes: Mapping[str, int | float] = {}
     target_flag_rate: ByLevel = {}
     clean_flag_rate_interval: Mapping[str, Interval] = {}
     attacks: Mapping[str, AttackFigures] = {}

@@ -15,7 +15,7 @@ from askance.calibration.metrics import FIGURES, detection, detection_intervals,
 from askance.evaluation import Evaluation
 from askance.judgement import Levels
 from askance.judgement.arrays import Floats
-from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.calibration import BELOW, SECOND_LOOK, SINGLE_PASS
 from askance.judgement.conformal import p_value
 
 UNTRAINED = "fused_untrained"
@@ -100,7 +100,7 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
     result: dict[str, Any] = {
         "classifier": {"accuracy": float(clean.correct.double().mean()), "images": len(clean.labels)},
         "baselines": list(evidence.baselines),
-        "forward_passes": {FUSED: evidence.forward_passes} | ({SINGLE_PASS: 1} if SINGLE_PASS in clean.columns else {}),
+        "forward_passes": _forward_passes(evidence),
         "target_flag_rate": dict(levels.items()),
         "clean_flag_rate_interval": {
             name: flag_rate_interval(alpha, len(evidence.tables[FUSED]), len(clean.labels))
@@ -144,6 +144,18 @@ def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> 
             name: _of_set(evidence, scores, levels, right=kind == CONTROLS) for name, scores in sets.items()
         }
     return Evaluation.from_json(result)
+
+
+def _forward_passes(evidence: Evidence) -> dict[str, int | float]:
+    """Of the classifier for an image: of a second look's the mean over clean ones, which are read anew."""
+    found: dict[str, int | float] = {FUSED: evidence.forward_passes}
+    columns = evidence.clean.columns
+    if SINGLE_PASS in columns:
+        found[SINGLE_PASS] = 1
+    if SECOND_LOOK in columns:
+        again = float((columns[SECOND_LOOK] > -BELOW / 2).double().mean())
+        found[SECOND_LOOK] = 1 + again * evidence.forward_passes
+    return found
 
 
 def _options(attack: Attack) -> dict[str, Any]:

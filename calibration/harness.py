@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
 from askance.judgement import Calibration, Fusion, Readings
 from askance.judgement.arrays import Doubles
-from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS, second_look_scores
 from askance.judgement.conformal import table
 from askance.screening.preprocessing import Preprocessing
 from askance.screening.reading import Reader
@@ -251,10 +251,11 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
     of_fuse = scorers.scores("split-fuse", splits["fuse"])
     tables = {name: table(values.numpy()) for name, values in of_fuse.columns.items()}
     single = {} if calibration.single_pass is None else {SINGLE_PASS: calibration.single_pass.table}
+    again = {} if calibration.second_look is None else {SECOND_LOOK: calibration.second_look.table}
     return Evidence(
         scorers.scores("split-evaluate", splits["evaluate"]),
         # what the bundle holds is what is judged
-        tables | dict(calibration.tables) | calibration.judged | single,
+        tables | dict(calibration.tables) | calibration.judged | single | again,
         attacks,
         {"controls": controls, "out_of_distribution": foreign},
         config.baselines,
@@ -327,12 +328,16 @@ class _Scorers:
 
     def __init__(self, harness: Harness, calibration: Calibration) -> None:
         self._harness = harness
-        self._fused, self._fusions = calibration.fused.fusion, dict[str, Fusion]()
+        self._fused, self._others = calibration.fused.fusion, dict[str, Callable[[Readings], Doubles]]()
         if calibration.single_pass is not None:
-            self._fusions[SINGLE_PASS] = calibration.single_pass.fusion
+            self._others[SINGLE_PASS] = calibration.single_pass.fusion.score
+            if calibration.second_look is not None:
+                self._others[SECOND_LOOK] = partial(
+                    second_look_scores, calibration.second_look.threshold, calibration.single_pass.fusion, self._fused
+                )
         if len(calibration.fused.fusion.weights):
             untrained = Fusion.untrained(calibration.fused.fusion.background)
-            self._fusions[UNTRAINED] = untrained.levelled(harness.split("calibrate").readings)
+            self._others[UNTRAINED] = untrained.levelled(harness.split("calibrate").readings).score
         self._baselines = self._fitted_baselines()
 
     def _fitted_baselines(self) -> tuple[Baseline, ...]:
@@ -357,7 +362,7 @@ class _Scorers:
         made = dict(scores.readings.scores)
         judged = self._fused.scores(scores.readings)
         made[FUSED] = judged.pop(FUSED)
-        made |= {name: fusion.score(scores.readings) for name, fusion in self._fusions.items()} | judged
+        made |= {name: score(scores.readings) for name, score in self._others.items()} | judged
         columns = {name: torch.from_numpy(values) for name, values in made.items()}
         if self._baselines:
             observed = self._harness.observation(name, images, pixels)

@@ -1,8 +1,8 @@
 """What readings amount to: conformal p-values, fusion, and the verdict; in numpy alone, whatever read the images."""
 
 from askance.judgement.background import Background
-from askance.judgement.calibration import Calibration, Fused, Levels
+from askance.judgement.calibration import Calibration, Fused, Levels, SecondLook
 from askance.judgement.fusion import Fusion
 from askance.judgement.readings import Readings
 
-__all__ = ["Background", "Calibration", "Fused", "Fusion", "Levels", "Readings"]
+__all__ = ["Background", "Calibration", "Fused", "Fusion", "Levels", "Readings", "SecondLook"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -17,6 +18,9 @@ from askance.judgement.margins import around, is_close, margins, may_change, spr
 from askance.judgement.readings import Readings
 
 SINGLE_PASS = "fused_single_pass"
+SECOND_LOOK = "fused_second_look"
+LOOKED_AT = 0.2  # the share of clean images whose single-pass score is to be high enough for a second look
+BELOW = 1e6  # by which scores of images without a second look are below those of the others, which are small numbers
 MOST_FLAGGED = 0.5  # of clean inputs: a level above it says nothing
 _UNCHECKED = np.errstate(over="ignore", invalid="ignore")  # NaN and infinity are told from numbers by whoever asks
 
@@ -68,6 +72,20 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class SecondLook:
+    """Which images are read again with views, where not all are, and the table that these are judged by.
+
+    Attributes:
+        threshold: the single-pass fused score from which on an image is.
+        table: sorted scores [m] of the fusion split, as `Calibration.second_look_scores` gives them, those of its
+            benignly changed images where they are higher.
+    """
+
+    threshold: float
+    table: Doubles
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The conformal tables.
 
@@ -77,6 +95,9 @@ class Calibration:
         fused: of all detectors.
         doubtful: how doubtful the clean images of the fusion split are, sorted, float64 [m].
         single_pass: of the detectors that need no views of the input; None where none needs them.
+        second_look: with views for some images only; None where none needs them.
+        looked_at_from: the fused score from which on something else is done, too: which side of it a score is on is
+            another thing that the last bits may decide.
     """
 
     levels: Levels
@@ -84,6 +105,8 @@ class Calibration:
     fused: Fused
     doubtful: Doubles
     single_pass: Fused | None = None
+    second_look: SecondLook | None = None
+    looked_at_from: float | None = None
 
     @property
     def reasons(self) -> dict[str, Doubles]:
@@ -123,24 +146,28 @@ class Calibration:
         """
         background = Background.fit(calibrate, None if benign is None else benign[0])
 
+        def tabulated(score: Callable[[Readings], Doubles]) -> Doubles:
+            clean, mild = table(score(fuse)), () if benign is None else benign[1]
+            return least_favourable(clean, [table(score(change)) for change in mild]) if mild else clean
+
         def fused(names: tuple[str, ...]) -> Fused:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
-            of_clean = {name: table(scores) for name, scores in fusion.scores(fuse).items()}
-            mild, least = () if benign is None else benign[1], of_clean[FUSED]
-            if mild:
-                least = least_favourable(least, [table(fusion.score(change)) for change in mild])
-            return Fused(fusion, least, of_clean[UNFAMILIAR])
+            return Fused(fusion, tabulated(fusion.score), table(fusion.scores(fuse)[UNFAMILIAR]))
 
         names = background.names
         alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
-        return cls(
-            Levels() if levels is None else levels,
-            {name: table(scores) for name, scores in calibrate.scores.items()},
-            fused(names),
-            table(-margins(fuse.logits)),
-            fused(alone) if viewers else None,
-        )
+        of_detectors = {name: table(scores) for name, scores in calibrate.scores.items()}
+        doubtful = table(-margins(fuse.logits))
+        found = cls(Levels() if levels is None else levels, of_detectors, fused(names), doubtful)
+        if not viewers:
+            return found
+        found = replace(found, single_pass=fused(alone))
+        assert found.single_pass is not None
+        # of the split that the components go by, for a table has to know nothing of how its own images fare
+        threshold = float(np.quantile(found.single_pass.fusion.score(calibrate), 1 - LOOKED_AT))
+        scores = partial(second_look_scores, threshold, found.single_pass.fusion, found.fused.fusion)
+        return replace(found, second_look=SecondLook(threshold, tabulated(scores)))
 
     def in_a_single_pass(self) -> Calibration:
         """The same without the detectors that need views."""
@@ -148,7 +175,17 @@ class Calibration:
             return self
         kept = {name.partition("/")[0] for name in self.single_pass.fusion.names}
         tables = {name: values for name, values in self.tables.items() if name in kept}
-        return replace(self, tables=tables, fused=self.single_pass, single_pass=None)
+        return replace(self, tables=tables, fused=self.single_pass, single_pass=None, second_look=None)
+
+    def looking_again_from(self, score: float) -> Calibration:
+        """The same where a fused score that reaches `score` leads to a second look."""
+        return replace(self, looked_at_from=score)
+
+    def at_a_second_look(self) -> Calibration:
+        """The same for images that are looked at again; self where that is never done."""
+        if self.second_look is None:
+            return self
+        return replace(self, fused=replace(self.fused, table=self.second_look.table))
 
     @_UNCHECKED
     def judge(self, readings: Readings) -> dict[str, tuple[Floats, Doubles]]:
@@ -179,9 +216,21 @@ class Calibration:
     @_UNCHECKED
     def undecided(self, readings: Readings, slack: Mapping[str, Floats]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [N] bool; as for `ends`."""
-        tables = {**self.tables, **self.judged}
-        ends = [(low, high, tables[name]) for name, (low, high) in self.ends(readings, slack).items()]
-        least = np.stack([p_value(high, clean) for _, high, clean in ends])
-        most = np.stack([p_value(low, clean) for low, _, clean in ends])
+        tables, ends = {**self.tables, **self.judged}, self.ends(readings, slack)
+        least = np.stack([p_value(high, tables[name]) for name, (_, high) in ends.items()])
+        most = np.stack([p_value(low, tables[name]) for name, (low, _) in ends.items()])
         alphas = [alpha for _, alpha in self.levels.items()]
-        return is_close(readings.logits) | may_change(least, most, alphas).any(axis=0)
+        undecided: Bools = is_close(readings.logits) | may_change(least, most, alphas).any(axis=0)
+        if self.looked_at_from is not None:
+            low, high = ends[FUSED]
+            undecided |= (low < self.looked_at_from) & (high >= self.looked_at_from)
+        return undecided
+
+
+def second_look_scores(threshold: float, single_pass: Fusion, whole: Fusion, readings: Readings) -> Doubles:
+    """Scores by which images rank where those of at least `threshold` in a single pass are looked at again: the others
+    are below them all, float64 [B].
+    """
+    single = single_pass.score(readings)
+    scores: Doubles = np.where(single >= threshold, whole.score(readings), single - BELOW)
+    return scores

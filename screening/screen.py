@@ -152,6 +152,11 @@ class Screen(Generic[ReaderT_co]):
         ]
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """What `observe` is told of, beside "fused"."""
+        return self.reader.stages
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The layers that the detectors read."""
         return tuple(

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
 from askance.errors import BundleError
-from askance.judgement import Background, Calibration, Fused, Fusion
+from askance.judgement import Background, Calibration, Fused, Fusion, SecondLook
 from askance.judgement.arrays import Floats
-from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS
 from askance.judgement.conditioning import KNOTS, Conditioning
 from askance.judgement.conformal import check_level, threshold
 from askance.screening.manifest import CalibrationEntry, FileEntry
@@ -27,6 +27,7 @@ BACKGROUND = (
 FUSION = {"weights": 2, "biases": 1, "offsets": 1}
 """What a bundle holds of a Fusion, by its dimensions."""
 UNFAMILIAR_SINGLE_PASS = f"{UNFAMILIAR}_single_pass"
+LOOKED_AT_FROM = f"{SECOND_LOOK}/threshold"
 _AGAIN = "it has been altered since it was calibrated: calibrate again"
 
 
@@ -37,6 +38,8 @@ def arrays_of(calibration: Calibration) -> dict[str, NDArray[Any]]:
     arrays |= {f"background/{name}": values for name, values in background.arrays().items()}
     for name, fused in _fused(calibration).items():
         arrays |= {f"{name}/{part}": getattr(fused.fusion, part) for part in FUSION}
+    if calibration.second_look is not None:
+        arrays[LOOKED_AT_FROM] = np.array([calibration.second_look.threshold])
     return arrays
 
 
@@ -81,8 +84,9 @@ def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], classes: int
     """
     fusions = {FUSED: entry.components} | ({SINGLE_PASS: entry.single_pass} if entry.single_pass else {})
     reasons = (UNFAMILIAR, DOUBTFUL, *((UNFAMILIAR_SINGLE_PASS,) if entry.single_pass else ()))
-    _check_names(entry, (*kinds, *fusions, *reasons), arrays, fusions)
-    for name in (*kinds, *fusions, *reasons):
+    again = (SECOND_LOOK,) if entry.single_pass and LOOKED_AT_FROM in arrays else ()
+    _check_names(entry, (*kinds, *fusions, *reasons, *again), arrays, fusions)
+    for name in (*kinds, *fusions, *reasons, *again):
         kept = (np.float32, np.float64) if name in kinds else (np.float64,)
         _check_table(f"scores/{name}", arrays, 1, kept)
     background = _background(entry, classes, arrays)
@@ -104,12 +108,20 @@ def calibration_from(entry: CalibrationEntry, kinds: Sequence[str], classes: int
         parts[FUSED],
         arrays[f"scores/{DOUBTFUL}"],
         parts.get(SINGLE_PASS),
+        _second_look(arrays) if again else None,
     )
     recomputed = entry_of(calibration, entry)
     for field in CalibrationEntry.model_fields:
         if getattr(recomputed, field) != getattr(entry, field):
             raise BundleError(f"the calibration's {field} in the manifest are not those of its tables: {_AGAIN}")
     return calibration
+
+
+def _second_look(arrays: Arrays) -> SecondLook:
+    threshold = arrays[LOOKED_AT_FROM]
+    if threshold.shape != (1,) or not _are_finite(threshold):
+        raise BundleError(f"the calibration's {LOOKED_AT_FROM} is not one finite float64 number: {_AGAIN}")
+    return SecondLook(float(threshold[0]), arrays[f"scores/{SECOND_LOOK}"])
 
 
 def _background(entry: CalibrationEntry, classes: int, arrays: Arrays) -> Background:
@@ -168,6 +180,7 @@ def _tables(calibration: Calibration) -> dict[str, Floats]:
         **{name: fused.table for name, fused in _fused(calibration).items()},
         **calibration.reasons,
         **({} if single is None else {UNFAMILIAR_SINGLE_PASS: single.unfamiliar}),
+        **({} if calibration.second_look is None else {SECOND_LOOK: calibration.second_look.table}),
     }
 
 
@@ -176,6 +189,7 @@ def _check_names(
 ) -> None:
     expected = {*(f"background/{part}" for part in BACKGROUND), *(f"scores/{name}" for name in tables)}
     expected |= {f"{name}/{part}" for name in fusions for part in FUSION}
+    expected |= {LOOKED_AT_FROM} if SECOND_LOOK in tables else set()
     for name in sorted(expected - set(arrays)):
         raise BundleError(f"the calibration has no table {name!r}: {_AGAIN}")
     for name in sorted(set(arrays) - expected):

@@ -93,6 +93,8 @@ class InferenceConfig(_Table):
         stall_seconds: the server is not ready while the inference thread is at one batch for longer.
         single_pass: leave out the detectors that need altered views of each image, and their extra forward passes; the
             fused score has a calibration of its own for that.
+        second_looks: read only those images with views that a single pass finds suspicious, and at most this share of
+            all; 0 reads every image with views. Who sends suspicious images decides how many of them there are.
     """
 
     engine: Engine = Engine.AUTO
@@ -101,6 +103,13 @@ class InferenceConfig(_Table):
     decode_threads: int = Field(default=2, ge=1, le=64)
     stall_seconds: Seconds = Field(default=30.0, gt=0)
     single_pass: bool = False
+    second_looks: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.single_pass and self.second_looks:
+            raise ValueError("single_pass reads no image with views: leave out second_looks, or single_pass")
+        return self
 
 
 class LimitsConfig(_Table):

@@ -105,6 +105,7 @@ def opener(path: Path, config: ServerConfig) -> Callable[[], LoadedBundle]:
         engine=config.inference.engine,
         threads=config.inference.threads or max(1, available() - 1),
         single_pass=config.inference.single_pass,
+        second_looks=config.inference.second_looks,
         require_signature=config.bundles.require_signature,
     )
 

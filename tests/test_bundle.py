@@ -145,7 +145,8 @@ def test_manifest_thresholds_flag_what_the_p_values_flag(trained: Trained, publi
     thresholds = Bundle.open(published).manifest.calibration.thresholds
     images, labels = trained.part("evaluate")
     results = screen_of(published)(torch.cat([images, trained.attack(images, labels, 0.2, 5)]))
-    assert set(thresholds) == {*KINDS, "fused", "fused_single_pass", "unfamiliar", "doubtful", "unfamiliar_single_pass"}
+    others = {"fused", "fused_single_pass", "fused_second_look", "unfamiliar", "doubtful", "unfamiliar_single_pass"}
+    assert set(thresholds) == {*KINDS, *others}
     for _, _, screening in answered(results):
         for word in (screening.fused, *screening.detectors):
             for level in ("suspect", "adversarial"):

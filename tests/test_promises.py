@@ -59,7 +59,7 @@ def with_nan(values: Tensor) -> Tensor:
 
 
 REASONS = ("scores/unfamiliar", "scores/doubtful", "scores/unfamiliar_single_pass")
-TABLES = ("scores/introspection", "scores/fused", "scores/fused_single_pass", *REASONS)
+TABLES = ("scores/introspection", *(f"scores/fused{kind}" for kind in ("", "_single_pass", "_second_look")), *REASONS)
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "is not sorted": lambda values: values.flip(-1),
     "holds NaN or infinity": with_nan,

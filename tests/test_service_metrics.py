@@ -28,6 +28,7 @@ NAMES = {
     "askance_rejected": "counter",
     "askance_blocked": "counter",
     "askance_unscreened": "counter",
+    "askance_second_looks": "counter",
     "askance_candidate_info": "gauge",
     "askance_candidate_images": "counter",
     "askance_candidate_verdicts": "counter",

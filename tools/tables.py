@@ -24,6 +24,7 @@ OURS = (
     "semantic_signature",
     "constellation",
     "fused_single_pass",
+    "fused_second_look",
     "fused_untrained",
     "fused",
 )

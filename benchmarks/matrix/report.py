@@ -133,7 +133,7 @@ def _flags(control: Mapping[str, Any]) -> str:
 
 def _made_of(rows: Rows) -> str:
     layers = ", ".join(f"`{name}`" for name in rows["layers"])
-    passes = ", ".join(f"{_spaced(name)} {count}" for name, count in rows["forward_passes"].items())
+    passes = ", ".join(f"{_spaced(name)} {count:.3g}" for name, count in rows["forward_passes"].items())
     baselines = ", ".join(_spaced(name) for name in rows["baselines"])
     return _wrapped(f"Layers {layers}; forward passes: {passes}; baselines: {baselines}.")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from askance.answers import FUSED, SCORER_OF
-from askance.judgement.calibration import SINGLE_PASS
+from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS
 from askance.plugins import Family
 from askance.screening.kinds.constellation import ConstellationOptions
 from askance.screening.kinds.introspection import IntrospectionOptions
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "askance.detectors"
-RESERVED = (FUSED, SINGLE_PASS, *SCORER_OF)  # columns beside the detectors'
+RESERVED = (FUSED, SINGLE_PASS, SECOND_LOOK, *SCORER_OF)  # columns beside the detectors'
 KINDS: Family[Any] = Family(
     ENTRY_POINTS,
     object,

@@ -156,6 +156,12 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=pooled,
         )
+        self._second_looks = Counter(
+            "askance_second_looks",
+            "Images that a single pass found suspicious (inference.second_looks): taken, or refused by the budget.",
+            ["outcome"],
+            registry=pooled,
+        )
         self._batch_size = Histogram(
             "askance_batch_size",
             "Images that shared one call of the classifier.",
@@ -216,6 +222,8 @@ class Metrics:
             self._unscreened.labels(reason)
         for verdict in JUDGED:
             self._verdicts.labels(verdict.value)
+        for outcome in ("taken", "refused"):
+            self._second_looks.labels(outcome)
         for stage in ("decode", "queue", "respond"):
             self._stage_seconds.labels(stage)
 
@@ -300,6 +308,12 @@ class Metrics:
     def batch(self, size: int) -> None:
         """Observe the size of a batch."""
         self._batch_size.observe(size)
+
+    def second_looks(self, taken: int, refused: int) -> None:
+        """Count images that were looked at again, and those that the budget did not allow."""
+        with self._pool.counting():
+            self._second_looks.labels("taken").inc(taken)
+            self._second_looks.labels("refused").inc(refused)
 
     def unscreened(self, reason: str) -> None:
         """Count an image that the detectors did not have their say on, by one of UNSCREENED_REASONS."""

@@ -106,7 +106,7 @@ def model_statistics(bundle: LoadedBundle, totals: Totals) -> dict[str, Any]:
             "fail": duration(*failed),
             "queue": duration(*totals.stages("queue")),
             "compute_input": duration(*totals.stages("decode")),
-            "compute_infer": duration(*totals.stages(*bundle.screen.reader.stages, "fused")),
+            "compute_infer": duration(*totals.stages(*bundle.screen.stages, "fused")),
             "compute_output": duration(*totals.stages("respond")),
         },
     }

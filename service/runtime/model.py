@@ -12,6 +12,7 @@ from askance.errors import BundleError
 from askance.opening import screen_of
 from askance.screening.bundle import SealedBundle
 from askance.screening.screen import Screen
+from askance.screening.second_look import SecondLookScreen
 from askance.screening.sentinels import Sentinels
 from askance.service.observability.metrics import BundleDescription
 from askance.service.runtime.batcher import Batcher
@@ -30,6 +31,7 @@ class LoadedBundle:
         classifier: the classifier's name.
         screen: the classifier, its detectors and their calibration.
         sentinels: what the screen has to answer before it may answer clients.
+        parts: of a screen that is made of others these, with the sentinels that each has to answer.
     """
 
     bundle_id: str
@@ -37,6 +39,7 @@ class LoadedBundle:
     classifier: str
     screen: Screen
     sentinels: Sentinels
+    parts: tuple[tuple[Screen, Sentinels], ...] = ()
 
     @classmethod
     def open(
@@ -47,6 +50,7 @@ class LoadedBundle:
         engine: Engine = Engine.AUTO,
         threads: int = 0,
         single_pass: bool = False,
+        second_looks: float = 0.0,
         require_signature: Path | None = None,
     ) -> LoadedBundle:
         """Open and verify the bundle at `path`.
@@ -57,6 +61,7 @@ class LoadedBundle:
             engine: what computes it.
             threads: that compute; 0: as many as there are cores.
             single_pass: leave out the detectors that need views of each image.
+            second_looks: in place of that, the share of images that may be read again with views; 0: none.
             require_signature: a keyring, one of whose keys must have signed the bundle.
 
         Raises:
@@ -65,10 +70,23 @@ class LoadedBundle:
             ConfigError: the keyring cannot be used.
         """
         bundle = SealedBundle.open(path, require_signature=require_signature)
-        manifest, sentinels = bundle.manifest, bundle.sentinels(single_pass=single_pass)
-        screen = screen_of(bundle, engine, build, single_pass=single_pass, threads=threads)
+
+        def part(*, single_pass: bool) -> tuple[Screen, Sentinels]:
+            screen = screen_of(bundle, engine, build, single_pass=single_pass, threads=threads)
+            return screen, bundle.sentinels(single_pass=single_pass)
+
+        manifest = bundle.manifest
+        screen, sentinels = part(single_pass=single_pass or second_looks > 0)
+        parts: tuple[tuple[Screen, Sentinels], ...] = ()
+        if second_looks:
+            first, whole = parts = (screen, sentinels), part(single_pass=False)
+            try:
+                screen = SecondLookScreen(first[0], whole[0], second_looks)
+            except BundleError as error:
+                raise BundleError(f"{path}: {error}") from None
+            sentinels = Sentinels.none(screen.preprocessing.shape)  # its parts have theirs
         created = datetime.fromisoformat(manifest.created)
-        return cls(manifest.id, created, manifest.classifier.name, screen, sentinels)
+        return cls(manifest.id, created, manifest.classifier.name, screen, sentinels, parts)
 
     @property
     def version(self) -> str:
@@ -96,7 +114,7 @@ class LoadedBundle:
             tuple(screen.detectors),
             dict(screen.calibration.levels.items()),
             screen.reader.engine,
-            screen.reader.stages,
+            screen.stages,
         )
 
     def warm_up(self) -> None:
@@ -106,7 +124,8 @@ class LoadedBundle:
             BundleError: the classifier or a detector fails, or a sentinel is not answered as it was at calibration.
         """
         try:
-            self.sentinels.prove(self.screen)
+            for screen, sentinels in (*self.parts, (self.screen, self.sentinels)):
+                sentinels.prove(screen)
         except BundleError as error:
             raise BundleError(f"bundle {self.version} {error}") from error.__cause__
 

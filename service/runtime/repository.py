@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context
 
 from askance.errors import BundleError, ConfigError
+from askance.screening.second_look import SecondLookScreen
 from askance.service.config import ServerConfig
 from askance.service.errors import Code, StatusError, not_found, unavailable
 from askance.service.observability.metrics import Metrics
@@ -195,6 +196,8 @@ class ModelRepository:
 
     def _start(self, bundle: LoadedBundle) -> ModelVersion:
         config = self._config
+        if isinstance(bundle.screen, SecondLookScreen):
+            bundle.screen.notify = self._metrics.second_looks
         batcher = Batcher(
             bundle.screen,
             self._inference,
