@@ -151,7 +151,7 @@ def mlserver(python: Path, folder: Path, name: str, module: Path, workers: int) 
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [str(python.with_name("mlserver")), "start", str(folder)]
+    command = [str(python.absolute().with_name("mlserver")), "start", str(folder)]  # it starts in another folder
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT) as process,
