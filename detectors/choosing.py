@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from askance.answers import FUSED, Answer, Verdict
 from askance.detectors.reader import TorchReader
 from askance.errors import ScreenError
+from askance.images import Batch
 from askance.judgement.calibration import SINGLE_PASS
 from askance.judgement.conformal import threshold
 from askance.screening.manifest import Expected
@@ -76,7 +77,7 @@ def _steady(screens: Mapping[str, Screen[TorchReader]], pixels: Tensor) -> dict[
         for draw, scale in enumerate(ROUNDING):
             rows = list(steady)
             with _rounded(screen.reader.tap.module, scale, draw):
-                moved = dict(zip(rows, _answers(screen, pixels[rows]), strict=True))
+                moved = dict(zip(rows, _answers(screen.at_once, pixels[rows]), strict=True))
             steady = {i: one for i, one in steady.items() if _still(one, moved[i], fused, spreads)}
         found = steady if fused == FUSED else _both(found, steady)
     return found
@@ -126,7 +127,7 @@ def _both(whole: Mapping[int, Expected], single: Mapping[int, Expected]) -> dict
     }
 
 
-def _answers(screen: Screen, pixels: Tensor) -> list[Answer | ScreenError]:
+def _answers(screen: Callable[[Batch], list[Answer | ScreenError]], pixels: Tensor) -> list[Answer | ScreenError]:
     return [answer for part in pixels.split(BATCH) if len(part) for answer in screen(part.numpy())]
 
 

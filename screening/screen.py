@@ -72,9 +72,23 @@ class Screen(Generic[ReaderT_co]):
         Raises:
             ConfigError: there are not as many class names as outputs.
         """
+        wanted = [explain] * len(images) if isinstance(explain, bool) else list(explain)
+        answers, numbers, readings = self._answered(images, wanted, observe)
+        if len(answers) > 1:
+            for i in self.undecided(numbers, readings).nonzero()[0].tolist():
+                (answers[i],) = self(images[i : i + 1], wanted[i], observe)
+        return answers
+
+    def at_once(self, images: Batch) -> list[Answer | ScreenError]:
+        """As a call, but none is judged again alone: for whoever does not go by the last bits."""
+        return self._answered(images, [False] * len(images), None)[0]
+
+    def _answered(
+        self, images: Batch, wanted: Sequence[bool], observe: Observe | None
+    ) -> tuple[list[Answer | ScreenError], Readings, dict[str, Numbers]]:
+        """The answers, and what they were made of."""
         logits, readings = self.reader(images, observe)
         predictions = self._predictions(logits)
-        wanted = [explain] * len(logits) if isinstance(explain, bool) else list(explain)
         explanations = {
             name: {i: _explained(detector, readings[name], i) for i, asked in enumerate(wanted) if asked}
             for name, detector in self.detectors.items()
@@ -115,10 +129,7 @@ class Screen(Generic[ReaderT_co]):
                 tuple(Reason(name, p, flags(p)) for name, p in why.items()),
             )
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
-        if len(answers) > 1:
-            for i in self.undecided(numbers, readings).nonzero()[0].tolist():
-                (answers[i],) = self(images[i : i + 1], wanted[i], observe)
-        return answers
+        return answers, numbers, readings
 
     def undecided(self, numbers: Readings, readings: Mapping[str, Numbers]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
