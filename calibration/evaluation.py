@@ -15,7 +15,7 @@ from askance.calibration.metrics import FIGURES, detection, detection_intervals,
 from askance.evaluation import Evaluation
 from askance.judgement import Levels
 from askance.judgement.arrays import Floats
-from askance.judgement.calibration import BELOW, SECOND_LOOK, SINGLE_PASS
+from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS, looked_at_again
 from askance.judgement.conformal import p_value
 
 UNTRAINED = "fused_untrained"
@@ -153,7 +153,7 @@ def _forward_passes(evidence: Evidence) -> dict[str, int | float]:
     if SINGLE_PASS in columns:
         found[SINGLE_PASS] = 1
     if SECOND_LOOK in columns:
-        again = float((columns[SECOND_LOOK] > -BELOW / 2).double().mean())
+        again = float(looked_at_again(columns[SECOND_LOOK].numpy()).mean())
         found[SECOND_LOOK] = 1 + again * evidence.forward_passes
     return found
 

@@ -140,7 +140,7 @@ def _exported(reader: TorchReader, example: Tensor, outputs: list[str]) -> ir.Mo
                 input_names=[IMAGES],
                 dynamic_shapes={"images": {0: batch}},
                 opset_version=OPSET,
-                optimize=False,  # ONNX Runtime does, as the machine that serves needs it
+                optimize=False,  # below, but for what would be in the bundle twice
                 verbose=False,
             )
             assert program is not None

@@ -126,13 +126,11 @@ class Library(nn.Module):
         return (numbers @ self.rows.T) / norm.clamp_min(shortest)
 
     def nearest(self, activation: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The rows most similar to a flattened layer [B, D_l]: similarities, descending, and which, [B, count] each.
-
-        Where there are fewer rows, similarities of 0 stand for those that are missing.
+        """The rows most similar to a flattened layer [B, D_l]: similarities, descending, and which, [B, count] each, or
+        as many as there are.
         """
         values, rows = self.similarities(activation).topk(min(count, self.rows.shape[0]), dim=1)
-        missing = count - values.shape[1]
-        return (F.pad(values, (0, missing)), F.pad(rows, (0, missing))) if missing else (values, rows)
+        return values, rows
 
     def predict(self, similarities: Tensor, rows: Tensor) -> Tensor:
         """P(x) = sum over the k most similar rows of W[n, :] h_n(x) (Eq. 3), [B, k] of each -> float64 [B, K]."""

@@ -154,7 +154,8 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         for layer, library in self._libraries().items():
             nearest, rows = library.nearest(capture.flat(layer), neighbors + 1)
             predictions.append(library.predict(nearest[:, :neighbors], rows[:, :neighbors]))
-            similarities.append(nearest)
+            missing = neighbors + 1 - nearest.shape[1]  # what is not there is tied with nothing
+            similarities.append(F.pad(nearest, (0, missing), value=-torch.inf) if missing else nearest)
         answers, similarity = torch.stack(predictions, dim=1), torch.stack(similarities, dim=1)
         tied = similarity[:, :, neighbors - 1] - similarity[:, :, neighbors] < TIE
         return answers.softmax(dim=2) if self.options.softmax else answers, similarity[:, :, 0], tied

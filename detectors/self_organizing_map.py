@@ -202,7 +202,7 @@ class SelfOrganizingMap(ExplainedByOptions[SelfOrganizingMapOptions]):
         # what follows costs as much for one layer as for all, [L, B] of each
         distances = lengths(torch.stack([layer_map.squares(code) for layer_map, code in both])).to(minor.dtype)
         nearest, units = distances.min(dim=2)
-        owned = torch.stack([layer_map.owned.T for layer_map in maps.values()]).index_select(1, predicted)
+        owned = torch.stack([layer_map.owned.T.index_select(0, predicted) for layer_map in maps.values()])
         other = distances.masked_fill(~owned, torch.inf).amin(dim=2) - nearest
         parts = {"bmu_distance": nearest, "class_distance": other, "minor_distance": minor}
         components = {

@@ -28,20 +28,12 @@ PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
 SHOWN = 10  # classes that an error names
 NUMBERS = 2**20  # of each table that is held at once
-SHORTEST = 1e-12  # below which a centred row counts as constant, as `torch.nn.functional.normalize` has it
 MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
 
 
 def centred_unit(rows: Tensor) -> Tensor:
     """Rows centred and scaled to unit length, [..., D]: dot products are then Pearson correlations (0 if constant)."""
     return F.normalize(rows - rows.mean(dim=-1, keepdim=True), dim=-1)
-
-
-def similarity(rows: Tensor, units: Tensor) -> Tensor:
-    """Pearson correlation of rows [B, D] with centred unit rows [K, D], [B, K] (0 if constant)."""
-    centred = rows - rows.mean(dim=-1, keepdim=True)
-    # the few products are divided, not the many numbers
-    return (centred @ units.T) / (centred * centred).sum(dim=-1, keepdim=True).sqrt().clamp_min(SHORTEST)
 
 
 def correlations(rows: Tensor) -> Tensor:
@@ -247,7 +239,7 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
         similarities = []
         for layer in self.layers:
             references = self.references(layer)
-            similarities.append(similarity(capture.flat(layer).to(references.dtype), references))  # i, [B, K]
+            similarities.append(centred_unit(capture.flat(layer).to(references.dtype)) @ references.T)  # i, [B, K]
         words = Rows(self.centred, self.totals, self.inverses)
         return leads(torch.stack(similarities, dim=1), capture.predicted, words)
 

@@ -77,8 +77,8 @@ class SecondLook:
 
     Attributes:
         threshold: the single-pass fused score from which on an image is.
-        table: sorted scores [m] of the fusion split, as `Calibration.second_look_scores` gives them, those of its
-            benignly changed images where they are higher.
+        table: sorted scores [m] of the fusion split, as `second_look_scores` gives them, those of its benignly changed
+            images where they are higher.
     """
 
     threshold: float
@@ -146,14 +146,15 @@ class Calibration:
         """
         background = Background.fit(calibrate, None if benign is None else benign[0])
 
-        def tabulated(score: Callable[[Readings], Doubles]) -> Doubles:
-            clean, mild = table(score(fuse)), () if benign is None else benign[1]
+        def tabulated(of_fuse: Doubles, score: Callable[[Readings], Doubles]) -> Doubles:
+            clean, mild = table(of_fuse), () if benign is None else benign[1]
             return least_favourable(clean, [table(score(change)) for change in mild]) if mild else clean
 
         def fused(names: tuple[str, ...]) -> Fused:
             fusion = Fusion.untrained(background.only(names))
             fusion = (fusion if train is None else train(fusion)).levelled(calibrate)
-            return Fused(fusion, tabulated(fusion.score), table(fusion.scores(fuse)[UNFAMILIAR]))
+            of_fuse = fusion.scores(fuse)
+            return Fused(fusion, tabulated(of_fuse[FUSED], fusion.score), table(of_fuse[UNFAMILIAR]))
 
         names = background.names
         alone = tuple(name for name in names if name.partition("/")[0] not in viewers)
@@ -167,7 +168,7 @@ class Calibration:
         # of the split that the components go by, for a table has to know nothing of how its own images fare
         threshold = float(np.quantile(found.single_pass.fusion.score(calibrate), 1 - LOOKED_AT))
         scores = partial(second_look_scores, threshold, found.single_pass.fusion, found.fused.fusion)
-        return replace(found, second_look=SecondLook(threshold, tabulated(scores)))
+        return replace(found, second_look=SecondLook(threshold, tabulated(scores(fuse), scores)))
 
     def in_a_single_pass(self) -> Calibration:
         """The same without the detectors that need views."""
@@ -234,3 +235,8 @@ def second_look_scores(threshold: float, single_pass: Fusion, whole: Fusion, rea
     single = single_pass.score(readings)
     scores: Doubles = np.where(single >= threshold, whole.score(readings), single - BELOW)
     return scores
+
+
+def looked_at_again(scores: Doubles) -> Bools:
+    """Of which images `second_look_scores` are of a second look."""
+    return scores > -BELOW / 2

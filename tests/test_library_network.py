@@ -190,6 +190,16 @@ def test_prediction_by_hand(neighbors: int, expected: list[float]) -> None:
     torch.testing.assert_close(similarity, torch.full((1, 2), 2 / 3, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("more", [0, 1, 3])
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["alike", "opposite"])
+def test_rows_that_a_small_library_lacks_are_tied_with_nothing(more: int, sign: float) -> None:
+    made = planted([ROWS, ROWS], [W, W], len(ROWS) + more)
+    activation = sign * torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.7, 0.4]]).to(ROWS)
+    reading = made.read(Capture(torch.eye(2), dict.fromkeys(made.layers, activation)))
+    assert reading.tied is not None and not reading.tied.any()
+    assert torch.isfinite(reading.score).all()
+
+
 def test_cpl_by_hand() -> None:
     """Eq. 5 with three layers: P = (3, 4), (4, 3), (-4, 3): cosines .96/... pairwise, mean of three."""
     row = torch.tensor([[1.0, 0.0]])
