@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test lint docs bench bench-large bench-workers bench-growth bench-starting bench-peers matrix soak fuzz figures protos image-check lock clean
+.PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-peers matrix soak fuzz figures protos image-check lock clean
 
 demo: $(STAMP)
 	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
@@ -15,6 +15,10 @@ demo: $(STAMP)
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# Whole commands, calibrations and installations, as users run them: minutes each.
+acceptance: $(STAMP)
+	$(BIN)/python -m pytest -m acceptance $(PARALLEL) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -44,6 +48,10 @@ bench-growth: $(STAMP)
 # What a server takes until it serves, and of memory, by its graph and by torch.
 bench-starting: $(STAMP)
 	$(BIN)/python -m benchmarks.starting $(ARGS)
+
+# What detection loses by looking at a part: ARGS="configs/mnist.toml configs/cifar10.toml".
+bench-bounds: $(STAMP)
+	$(BIN)/python -m benchmarks.bounds $(ARGS)
 
 # Beside MLServer, which detects nothing, in an environment of its own.
 PEERS := build/peers

@@ -311,6 +311,9 @@ def print_bundle(bundle: SealedBundle) -> None:
     if why := manifest.provenance.get(NO_GRAPH):
         engine += f" ({why})"
     lines["computed by"] = engine
+    took = manifest.provenance.get("seconds")
+    if isinstance(took, dict):
+        lines["made in"] = ", ".join(f"{seconds} s {stage}" for stage, seconds in took.items())
     packages = sorted({f"{one.package.name} {one.package.version}" for one in manifest.detectors if one.package})
     if packages:
         lines["packages"] = ", ".join(packages)

@@ -15,20 +15,25 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 from askance.calibration.progress import say
 from askance.detectors import Capture, SemanticSignature, SemanticSignatureOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.semantic_signature import centred_unit
+from askance.detectors.short_list import ShortList
 from askance.judgement import Calibration, Readings
 from askance.output import console, write_json
 from benchmarks.environment import prepare
 from benchmarks.timing import timed
 
 WIDTH, CLASSES, LAYERS, NEIGHBORS = 512, 10, ("one", "two", "three"), 3
+LATENT, NOISE = 8, 0.05
 CALIBRATED = 2000  # images behind the tables of components
+TRIED = 512  # patterns that a short list is made with
 SIZES: dict[str, tuple[int, ...]] = {
     "rows": (1_000, 4_000, 16_000, 64_000, 256_000),
+    "rows of long libraries": (12_000, 32_000, 96_000, 256_000),
     "width": (1_024, 8_192, 65_536, 262_144, 802_816),  # the last is ResNet-50's first layer at 224 x 224
     "classes": (10, 100, 1_000, 3_000, 10_000),
     "components": (8, 32, 128, 512),
@@ -36,6 +41,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 }
 WHAT = {
     "rows": f"look-up in a library of so many rows of {WIDTH} numbers",
+    "rows of long libraries": f"the same by a short list, of patterns that have {LATENT} dimensions and a little noise",
     "width": "look-up in a library of 64 rows of so many numbers",
     "classes": f"semantic signature of {len(LAYERS)} layers and so many classes",
     "components": "p-values and fused score of so many components",
@@ -74,6 +80,20 @@ def look_up(rows: int, width: int, batch: int = 1) -> Callable[[], object]:
     return lambda: made.predict(*made.nearest(activations, NEIGHBORS))
 
 
+def short_look_up(rows: int) -> Callable[[], object]:
+    """By a short list, of patterns with the structure that it lives on."""
+    basis = torch.randn(LATENT, WIDTH)
+
+    def patterns(count: int) -> Tensor:
+        return activation_pattern(torch.randn(count, LATENT) @ basis + NOISE * torch.randn(count, WIDTH))
+
+    made, one = library(1, WIDTH), patterns(1)
+    made.rows, made.connections = patterns(rows), torch.randn(rows, CLASSES, dtype=torch.float64)
+    made.short_list = ShortList.of(made.rows, patterns(TRIED), NEIGHBORS)
+    assert len(made.short_list)
+    return lambda: made.predict(*made.nearest(one, NEIGHBORS))
+
+
 def semantics(classes: int) -> Callable[[], object]:
     """A reading of a random capture."""
     detector = SemanticSignature(SemanticSignatureOptions(semantic_layers=LAYERS), torch.randn(classes, 25))
@@ -105,6 +125,7 @@ def judging(components: int) -> Callable[[], object]:
 
 CALLS: dict[str, Callable[[int], Callable[[], object]]] = {
     "rows": lambda rows: look_up(rows, WIDTH),
+    "rows of long libraries": short_look_up,
     "width": lambda width: look_up(64, width),
     "classes": semantics,
     "components": judging,

@@ -23,7 +23,7 @@ from askance.calibration.exporting import graphs_of
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.plan import plan
-from askance.calibration.progress import Tracked, say
+from askance.calibration.progress import Clock, Tracked, say
 from askance.calibration.report import report
 from askance.calibration.stages import Stages, alone_in
 from askance.classifiers import build_classifier
@@ -68,24 +68,28 @@ def calibrate_inputs(inputs: CalibrationInputs, out: Path, *, resume: bool = Fal
 
 
 def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], stages: Stages, out: Path) -> None:
-    settings = inputs.settings
+    settings, clock = inputs.settings, Clock()
     for name, detector in detectors.items():
-        detector.settle(inputs.sample("fit", SETTLING_IMAGES, detector), len(inputs.splits["fit"]))
-        stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
-        detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
+        with clock.stage(f"fit {name}"):
+            detector.settle(inputs.sample("fit", SETTLING_IMAGES, detector), len(inputs.splits["fit"]))
+            stage = f"fit-{name}-{combined(detector.options.model_dump_json())}"
+            detector.restore(stages.run(stage, partial(_fit, detector, inputs))).eval()
     harness = Harness(inputs, detectors, stages)
-    say("diagnostics")
-    diagnostics = harness.diagnoses()
-    found = {"diagnostics": diagnostics, "doubts": doubts(inputs, detectors, diagnostics)}
-    calibration = calibration_of(harness)
-    evidence = gather(harness, calibration)
-    say("figures and their intervals")
-    evaluation = evaluate(evidence, settings.levels, inputs.class_names)
+    with clock.stage("diagnostics"):
+        diagnostics = harness.diagnoses()
+        found = {"diagnostics": diagnostics, "doubts": doubts(inputs, detectors, diagnostics)}
+    with clock.stage("seen attacks, fusion, tables"):
+        calibration = calibration_of(harness)
+    with clock.stage("attacks, controls, baselines"):
+        evidence = gather(harness, calibration)
+    with clock.stage("figures and their intervals"):
+        evaluation = evaluate(evidence, settings.levels, inputs.class_names)
     sizes = {name: len(images) for name, images in inputs.splits.items()}
     evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}
-    clean, attacked = sentinel_candidates(harness)
-    say("sentinels, graphs, bundle")
+    with clock.stage("sentinels"):
+        clean, attacked = sentinel_candidates(harness)
+    say("graphs, bundle")
     manifest = publish(
         out,
         classifier={
@@ -109,6 +113,7 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
             **inputs.provenance,
             "data": {**inputs.provenance.get("data", {}), "sha256": digests},
             "packages": {package: version(package) for package in PACKAGES},
+            "seconds": clock.seconds,
             "host": {"platform": platform.platform(), "python": sys.version.split()[0]},
         },
         export=graphs_of,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -53,3 +54,23 @@ class Tracked(Sized[T_co]):
 def say(line: str) -> None:
     """Print one line on stderr."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)  # names may look like markup
+
+
+class Clock:
+    """How long each stage of a run takes.
+
+    Attributes:
+        seconds: by stage, in the order of their ends.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done under it, and say so."""
+        say(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        say(f"{name}: {self.seconds[name]:.1f} s")

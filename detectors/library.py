@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from askance.detectors.short_list import ShortList
+
 KERNEL_WIDTH = 0.01  # Eq. 2: g(h) = exp(-(1 - h) / 0.01)
 BLOCK_PATTERNS = 128  # settled together: larger ones waste time on their Gram matrix
 
@@ -30,7 +32,7 @@ class Library(nn.Module):
     """The library network of one layer.
 
     Buffers: `rows` [M, D], the stored unit patterns; `connections` [M, K], the Hebbian sums W of Eq. 2;
-    `neurons` [D], the sampled neurons' positions in the flattened layer (empty: all of them).
+    `neurons` [D], the sampled neurons' positions in the flattened layer (empty: all of them); those of `short_list`.
     """
 
     rows: Tensor
@@ -44,6 +46,7 @@ class Library(nn.Module):
         self.register_buffer("rows", torch.empty(0, 0))
         self.register_buffer("connections", torch.empty(0, 0))
         self.register_buffer("neurons", torch.empty(0, dtype=torch.long))
+        self.short_list = ShortList()
 
     def begin(self, activation: Tensor, count: int | None, generator: torch.Generator) -> None:
         """Begin with no rows, in the precision of a flattened layer [B, D_l], of which `count` neurons are chosen."""
@@ -120,15 +123,24 @@ class Library(nn.Module):
 
         As `patterns(activation) @ rows.T`, but the few products are divided by the norm, not the many numbers.
         """
+        numbers, norm = self._measured(activation)
+        return (numbers @ self.rows.T) / norm
+
+    def _measured(self, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """The sampled neurons [B, D] and their norm [B, 1], which is above 0."""
         numbers = self._sampled(activation)
         norm = (numbers * numbers).sum(dim=1, keepdim=True).sqrt()
         shortest = math.sqrt(torch.finfo(numbers.dtype).tiny)  # of a shorter one the squares are no numbers any more
-        return (numbers @ self.rows.T) / norm.clamp_min(shortest)
+        return numbers, norm.clamp_min(shortest)
 
     def nearest(self, activation: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The rows most similar to a flattened layer [B, D_l]: similarities, descending, and which, [B, count] each, or
-        as many as there are.
+        as many as there are. Of a long library nearly always: see `short_list`.
         """
+        if len(self.short_list):
+            numbers, norm = self._measured(activation)
+            found: tuple[Tensor, Tensor] = self.short_list(numbers / norm, self.rows, count)
+            return found
         values, rows = self.similarities(activation).topk(min(count, self.rows.shape[0]), dim=1)
         return values, rows
 

@@ -18,12 +18,14 @@ from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.library_size import thresholds_for
 from askance.detectors.ranks import TIE
+from askance.detectors.short_list import LONG, ShortList
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
 from askance.screening.options import Options
 from askance.screening.reading import Reading
 
+LOOKED_UP = 512  # inputs that short lists are tried on
 FEWEST_ROWS = 2  # a library of no more tells nothing from anything
 DECIMALS = 6  # of cosines: most clean inputs differ by less than float32's noise, which ranks would take for news
 STEP = 10.0**-DECIMALS + torch.finfo(torch.float32).eps  # from one such number to the next, in float32
@@ -47,9 +49,10 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     @property
     def is_fitted(self) -> bool:
         """Whether the libraries hold rows and connections."""
-        return all(library.connections.numel() > 0 for library in self._libraries().values())
+        return all(library.connections.numel() > 0 for library in self.layer_libraries().values())
 
-    def _libraries(self) -> dict[str, Library]:
+    def layer_libraries(self) -> dict[str, Library]:
+        """The library of each layer."""
         return {
             layer: library
             for layer, library in zip(self.layers, self.libraries, strict=True)
@@ -58,15 +61,15 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
 
     def sizes(self) -> dict[str, int]:
         """Library size (stored rows) of each layer."""
-        return {layer: library.rows.shape[0] for layer, library in self._libraries().items()}
+        return {layer: library.rows.shape[0] for layer, library in self.layer_libraries().items()}
 
-    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:  # noqa: ARG002
+    def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
         """Build the libraries in data order, then their functional connections: two walks of the stream.
 
-        One more before them, if the thresholds are still to be found.
+        One more before them, if the thresholds are still to be found. Long libraries get short lists in the end.
         """
         self.settle(clean)
-        return self.build(clean).connect(clean)
+        return self.build(clean).connect(clean).shorten(held_out or clean)
 
     @torch.no_grad()
     def settle(self, sample: CaptureStream, of: int | None = None) -> None:
@@ -79,7 +82,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
             return
         thresholds = thresholds_for(self.options.sizes, sample, of, self.options.sampled_neurons, self.options.seed)
         self.options = self.options.model_copy(update={"thresholds": thresholds, "rows": None, "library_layers": None})
-        for library, threshold in zip(self._libraries().values(), thresholds.values(), strict=True):
+        for library, threshold in zip(self.layer_libraries().values(), thresholds.values(), strict=True):
             library.threshold = threshold
 
     @torch.no_grad()
@@ -91,7 +94,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
             LayerError: a layer is zero for every input.
         """
         generator = torch.Generator().manual_seed(self.options.seed)
-        libraries = self._libraries()
+        libraries = self.layer_libraries()
         started, fired = False, dict.fromkeys(libraries, False)
         for capture in stream:
             for layer, library in libraries.items():
@@ -116,9 +119,35 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     def connect(self, stream: CaptureStream) -> Self:
         """Add the stream's share of the functional connections; over shards, `merge` adds the shares up."""
         for capture in stream:
-            for layer, library in self._libraries().items():
+            for layer, library in self.layer_libraries().items():
                 library.connect(library.patterns(capture.flat(layer)), capture.predicted, capture.logits.shape[1])
         return self
+
+    @torch.no_grad()
+    def shorten(self, stream: CaptureStream) -> Self:
+        """Give long libraries a short list that finds the nearest rows of this stream's first inputs."""
+        long = {layer: library for layer, library in self.layer_libraries().items() if len(library.rows) > LONG}
+        for layer, patterns in self._some_patterns(stream, long).items():
+            library = long[layer]
+            library.short_list = ShortList.of(library.rows, patterns, self.options.neighbors + 1)
+        return self
+
+    def _some_patterns(self, stream: CaptureStream, libraries: Mapping[str, Library]) -> dict[str, Tensor]:
+        """Of the first inputs, [LOOKED_UP, D] by layer."""
+        parts: dict[str, list[Tensor]] = {layer: [] for layer in libraries}
+        count = 0
+        for capture in stream if libraries else ():
+            for layer, library in libraries.items():
+                parts[layer].append(library.patterns(capture.flat(layer)))
+            count += len(capture)
+            if count >= LOOKED_UP:
+                break
+        return {layer: torch.cat(of_layer)[:LOOKED_UP] for layer, of_layer in parts.items()}
+
+    def prepare(self) -> None:
+        """Work out what each short list derives."""
+        for library in self.layer_libraries().values():
+            library.short_list.settle()
 
     def merge(self, other: LibraryNetwork) -> Self:
         """Add the functional connections that `other` summed over another shard against the same rows.
@@ -126,7 +155,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         Raises:
             BundleError: the two do not hold the same rows.
         """
-        mine, theirs = self._libraries(), other._libraries()
+        mine, theirs = self.layer_libraries(), other.layer_libraries()
         if mine.keys() != theirs.keys() or any(not torch.equal(mine[layer].rows, theirs[layer].rows) for layer in mine):
             raise BundleError("these library networks hold different rows: build once, then connect on every shard")
         for layer, library in mine.items():
@@ -151,7 +180,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         self.require_fitted()
         neighbors = self.options.neighbors
         predictions, similarities = [], []
-        for layer, library in self._libraries().items():
+        for layer, library in self.layer_libraries().items():
             nearest, rows = library.nearest(capture.flat(layer), neighbors + 1)
             predictions.append(library.predict(nearest[:, :neighbors], rows[:, :neighbors]))
             missing = neighbors + 1 - nearest.shape[1]  # what is not there is tied with nothing
@@ -173,10 +202,18 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
 
     @torch.no_grad()
     def diagnose(self, clean: CaptureStream, held_out: CaptureStream) -> dict[str, Any]:  # noqa: ARG002
-        """The libraries' agreement with the classifier, and their confusion index (None where it is undefined)."""
+        """The libraries' agreement with the classifier, the share of the nearest rows that short lists find, and the
+        confusion index (None where it is undefined).
+        """
         index = self.confusion_index(held_out).tolist()
+        short = {layer: library for layer, library in self.layer_libraries().items() if len(library.short_list)}
+        recall = {
+            layer: short[layer].short_list.recall(short[layer].rows, patterns, self.options.neighbors + 1)
+            for layer, patterns in self._some_patterns(held_out, short).items()
+        }
         return {
             "layers": self.agreement(held_out),
+            **({"recall": recall} if recall else {}),
             "confusion_index": {
                 layer: [[None if math.isnan(v) else round(v, 6) for v in row] for row in rows]
                 for layer, rows in zip(self.layers, index, strict=True)
@@ -190,7 +227,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
             rows, agreement = of_layer["rows"], of_layer["top1"]
             if rows <= FEWEST_ROWS:
                 patterns = "1 pattern" if rows == 1 else f"{rows} patterns"
-                threshold = self._libraries()[layer].threshold
+                threshold = self.layer_libraries()[layer].threshold
                 found[layer] = f"with the threshold {threshold:g} its library holds {patterns}: raise it"
             elif agreement * classes <= CHANCE_MARGIN:
                 found[layer] = f"its library agrees with the classifier on {agreement:.1%}, chance is {1 / classes:.1%}"

@@ -96,21 +96,24 @@ class TorusMap(nn.Module):
         wide = standardised.double()
         return (wide * wide).sum(dim=1, keepdim=True) + self._unit_squares - 2 * wide @ self._wide_units.T
 
-    def find_minor_axes(self, codes: Tensor, predicted: Tensor, classes: int, chunk: int = 2048) -> None:
+    def find_minor_axes(
+        self, codes: Tensor, predicted: Tensor, classes: int, *, most: int = MOST_VARYING, chunk: int = 2048
+    ) -> None:
         """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
 
         Natural images hardly move along them, attacks do: Hendrycks and Gimpel, "Early methods for detecting
         adversarial images" (2017), on pixels; here on codes, within the predicted class. Of a code that is wider than
-        MOST_VARYING, so many numbers are drawn, and the axes lie among them: what is learned is quadratic in their
-        count, and its decomposition cubic.
+        `most`, so many numbers are drawn, and the axes lie among them: what is learned is quadratic in their count,
+        and its decomposition cubic.
 
         Args:
             codes: [N, D], possibly on disk.
             predicted: [N].
             classes: K.
+            most: numbers of a code that are looked at.
             chunk: rows at a time.
         """
-        drawn = torch.randperm(codes.shape[1], generator=torch.Generator().manual_seed(0))[:MOST_VARYING].sort().values
+        drawn = torch.randperm(codes.shape[1], generator=torch.Generator().manual_seed(0))[:most].sort().values
         width = len(drawn)
         sums = torch.zeros(classes, codes.shape[1], dtype=torch.float64)
         products = torch.zeros(width, width, dtype=torch.float64)

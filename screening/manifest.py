@@ -15,7 +15,7 @@ from askance.screening.class_names import ClassNames, Label
 from askance.screening.output import Output
 from askance.screening.preprocessing import Preprocessing
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 NO_CONTENT = frozenset({"id", "checksum", "created", "provenance"})
 """What the id leaves out: when, where and from what files a bundle was made. The same content has the same id."""
 

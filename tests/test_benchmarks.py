@@ -58,6 +58,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.acceptance
 def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> None:
     assert set(figures) == {
         *("environment", "fixtures", "screening", "peaks", "roofline", "library", "serving", "seconds")
@@ -69,6 +70,7 @@ def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> Non
         assert all(math.isfinite(value) and value >= 0 for value in found), part
 
 
+@pytest.mark.acceptance
 def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) -> None:
     by_torch = [row for row in figures["screening"] if row["engine"] == "torch"]
     assert [(row["network"], row["views"], row["batch"]) for row in by_torch] == [
@@ -94,6 +96,7 @@ def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) 
         }
 
 
+@pytest.mark.acceptance
 def test_a_graph_takes_at_least_what_its_products_do(figures: dict[str, Any]) -> None:
     rows = {(row["part"], row["batch"]): row for row in figures["roofline"]}
     assert list(rows) == [(part, batch) for part in ("bare", "screened") for batch in (1, 32)]
@@ -106,6 +109,7 @@ def test_a_graph_takes_at_least_what_its_products_do(figures: dict[str, Any]) ->
     assert rows["bare", 32]["million_operations"] == pytest.approx(32 * 2 * multiplications / 1e6)
 
 
+@pytest.mark.acceptance
 def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
     assert [(row["network"], row["layer"], row["rows"]) for row in figures["library"]] == [
         (fixture["network"], layer, rows)
@@ -116,6 +120,7 @@ def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
         assert set(row["ratio"]) == SPREAD
 
 
+@pytest.mark.acceptance
 def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, Any]) -> None:
     assert [row["clients"] for row in figures["serving"]] == [1, 16]
     for row in figures["serving"]:
@@ -126,6 +131,7 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
     assert figures["serving"][0]["mean_batch"] == 1
 
 
+@pytest.mark.acceptance
 def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
     printed, found = quick("benchmarks.scaling", tmp_path / "workers.json")
     assert "LeNet, 16 clients: " in printed
@@ -138,7 +144,7 @@ def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
 
 def test_a_quick_run_of_growth_gives_every_curve(tmp_path: Path) -> None:
     _, found = quick("benchmarks.growth", tmp_path / "growth.json")
-    assert set(found["curves"]) == {"rows", "width", "classes", "components", "batch"}
+    assert set(found["curves"]) == {"rows", "rows of long libraries", "width", "classes", "components", "batch"}
     for curve in found["curves"].values():
         assert len(curve["sizes"]) == len(curve["milliseconds"]) == 2
         assert min(curve["milliseconds"]) > 0

@@ -127,7 +127,7 @@ def test_what_a_bundle_holds(published: Path) -> None:
     assert not [path for path in published.parent.iterdir() if path != published]
 
     manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest["schema_version"] == 8
+    assert manifest["schema_version"] == 9
     assert manifest["classifier"]["class_names"] == list(NAMES)
     assert manifest["classifier"]["preprocessing"]["mean"] == [0.3]
     assert [entry["kind"] for entry in manifest["detectors"]] == list(KINDS)
@@ -214,15 +214,15 @@ def test_another_schema_version_is_refused(bundle: Path, version: Any) -> None:
     edit(bundle, lambda manifest: manifest.update(schema_version=version))
     refused(
         bundle,
-        f"has schema version {version!r}, this askance reads version 8: "
+        f"has schema version {version!r}, this askance reads version 9: "
         "make it anew with `askance calibrate CONFIG --out BUNDLE`",
     )
 
 
 def test_json_that_is_no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("[]")
-    refused(bundle, "has schema version None, this askance reads version 8")
-    (bundle / "manifest.json").write_text('{"schema_version": 8}')
+    refused(bundle, "has schema version None, this askance reads version 9")
+    (bundle / "manifest.json").write_text('{"schema_version": 9}')
     refused(bundle, "manifest.json is not valid: .*Field required")
 
 

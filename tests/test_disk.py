@@ -71,6 +71,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.acceptance
 def test_a_calibration_on_a_full_disk_goes_on_where_it_was(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +293,7 @@ def test_an_output_that_nobody_can_read(
         assert json.loads(written.read_text())["id"] == digits_run.bundle.manifest.id
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(("redirection", "outcome"), OUTPUTS.items(), ids=OUTPUTS)
 def test_a_calibration_publishes_whatever_becomes_of_its_output(
     quick: Path, tmp_path: Path, redirection: str, outcome: tuple[int, str]
@@ -305,6 +307,7 @@ def test_a_calibration_publishes_whatever_becomes_of_its_output(
     assert Bundle.open(out).manifest.id
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&{gone}"])
 def test_progress_that_nobody_can_read_stops_no_work(quick: Path, tmp_path: Path, redirection: str) -> None:
     code, shown, _ = piped(["calibrate", quick, "--out", tmp_path / "bundle"], redirection)

@@ -80,6 +80,7 @@ def test_client(digits_run: DigitsRun, black: Path, disclosed: bool) -> None:
     ]
 
 
+@pytest.mark.acceptance
 def test_own_classifier(tmp_path: Path) -> None:
     """The script, then the commands that it prints."""
     export, *commands = run(EXAMPLES / "own_classifier.py", tmp_path)
@@ -103,6 +104,7 @@ def test_own_classifier(tmp_path: Path) -> None:
     assert any(verdict in shown for verdict in JUDGED)
 
 
+@pytest.mark.acceptance
 def test_own_data(tmp_path: Path) -> None:
     figures, answer = run(EXAMPLES / "own_data.py", tmp_path)
     bundle = Bundle.open(tmp_path / "bundle")

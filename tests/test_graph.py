@@ -250,6 +250,7 @@ def test_export(published: Path, graphed: Path, capsys: pytest.CaptureFixture[st
     assert "exists and a bundle is never changed" in capsys.readouterr().err
 
 
+@pytest.mark.acceptance
 def test_a_vision_transformer_has_a_graph() -> None:
     """torchvision's own, but smaller: attention, tokens and all; `graphs_of` would refuse one that judges otherwise."""
     import_torchvision()

@@ -13,6 +13,7 @@ from wheel_support import Users, build_wheel, new_users
 from askance.detectors import Bundle
 from askance.screening.manifest import PackageEntry
 
+pytestmark = pytest.mark.acceptance
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 

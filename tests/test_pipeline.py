@@ -36,6 +36,7 @@ from askance.errors import AskanceError, BundleError, CalibrationError, ConfigEr
 from askance.evaluation import ClassFigures, Evaluation
 from askance.judgement import Levels
 from askance.judgement.conformal import table
+from askance.output import print_bundle
 
 # AUROC floors on successful attacks: a detector that goes random is a bug. Well under what is measured (README).
 FLOORS = {
@@ -96,6 +97,17 @@ def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
     assert manifest.calibration.fusion_samples == 400
     assert set(manifest.provenance["data"]["sha256"]) == set(evaluation.splits)
     assert manifest.provenance["packages"]["torch"] == version("torch")
+
+
+def test_each_stages_time_is_kept_and_shown(digits_run: DigitsRun, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = digits_run.bundle.manifest.provenance["seconds"]
+    fitted = [f"fit {detector.kind}" for detector in digits_run.bundle.manifest.detectors]
+    rest = ["diagnostics", "seen attacks, fusion, tables", "attacks, controls, baselines"]
+    assert list(seconds) == [*fitted, *rest, "figures and their intervals", "sentinels"]
+    assert min(seconds.values()) >= 0
+    assert seconds["fit introspection"] > 0  # which trains
+    print_bundle(digits_run.bundle)
+    assert f"{seconds['diagnostics']} s diagnostics, " in capsys.readouterr().out
 
 
 def test_diagnostics_say_what_was_learned(digits_run: DigitsRun) -> None:
@@ -168,6 +180,7 @@ def small(config: Config) -> Config:
     return config.model_copy(update={"detectors": config.detectors.replaced("introspection", cycles=1, cycle_steps=10)})
 
 
+@pytest.mark.acceptance
 def test_a_killed_calibration_goes_on_where_it_was(
     digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +216,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
         calibrate(config, out)
 
 
+@pytest.mark.acceptance
 def test_the_same_inputs_give_the_same_id(
     digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -532,8 +532,8 @@ def test_headers_that_lie(bundle: Path, header: bytes) -> None:
     "text",
     [
         b"[" * 100_000,
-        b'{"schema_version": 8, "x": NaN}',
-        b'{"schema_version": 8, "x": -Infinity}',
+        b'{"schema_version": 9, "x": NaN}',
+        b'{"schema_version": 9, "x": -Infinity}',
         b'{"a": ' + b"9" * 9999,
     ],
     ids=["deep", "NaN", "infinity", "digits"],

@@ -83,11 +83,13 @@ def test_the_clients_lines(folder: Path) -> None:
     assert shown.strip() in ("CLEAN", "SUSPECT", "ADVERSARIAL")
 
 
+@pytest.mark.acceptance
 def test_a_bundle_from_a_live_classifier(folder: Path) -> None:
     code = PREAMBLE + LIVE + "print(bundle.manifest.calibration.samples)\n"
     assert run(code, folder).strip() == "400"
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(900)
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

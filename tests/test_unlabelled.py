@@ -103,6 +103,7 @@ def test_held_out_may_have_the_labels(
     assert not torch.equal(held_out.y, predicted)  # it makes mistakes there, which are what is learned
 
 
+@pytest.mark.acceptance
 def test_a_bundle_is_made_of_them(digits: Images, config_of: Callable[..., Config], tmp_path: Path) -> None:
     config = config_of(npz(digits, tmp_path / "x.npz"))
     content = config.model_dump()

@@ -150,6 +150,7 @@ def judge(folder: Path) -> list[str]:
 '''
 
 
+@pytest.mark.acceptance
 def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
     """mypy strict finds our types in the face and in what a package of one's own derives from, and finds a mistake."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"

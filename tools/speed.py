@@ -2,7 +2,7 @@
 
     python tools/speed.py
 
-make bench, bench-peers, bench-large, bench-workers and bench-growth put it there: ARGS="--json
+make bench, bench-peers, bench-large, bench-workers, bench-growth and bench-bounds put it there: ARGS="--json
 docs/results/speed.json", and so on.
 """
 
@@ -179,6 +179,52 @@ def growth(curves: dict[str, Any]) -> str:
     )
 
 
+def short_lists(configs: dict[str, Any]) -> str:
+    """Look-up by short lists beside every row."""
+    return table(
+        ("library", "rows", "looked at", "compared in full", "recall", "time, one image", "time, 32 images"),
+        (
+            (
+                f"{name}, `{layer}`",
+                f"{one['rows']:,} of {one['width']:,}",
+                *(
+                    (
+                        f"{one['looked_at']} of {one['cells']:,} cells",
+                        f"{one['listed']:,}",
+                        f"{one['recall']:.3f}",
+                        *(_ratio(ratio) for ratio in one["times"].values()),
+                    )
+                    if one["cells"]
+                    else ("every row", f"{one['rows']:,}", "1", "**1**", "**1**")
+                ),
+            )
+            for name, found in configs.items()
+            for layer, one in found["library"]["layers"].items()
+        ),
+    )
+
+
+def detection(configs: dict[str, Any]) -> str:
+    """What bounded readings detect."""
+    rows = [
+        (f"{name}, 1 - CPL", how, _auroc(one))
+        for name, found in configs.items()
+        for how, one in found["library"]["auroc"].items()
+    ]
+    rows += [
+        (f"{name}, minor distance of `{layer}`", f"{count} of {next(iter(parts))} numbers", _auroc(one))
+        for name, found in configs.items()
+        for layer, parts in found["map"].items()
+        for count, one in parts.items()
+    ]
+    return table(("reading", "looks at", "AUROC"), rows)
+
+
+def _auroc(of: dict[str, Any]) -> str:
+    low, high = of["interval"]
+    return f"**{of['auroc']:.3f}** <sub>{low:.3f} to {high:.3f}</sub>"
+
+
 def draw_growth(curves: dict[str, Any]) -> None:
     """A panel for each curve, beside a line of slope one."""
     figure, panels = plt.subplots(1, len(curves), figsize=(3 * len(curves), 2.9), layout="constrained", sharey=True)
@@ -263,6 +309,9 @@ def main() -> None:
     replace_section(PAGE, "workers", workers(scaled["scaling"]))
     curves = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["curves"]
     replace_section(PAGE, "growth", growth(curves))
+    bounds = json.loads((RESULTS / "bounds.json").read_text(encoding="utf-8"))["configs"]
+    replace_section(PAGE, "short-lists", short_lists(bounds))
+    replace_section(PAGE, "bounded", detection(bounds))
     draw(figures["screening"])
     draw_growth(curves)
 
