@@ -329,6 +329,21 @@ def inspect(
         console.print(f"{'verified':12}{images} images judged by its graph as by torch")
 
 
+@app.command(short_help="Draw a bundle's report anew.")
+def report(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="Where the page goes.")] = Path("report.html"),
+) -> None:
+    """Draw the report of BUNDLE anew, as this askance draws it, from the figures that it holds."""
+    from askance.calibration.report import redrawn
+    from askance.output import console
+    from askance.screening.bundle import SealedBundle
+    from askance.writing import PUBLIC, write_whole
+
+    write_whole(out, redrawn(SealedBundle.open(bundle)).encode(), PUBLIC)
+    console.print(f"report: {out}", soft_wrap=True, markup=False)
+
+
 @app.command(short_help="Sign a bundle.")
 def sign(
     bundle: BundleArgument,

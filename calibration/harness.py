@@ -30,10 +30,11 @@ from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Detector, Tap
+from askance.detectors import Detector, Tap, tap_for
 from askance.detectors.reader import TorchReader
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
+from askance.inside import Inside, look
 from askance.judgement import Calibration, Fusion, Readings
 from askance.judgement.arrays import Doubles
 from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS, second_look_scores
@@ -43,6 +44,7 @@ from askance.screening.reading import Reader
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
 MOST_DIAGNOSED_IMAGES = 5_000  # of the fit split, that the detectors' diagnoses look at
+MOST_SEEN_IMAGES = 2_000  # of the evaluation split, that are drawn one by one
 FEWEST_SUCCESSES = 10  # of a rung of the ladder, to learn from it
 CLEAN_CANDIDATES, ATTACKED_CANDIDATES = 128, 128  # images that sentinels are chosen from
 
@@ -191,6 +193,17 @@ class Harness:
         held_out = ImageStream(self.tap, splits["evaluate"])
         found = {kind: detector.diagnose(clean, held_out) for kind, detector in self.detectors.items()}
         return {kind: figures for kind, figures in found.items() if figures}
+
+    def inside(self) -> Inside:
+        """What goes on inside, of images that nothing was fitted on; without views of them."""
+        splits = self.inputs.splits
+        plain = [detector for detector in self.detectors.values() if not detector.view_layers]
+        with tap_for(self.inputs.classifier, plain, self.inputs.preprocessing.normalize) as tap:
+            fitted, seen = (
+                ImageStream(tap, splits[name][:most], self.inputs.settings.batch_size)
+                for name, most in (("fit", MOST_DIAGNOSED_IMAGES), ("evaluate", MOST_SEEN_IMAGES))
+            )
+            return look(self.detectors, fitted, seen, self.inputs.class_names)
 
     def _labels(self, attack: Attack, images: Images) -> Tensor:
         """The true classes, or the targets that the attack aims at."""

@@ -78,6 +78,8 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
     with clock.stage("diagnostics"):
         diagnostics = harness.diagnoses()
         found = {"diagnostics": diagnostics, "doubts": doubts(inputs, detectors, diagnostics)}
+    with clock.stage("inside"):
+        inside = harness.inside()
     with clock.stage("seen attacks, fusion, tables"):
         calibration = calibration_of(harness)
     with clock.stage("attacks, controls, baselines"):
@@ -117,7 +119,7 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
             "host": {"platform": platform.platform(), "python": sys.version.split()[0]},
         },
         export=graphs_of,
-        extra_files=report(settings.name, evaluation, evidence, settings.levels),
+        extra_files=report(settings.name, evaluation, evidence, settings.levels, inside),
     )
     if why := manifest.provenance.get(NO_GRAPH):
         say(f"no graph, so that servers need torch: {why}")

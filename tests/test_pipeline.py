@@ -102,7 +102,7 @@ def test_the_evaluation_is_complete(digits_run: DigitsRun) -> None:
 def test_each_stages_time_is_kept_and_shown(digits_run: DigitsRun, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = digits_run.bundle.manifest.provenance["seconds"]
     fitted = [f"fit {detector.kind}" for detector in digits_run.bundle.manifest.detectors]
-    rest = ["diagnostics", "seen attacks, fusion, tables", "attacks, controls, baselines"]
+    rest = ["diagnostics", "inside", "seen attacks, fusion, tables", "attacks, controls, baselines"]
     assert list(seconds) == [*fitted, *rest, "figures and their intervals", "sentinels"]
     assert min(seconds.values()) >= 0
     assert seconds["fit introspection"] > 0  # which trains

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import pytest
 from calibration_support import CONFIGS
-from test_report import data_of
 
 from askance.detectors import DETECTORS, Bundle
 from askance.errors import AskanceError, BundleError
+from askance.inside.curves import Curves
 from askance.plugins import Family, Package
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -210,9 +210,10 @@ def test_they_appear_wherever_ours_do(odd_run: OddRun) -> None:
     assert evaluation.attacks["dark"].successful > 0
     assert set(evaluation.auroc["dark"]) == scorers
     assert evaluation.diagnostics["odd_distance"]["mean"] > 0
-    page = data_of((odd_run.bundle / "report" / "index.html").read_text())
-    assert set(page["histograms"]) == scorers
-    assert "dark" in page["curves"]
+    drawn = Curves.model_validate_json((odd_run.bundle / "report" / "curves.json").read_text())
+    assert set(drawn.shares) == scorers
+    assert "dark" in drawn.detected
+    assert "odd distance" in (odd_run.bundle / "report" / "index.html").read_text()
 
     words = odd_run.said["answer"]["detectors"]
     assert [word["name"] for word in words] == ["self_organizing_map", "odd_distance"]

@@ -51,7 +51,7 @@ def test_it_claims_one_name_and_brings_everything(wheel: Path) -> None:
         "askance/configs/digits.toml",
         "askance/configs/server.toml",
         "askance/configs/weights/lenet_mnist.safetensors",
-        "askance/calibration/report.html",
+        "askance/drawing/page.html",
         "askance/proto/askance/v1/screening.proto",
         "askance/proto/inference/inference.proto",
         "askance/service/pb/askance/v1/screening_pb2.pyi",
@@ -67,7 +67,7 @@ def test_every_command_starts_beside_packages_of_the_same_name(users: Users) -> 
     where = users.run("-c", "import askance; print(askance.__file__)")
     assert where.stdout.startswith(str(users.interpreter.parent.parent)), where.stderr
     ours = ("init", "config", "layers", "validate", "train", "calibrate", "evaluate", "recalibrate")
-    for command in ("demo", *ours, "serve", "screen", "token", "inspect", "files"):
+    for command in ("demo", *ours, "serve", "screen", "token", "inspect", "report", "files"):
         done = users.run("-m", "askance", command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
     done = users.run("-m", "askance", "calibrate", "nowhere.toml", "--out", "B")

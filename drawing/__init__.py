@@ -1,0 +1,1 @@
+"""How what is seen is drawn: figures of plain data, and the pages that hold them."""

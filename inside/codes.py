@@ -1,0 +1,82 @@
+"""What self-organizing maps show: which codes a layer has for which class, and how homogeneous they are.
+
+Source: J. H. Lee and S. Vijayan, "Generalization ability and vulnerabilities to adversarial perturbations": densities
+of best matching units, the torus unfolded, centres of classes. That codes go from homogeneous to diverse is measured
+here by information, purity and spread: the distance between centres, the paper's, is that of random points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from askance.detectors import CaptureStream, SelfOrganizingMap
+from askance.detectors.self_organizing_map import layer_code
+from askance.detectors.torus_map import class_center, grid_positions, torus_distance
+from askance.inside.data import Codes
+
+DECIMALS = 4
+
+
+def codes(detector: SelfOrganizingMap, images: CaptureStream, labels: Tensor, classes: int) -> dict[str, Codes]:
+    """Of each layer with a map, by images of these true classes [N]."""
+    maps = detector.layer_maps()
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in maps}
+    for capture in images:
+        for layer, layer_map in maps.items():
+            parts[layer].append(layer_map.standardise(layer_code(capture, layer)))
+    found = {}
+    for layer, layer_map in maps.items():
+        standardised = torch.cat(parts[layer])
+        units = layer_map.distances(standardised).argmin(dim=1)
+        seen = torch.zeros(classes, layer_map.side**2, dtype=torch.long)
+        seen.index_put_((labels, units.cpu()), torch.ones_like(labels), accumulate=True)
+        hits, side = layer_map.hits.cpu(), layer_map.side
+        quantization, topographic = layer_map.quality(standardised)
+        found[layer] = Codes(
+            side=side,
+            fitted=tuple(map(tuple, hits.T.tolist())),
+            seen=tuple(map(tuple, seen.tolist())),
+            centres=tuple(_centre(of_class, side) for of_class in hits.T),
+            information=round(information(hits), DECIMALS),
+            purity=round(purity(hits), DECIMALS),
+            spread=round(spread(hits, side), DECIMALS),
+            quantization_error=round(quantization, DECIMALS),
+            topographic_error=round(topographic, DECIMALS),
+        )
+    return found
+
+
+def information(hits: Tensor) -> float:
+    """Mutual information of unit and class as a share of the class's entropy, from hits [U, K]; 0 of one class alone.
+
+    The plug-in estimate, which is too high where hits are few.
+    """
+    joint = hits.double() / hits.sum()
+    apart = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0, keepdim=True)
+    shared = torch.where(joint > 0, joint * (joint / apart.clamp_min(torch.finfo(joint.dtype).tiny)).log(), 0.0).sum()
+    entropy = float(torch.special.entr(joint.sum(dim=0)).sum())
+    return min(1.0, max(0.0, float(shared) / entropy)) if entropy > 0 else 0.0
+
+
+def purity(hits: Tensor) -> float:
+    """The share of hits [U, K] that are of their unit's most frequent class."""
+    return float(hits.amax(dim=1).sum() / hits.sum())
+
+
+def spread(hits: Tensor, side: int) -> float:
+    """The mean torus distance of a class's hits [U, K] from its centre, averaged over the classes that hit any."""
+    positions = grid_positions(side)
+    distances = [
+        float(torus_distance(positions, class_center(of_class, side), side) @ (of_class / of_class.sum()).float())
+        for of_class in hits.T
+        if of_class.sum() > 0
+    ]
+    return sum(distances) / len(distances)
+
+
+def _centre(hits: Tensor, side: int) -> tuple[float, float] | None:
+    if not hits.sum():
+        return None
+    row, column = class_center(hits, side).tolist()
+    return round(row, DECIMALS), round(column, DECIMALS)
