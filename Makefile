@@ -9,7 +9,8 @@ export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data)
 .PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-peers matrix soak fuzz figures protos image-check lock clean
 
 demo: $(STAMP)
-	$(BIN)/askance demo $(if $(JSON),--json $(JSON))
+	mkdir -p build
+	$(BIN)/askance demo --report build/demo-report.html $(if $(JSON),--json $(JSON))
 
 # On two cores, file by file; PARALLEL= runs one after the other, as debuggers want it.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder

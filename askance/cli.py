@@ -68,7 +68,12 @@ SignatureOption = Annotated[
 
 
 @app.command(short_help="The whole job on handwritten digits, in a minute.")
-def demo(json: JsonOption = None) -> None:
+def demo(
+    json: JsonOption = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Also keep the calibration's report.")
+    ] = None,
+) -> None:
     """The main job on scikit-learn's digits: train, calibrate, serve, attack, and print the verdicts."""
     from askance.demo import run_demo
     from askance.output import also_as_json, print_demo
@@ -76,6 +81,17 @@ def demo(json: JsonOption = None) -> None:
     figures = run_demo()
     with also_as_json(json, figures.as_json()):
         print_demo(figures)
+    if report is not None:
+        _keep(report, figures.report)
+
+
+def _keep(path: Path, page: bytes) -> None:
+    """Write a report, and say where it is."""
+    from askance.output import console
+    from askance.writing import PUBLIC, write_whole
+
+    write_whole(path, page, PUBLIC)
+    console.print(f"page: {path}, for a browser", soft_wrap=True, markup=False)
 
 
 app.command(short_help="Write a first config for a classifier.")(drafting.init)
@@ -329,6 +345,32 @@ def inspect(
         console.print(f"{'verified':12}{images} images judged by its graph as by torch")
 
 
+@app.command(short_help="What each detector has seen in one image, in words and pictures.")
+def explain(
+    bundle: BundleArgument,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Also draw a page of it.")] = None,
+    allow_factory: AllowOption = None,
+    require_signature: SignatureOption = None,
+) -> None:
+    """Screen IMAGE with BUNDLE, here, and say in words what each detector has seen."""
+    from askance.explained import in_words
+    from askance.output import console
+    from askance.screened import ScreenedClassifier
+    from askance.screening.bundle import SealedBundle
+
+    opened = SealedBundle.open(bundle, require_signature=require_signature)
+    with ScreenedClassifier(opened, allowed_factories=allow_factory or ()) as screen:
+        answer = screen(image, explain=True)
+        words = in_words(answer, screen.class_names)
+    for line in words:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if out is not None:
+        from askance.calibration.report import explained
+
+        _keep(out, explained(opened, image, answer, words).encode())
+
+
 @app.command(short_help="Draw a bundle's report anew.")
 def report(
     bundle: BundleArgument,
@@ -336,12 +378,9 @@ def report(
 ) -> None:
     """Draw the report of BUNDLE anew, as this askance draws it, from the figures that it holds."""
     from askance.calibration.report import redrawn
-    from askance.output import console
     from askance.screening.bundle import SealedBundle
-    from askance.writing import PUBLIC, write_whole
 
-    write_whole(out, redrawn(SealedBundle.open(bundle)).encode(), PUBLIC)
-    console.print(f"report: {out}", soft_wrap=True, markup=False)
+    _keep(out, redrawn(SealedBundle.open(bundle)).encode())
 
 
 @app.command(short_help="Sign a bundle.")

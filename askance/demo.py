@@ -21,6 +21,7 @@ from askance.calibration.inputs import load_inputs
 from askance.calibration.metrics import detection
 from askance.calibration.pipeline import calibrate
 from askance.calibration.progress import say, track
+from askance.calibration.report import PAGE
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.training import train
 from askance.evaluation import AttackFigures, Evaluation
@@ -42,6 +43,7 @@ class DemoFigures:
         reasons: {images: {reason: how many it is flagged for}}, at the level "suspect" or beyond.
         examples: of each kind of images the first one that is not CLEAN: its verdict and reasons, in a line.
         latency_ms: of one request, {"p50", "p99"}.
+        report: the calibration's page.
     """
 
     evaluation: Evaluation
@@ -49,6 +51,7 @@ class DemoFigures:
     reasons: Mapping[str, Mapping[str, int]]
     examples: Mapping[str, str]
     latency_ms: Mapping[str, float]
+    report: bytes
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready: the evaluation's figures, `verdicts.<images>.<verdict>`, `reasons.<images>.<reason>`,
@@ -122,6 +125,7 @@ def run_demo() -> DemoFigures:
         {name: reasons_of(answers) for name, answers in shown.items()},
         {name: line for name, answers in shown.items() if (line := example_of(answers)) is not None},
         {"p50": 1000 * float(np.percentile(seconds, 50)), "p99": 1000 * float(np.percentile(seconds, 99))},
+        bundle.content(PAGE),
     )
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from PIL import Image
 from pydantic import ValidationError
 
+from askance.answers import Answer
 from askance.calibration.curves import curves
 from askance.calibration.evaluation import Evidence
+from askance.drawing.explained import page as explained_page
 from askance.drawing.page import page
-from askance.errors import BundleError
+from askance.errors import BundleError, DataError
 from askance.evaluation import Evaluation
 from askance.inside.curves import Curves
 from askance.inside.data import Inside, Part
 from askance.judgement import Levels
+from askance.reading import given
 from askance.screening.bundle import REPORT, SealedBundle
+from askance.screening.images import MAX_PIXELS, Pixels, decode
 
 PAGE, CURVES, INSIDE = (f"{REPORT}{name}" for name in ("index.html", "curves.json", "inside.json"))
+RGB = 3
 PartT = TypeVar("PartT", bound=Part)
 
 
@@ -50,6 +60,25 @@ def redrawn(bundle: SealedBundle) -> str:
         _read(bundle, CURVES, Curves),
         _read(bundle, INSIDE, Inside),
     )
+
+
+def explained(bundle: SealedBundle, image: Path, answer: Answer, words: Sequence[str]) -> str:
+    """A page of one image that a bundle has screened and explained.
+
+    Raises:
+        BundleError: the bundle has no data of its inside: an earlier askance made it.
+        DataError: the file is no image.
+    """
+    shown = decode(given(image, DataError), bundle.manifest.classifier.preprocessing, MAX_PIXELS)
+    return explained_page(answer, words, _png(shown), _read(bundle, INSIDE, Inside))
+
+
+def _png(pixels: Pixels) -> bytes:
+    """Pixels in [0, 1], [C, H, W], as a file: in colour where there are three channels, else the first in grey."""
+    planes = (255 * pixels).round().astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(planes.transpose(1, 2, 0) if len(planes) == RGB else planes[0]).save(content, "PNG")
+    return content.getvalue()
 
 
 def _read(bundle: SealedBundle, name: str, kind: type[PartT]) -> PartT:

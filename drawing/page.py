@@ -45,12 +45,17 @@ def page(title: str, evaluation: Evaluation, curves: Curves, inside: Inside | No
         inside: what goes on inside, where somebody looked.
     """
     panels = [*detection.panels(evaluation, curves), *(insides.panels(inside) if inside is not None else ())]
+    return assembled(title, _summary(title, evaluation, inside), _tables(evaluation), panels)
+
+
+def assembled(title: str, summary: str, tables: str, panels: Sequence[Panel]) -> str:
+    """A page of a summary and tables, in HTML, and of panels."""
     figures: list[str] = []
     sections = [_section(place, panel, figures) for place, panel in enumerate(panels)]
     return Template((files("askance.drawing") / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"askance: {title}"),
-        summary=_summary(title, evaluation, inside),
-        tables=_tables(evaluation),
+        summary=summary,
+        tables=tables,
         panels="\n".join(sections),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         # "</" would end the script element that holds them

@@ -50,6 +50,7 @@ def test_the_demo_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
         {name: reasons_of(answers) for name, answers in shown.items()},
         {"pgd (successful)": str(example_of(ATTACKED))},
         {"p50": 1.0, "p99": 2.0},
+        b"<html>",
     )
     print_demo(figures)
     said = capsys.readouterr().out
@@ -62,3 +63,4 @@ def test_the_demo_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
         "(p = 0.02); unfamiliar: not like the images calibrated on (p = 0.008)\n"
     ) in said
     assert figures.as_json()["reasons"]["clean"] == {"manipulated": 0, "unfamiliar": 1, "doubtful": 0}
+    assert "report" not in figures.as_json()

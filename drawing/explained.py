@@ -1,0 +1,102 @@
+"""One image explained: its words, and its place among the images that are known."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from askance.answers import Answer
+from askance.drawing import insides
+from askance.drawing.colours import COLOURS, RED
+from askance.drawing.page import assembled
+from askance.drawing.panels import Panel, figure
+from askance.inside.data import EDGE, Inside
+
+CROSS = {"symbol": "x", "size": 16, "color": RED, "line": {"width": 2, "color": "white"}}
+
+
+def page(answer: Answer, words: Sequence[str], image: bytes, inside: Inside) -> str:
+    """A page of one image.
+
+    Args:
+        answer: explained.
+        words: what is said of it, a line each.
+        image: as a PNG file.
+        inside: of the bundle that answered.
+    """
+    first, *others = words
+    shown = base64.b64encode(image).decode()
+    head = (
+        f'<p><img src="data:image/png;base64,{shown}" alt="the image" width="160"></p>'
+        f"<p><b>{escape(first)}</b></p><ul>{''.join(f'<li>{escape(line)}</li>' for line in others)}</ul>"
+    )
+    assert answer.screening is not None
+    said = {word.name: word.explanation for word in answer.screening.detectors if word.explanation is not None}
+    return assembled("one image explained", head, "", list(panels(said, inside)))
+
+
+def panels(said: Mapping[str, Mapping[str, Any]], inside: Inside) -> Iterator[Panel]:
+    """Where the image lies, by what its detectors say."""
+    if "introspection" in said and inside.activation_map is not None:
+        yield on_the_map(said["introspection"], insides.activation_map(inside, inside.activation_map))
+    if "self_organizing_map" in said and inside.codes:
+        yield among_codes(said["self_organizing_map"], insides.densities(inside))
+    if "semantic_signature" in said:
+        yield profile(said["semantic_signature"])
+
+
+def on_the_map(said: Mapping[str, Any], panel: Panel) -> Panel:
+    """The image as a cross among others."""
+    (made,) = panel.figures.values()
+    first, second = (max(-EDGE, min(EDGE, float(value))) for value in said["map_point"])
+    made.add_scatter(x=[first], y=[second], mode="markers", name="this image", marker=CROSS)
+    caption = (
+        "The cross is this image, the points are images of the evaluation split; what lies further out than 4 is "
+        "drawn on the border. Healthy: the cross lies in the patch of the answer. Unhealthy: between patches, or in "
+        "another one."
+    )
+    return Panel(panel.title, caption, {"": made}, height=panel.height)
+
+
+def among_codes(said: Mapping[str, Any], panel: Panel) -> Panel:
+    """The best matching units, as a cross on each map."""
+    for layer in said["layers"]:
+        made = panel.figures.get(layer["layer"])
+        if made is not None:
+            row, column = (int(place) for place in layer["unit"])
+            side = len(made.data[0].z) // 3
+            made.add_scatter(
+                x=[column + side], y=[row + side], mode="markers", name="this image", marker=CROSS, showlegend=False
+            )
+    caption = (
+        "The cross is the unit that is nearest to this image's code. Healthy: in every layer it lies in the country "
+        "of the answer. Unhealthy: early layers put it elsewhere than late ones."
+    )
+    return Panel(panel.title, caption, panel.figures, panel.choice, panel.height)
+
+
+def profile(said: Mapping[str, Any]) -> Panel:
+    """The 1-vs-2 profile over the layers (paper 003)."""
+    layers = [layer["layer"] for layer in said["layers"]]
+    made = figure(
+        go.Scatter(
+            x=layers,
+            y=[float(layer["one_versus_two"]) for layer in said["layers"]],
+            mode="lines+markers",
+            line={"color": COLOURS["semantic_signature"]},
+            name="this image",
+        ),
+        x="layer, in order of depth",
+        y="1-vs-2 tests won by the answer (share)",
+    )
+    return Panel(
+        "Whom the layers speak for",
+        "Healthy: the line rises with depth, and is well above one half in the end. Unhealthy: early layers speak "
+        "against the answer, below one half, and only the last ones for it.",
+        {"": made.update_yaxes(range=[0, 1.02])},
+        height=320,
+    )
