@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from askance.answers import Answer
 from askance.drawing import insides
-from askance.drawing.colours import COLOURS, RED
+from askance.drawing.colours import CLEAN, COLOURS, RED
 from askance.drawing.page import assembled
 from askance.drawing.panels import Panel, figure
 from askance.inside.data import EDGE, Inside
@@ -46,7 +46,7 @@ def panels(said: Mapping[str, Mapping[str, Any]], inside: Inside) -> Iterator[Pa
     if "self_organizing_map" in said and inside.codes:
         yield among_codes(said["self_organizing_map"], insides.densities(inside))
     if "semantic_signature" in said:
-        yield profile(said["semantic_signature"])
+        yield profile(said["semantic_signature"], inside)
 
 
 def on_the_map(said: Mapping[str, Any], panel: Panel) -> Panel:
@@ -79,7 +79,7 @@ def among_codes(said: Mapping[str, Any], panel: Panel) -> Panel:
     return Panel(panel.title, caption, panel.figures, panel.choice, panel.height)
 
 
-def profile(said: Mapping[str, Any]) -> Panel:
+def profile(said: Mapping[str, Any], inside: Inside) -> Panel:
     """The 1-vs-2 profile over the layers (paper 003)."""
     layers = [layer["layer"] for layer in said["layers"]]
     made = figure(
@@ -91,12 +91,24 @@ def profile(said: Mapping[str, Any]) -> Panel:
             name="this image",
         ),
         x="layer, in order of depth",
-        y="1-vs-2 tests won by the answer (share)",
+        y="1-vs-2 tests won (share)",
     )
+    if all(layer in inside.profiles for layer in layers):
+        for end, fill in ((0, None), (2, "tonexty")):
+            made.add_scatter(
+                x=layers,
+                y=[inside.profiles[layer][end] for layer in layers],
+                mode="lines",
+                line={"width": 0},
+                fill=fill,
+                fillcolor=f"{CLEAN}55",
+                name="90% of clean images",
+                showlegend=end > 0,
+            )
     return Panel(
         "Whom the layers speak for",
-        "Healthy: the line rises with depth, and is well above one half in the end. Unhealthy: early layers speak "
-        "against the answer, below one half, and only the last ones for it.",
+        "Against each other class, does a layer's likeness to known images go by the answer's words? Healthy: the line "
+        "lies in the band of clean images. Unhealthy: early layers speak against the answer, and only the last for it.",
         {"": made.update_yaxes(range=[0, 1.02])},
         height=320,
     )

@@ -101,6 +101,8 @@ class Inside(Part):
         sorted_network: of each layer that introspection reads.
         codes: of each layer with a self-organizing map.
         confusion: the confusion index of each layer with a library (paper 000, Eq. 4), NaN as None.
+        profiles: the 5%, 50% and 95% quantiles of the share of 1-vs-2 tests that the answer wins, by layer of the
+            semantic signature (paper 003).
     """
 
     class_names: tuple[str, ...]
@@ -111,3 +113,4 @@ class Inside(Part):
     sorted_network: Mapping[str, SortedLayer] = {}
     codes: Mapping[str, Codes] = {}
     confusion: Mapping[str, tuple[tuple[float | None, ...], ...]] = {}
+    profiles: Mapping[str, tuple[float, float, float]] = {}

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from askance.detectors import CaptureStream, Detector, Introspection, LibraryNetwork, SelfOrganizingMap
+from askance.detectors import (
+    CaptureStream,
+    Detector,
+    Introspection,
+    LibraryNetwork,
+    SelfOrganizingMap,
+    SemanticSignature,
+)
 from askance.detectors.tap import EMPTY_STREAM
 from askance.errors import DataError
 from askance.inside.activations import activation_map, error_estimates, labels_of, sorted_network
@@ -34,8 +41,8 @@ def look(
         raise DataError(EMPTY_STREAM)
     labels, predicted = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
     shown = Inside(class_names=tuple(class_names), labels=tuple(labels.tolist()), predicted=tuple(predicted.tolist()))
-    introspection, maps, libraries = (
-        detectors.get(kind) for kind in (Introspection.kind, SelfOrganizingMap.kind, LibraryNetwork.kind)
+    introspection, maps, libraries, semantics = (
+        detectors.get(one.kind) for one in (Introspection, SelfOrganizingMap, LibraryNetwork, SemanticSignature)
     )
     parts: dict[str, object] = {}
     if isinstance(introspection, Introspection):
@@ -50,4 +57,8 @@ def look(
             layer: tuple(tuple(None if value != value else round(value, 4) for value in row) for row in rows)  # noqa: PLR0124 NaN
             for layer, rows in zip(libraries.layers, index.tolist(), strict=True)
         }
+    if isinstance(semantics, SemanticSignature):
+        passes = torch.cat([semantics.read(capture).evidence["passes"] for capture in images]).double()
+        low, middle, high = passes.quantile(torch.tensor([0.05, 0.5, 0.95]).to(passes), dim=0).tolist()
+        parts["profiles"] = dict(zip(semantics.layers, zip(low, middle, high, strict=True), strict=True))
     return shown.model_copy(update=parts)

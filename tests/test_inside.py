@@ -131,6 +131,16 @@ def test_the_decoder_knows_what_moves_the_units(inside: Inside) -> None:
         assert all(value is not None and value >= 0.95 for value in layer.correlation)
 
 
+def test_profiles_are_quantiles_of_what_the_detector_says(
+    inside: Inside, reader: TorchReader, stream: ImageStream
+) -> None:
+    detector = reader.detectors["semantic_signature"]
+    said = [detector.explain(capture) for capture in stream]
+    for place, layer in enumerate(detector.layers):
+        shares = [one["layers"][place]["one_versus_two"] for part in said for one in part]
+        assert inside.profiles[layer] == pytest.approx(np.quantile(shares, [0.05, 0.5, 0.95]), abs=1e-3)
+
+
 def test_deeper_codes_say_more_of_the_class(inside: Inside) -> None:
     first, last = (inside.codes[layer] for layer in ("conv1", "fc2"))
     assert first.information < last.information
