@@ -114,7 +114,7 @@ def test_inspect_shows_an_intact_bundle(
     assert run(["inspect", str(digits_run.bundle.path), "--json", str(tmp_path / "m.json")]) == 0
     shown = capsys.readouterr().out
     manifest = digits_run.bundle.manifest
-    assert f"{manifest.id} (intact: 9 files verified)" in shown
+    assert f"{manifest.id} (intact: 11 files verified)" in shown
     words = r"sentinels   32 images answered as at calibration \(16 CLEAN, (\d+ SUSPECT, )?\d+ ADVERSARIAL\)"
     assert re.search(words, shown), shown
     assert "250 clean images, fused score 400" in shown
