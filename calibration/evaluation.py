@@ -89,7 +89,7 @@ class Evidence:
 
 
 def evaluate(evidence: Evidence, levels: Levels, class_names: Sequence[str]) -> Evaluation:
-    """The figures of an evaluation (science.md, section 6).
+    """The figures of an evaluation (docs/detection.md).
 
     Negatives are all clean images of the split, misclassified ones included, as in production. Positives are the
     *successful* attacks on images that the classifier got right; failed ones are reported apart.

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from askance.drawing.colours import AMBER, CLASSES, GREEN, RED, of_class
 from askance.drawing.panels import Panel, figure
-from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside
+from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside, SortedLayer
 
 SHADES = "Cividis"  # which the colour-blind see as others do
 DIVERGING = "RdBu"
@@ -23,6 +23,7 @@ def panels(inside: Inside) -> Iterator[Panel]:
         yield violins(inside, inside.errors)
     if inside.sorted_network:
         yield sorted_network(inside)
+        yield brainbow(inside)
     if inside.codes:
         yield densities(inside)
         yield homogeneity(inside)
@@ -151,6 +152,53 @@ def sorted_network(inside: Inside) -> Panel:
         "layer",
         360,
     )
+
+
+def brainbow(inside: Inside) -> Panel:
+    """Each unit in the mixed colours of the classes that move it (paper 001, Eq. 11)."""
+    layers = list(inside.sorted_network)
+    most = max(len(one.preferred) for one in inside.sorted_network.values())
+    made = figure(x="unit, sorted (share of the layer)", y="layer")
+    for layer in layers:
+        one = inside.sorted_network[layer]
+        count = len(one.preferred)
+        made.add_bar(
+            x=[(place + 0.5) / count for place in range(count)],
+            y=[1] * count,
+            base=[layers.index(layer)] * count,
+            width=1 / count,
+            marker={"color": mixed(one), "line": {"width": 0}},
+            text=[inside.class_names[k] for k in one.preferred],
+            textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+            name=layer,
+        )
+    made.update_layout(showlegend=False, bargap=0, barmode="overlay")
+    made.update_yaxes(tickvals=[place + 0.5 for place in range(len(layers))], ticktext=layers, autorange="reversed")
+    return Panel(
+        "The brainbow",
+        "Each unit has the colours of the classes of the activation map, mixed by how much each class moves it more "
+        "than the mean does. Healthy: clear colours, more so in later layers. Grey: a unit that serves many classes, "
+        f"or none. At most {most} units of a layer are drawn.",
+        {"": made},
+        height=90 + 60 * len(layers),
+    )
+
+
+def mixed(layer: SortedLayer) -> list[str]:
+    """The colour of each unit: the mean of the classes' by E[h | class], where that is above 0."""
+    colours = [[int(of_class(k)[at : at + 2], 16) for at in (1, 3, 5)] for k in range(len(layer.expected))]
+    found = []
+    for unit in zip(*layer.expected, strict=True):
+        weights = [max(0.0, value) for value in unit]
+        total = sum(weights)
+        shares = [weight / total for weight in weights] if total > 0 else [1 / len(weights)] * len(weights)
+        mean = [
+            round(sum(share * colour[channel] for share, colour in zip(shares, colours, strict=True)))
+            for channel in range(3)
+        ]
+        found.append("#" + "".join(f"{value:02x}" for value in mean))
+    return found
 
 
 def densities(inside: Inside) -> Panel:

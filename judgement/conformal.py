@@ -61,7 +61,7 @@ def reach(sorted_scores: NDArray[FloatT], cut: int) -> NDArray[FloatT]:
 def p_value(scores: Floats, sorted_scores: Floats) -> Doubles:
     """Conformal p-value against n clean scores: p = (1 + #{s_i >= s}) / (n + 1), ties counted.
 
-    Under exchangeability P(p <= alpha) <= alpha for a clean input (Vovk et al. 2005; science.md, section 6).
+    Under exchangeability P(p <= alpha) <= alpha for a clean input (Vovk et al. 2005).
 
     Args:
         scores: [...], compared in the precision of the table.

@@ -16,8 +16,10 @@ from askance.calibration.inputs import load_inputs
 from askance.classifiers import build_classifier
 from askance.detectors import Capture, Introspection, LibraryNetwork, SelfOrganizingMap
 from askance.detectors.reader import TorchReader
+from askance.drawing.colours import of_class
+from askance.drawing.insides import mixed
 from askance.errors import DataError
-from askance.inside import Inside, look
+from askance.inside import Inside, SortedLayer, look
 from askance.inside.codes import information, purity, spread
 from askance.inside.data import EDGE
 
@@ -139,6 +141,22 @@ def test_profiles_are_quantiles_of_what_the_detector_says(
     for place, layer in enumerate(detector.layers):
         shares = [one["layers"][place]["one_versus_two"] for part in said for one in part]
         assert inside.profiles[layer] == pytest.approx(np.quantile(shares, [0.05, 0.5, 0.95]), abs=1e-3)
+
+
+def test_a_unit_has_the_mixed_colours_of_its_classes() -> None:
+    """Eq. 11 by hand: of one class alone, of two in equal parts, of none."""
+    layer = SortedLayer(
+        units=3,
+        preferred=(0, 0, 1),
+        expected=((2.0, 1.0, -1.0), (-1.0, 1.0, -0.5)),
+        agreement=1,
+        correlation=(None, None),
+    )
+    first, second = (of_class(k) for k in (0, 1))
+    half = "#" + "".join(
+        f"{round((int(first[at : at + 2], 16) + int(second[at : at + 2], 16)) / 2):02x}" for at in (1, 3, 5)
+    )
+    assert mixed(layer) == [first, half, half]
 
 
 def test_deeper_codes_say_more_of_the_class(inside: Inside) -> None:

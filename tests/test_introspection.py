@@ -1,4 +1,4 @@
-"""Introspection against science.md, section 2: the error by hand, the discrepancy by hand, planted errors ranked."""
+"""Introspection: the error by hand, the discrepancy by hand, planted errors ranked."""
 
 from __future__ import annotations
 

@@ -127,6 +127,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
 
 
+def test_pages_that_are_named_are_there() -> None:
+    """Whoever reads a comment, or a page, can open the page that it names."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [Path(name) for name in listed.stdout.split("\0") if name]
+    if not files:
+        pytest.skip("not a checkout")
+    pages = {one.name for one in files if one.suffix == ".md"}
+    named: dict[str, str] = {}
+    for one in files:
+        if one.suffix in {".py", ".toml", ".md", ".html", ".yml", ".yaml"} and (ROOT / one).is_file():
+            for page in re.findall(r"\b\w+\.md\b", (ROOT / one).read_text(encoding="utf-8")):
+                named.setdefault(page, str(one))
+    assert {page: where for page, where in named.items() if page not in pages} == {}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_of_the_docs_parse(page: Path) -> None:
     for block in blocks(page.read_text(encoding="utf-8"), "python"):

@@ -34,7 +34,7 @@ from askance.detectors import (
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "papers.md"
-ATTACKED = 200  # images, as in science.md
+ATTACKED = 200  # images, as the reference figures have
 RANKS = (1, 3, 5, 7, 9)  # of the targets, by similarity of their words to the true class's
 
 
@@ -44,7 +44,7 @@ class Case:
 
     Attributes:
         layers: of the library networks.
-        sets: thresholds, a number per layer (science.md, section 1).
+        sets: thresholds, a number per layer (Lee 2019, Table 1, and its author's code).
         fit_images: of the fit split, for the libraries; None: all.
         neighbors: k.
         budgets: of PGD, by name.
