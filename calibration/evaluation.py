@@ -59,12 +59,14 @@ class AttackedSet:
         scores: of its images, made from the first N that the classifier got right.
         distances: {"linf", "l2"}: how far each image was moved, [N], in pixel values.
         seen: whether a scorer may have been trained on its family.
+        hardest: the images that fooled the classifier and are least suspicious, {position: pixels [C, H, W]}.
     """
 
     attack: Attack
     scores: SetScores
     distances: Mapping[str, Tensor]
     seen: bool
+    hardest: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

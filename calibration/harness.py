@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from askance.answers import FUSED
@@ -21,7 +20,8 @@ from askance.calibration.cache import attack_cache
 from askance.calibration.controls import control
 from askance.calibration.digests import combined, state_digest, tensor_digest
 from askance.calibration.evaluation import UNTRAINED, AttackedSet, Evidence, SetScores
-from askance.calibration.images import Images, ImageStream
+from askance.calibration.gallery import hardest
+from askance.calibration.images import Images, ImageStream, any_image, as_input
 from askance.calibration.inputs import CalibrationInputs
 from askance.calibration.ladder import BUDGET_OPTIONS, PROBES, first_budgets, ladder
 from askance.calibration.progress import say
@@ -39,7 +39,6 @@ from askance.judgement import Calibration, Fusion, Readings
 from askance.judgement.arrays import Doubles
 from askance.judgement.calibration import SECOND_LOOK, SINGLE_PASS, second_look_scores
 from askance.judgement.conformal import table
-from askance.screening.preprocessing import Preprocessing
 from askance.screening.reading import Reader
 
 MOST_FITTED_IMAGES = 10_000  # of the fit split, that the baselines learn from
@@ -250,7 +249,7 @@ def gather(harness: Harness, calibration: Calibration) -> Evidence:
         scores = scorers.scores(f"attack-{one.name}", images, pixels)
         moved = (pixels - images.pixels()).flatten(1)
         distances = {"linf": moved.abs().amax(dim=1), "l2": moved.norm(dim=1)}
-        attacks.append(AttackedSet(one, scores, distances, one.kind in config.seen_kinds))
+        attacks.append(AttackedSet(one, scores, distances, one.kind in config.seen_kinds, hardest(scores, pixels)))
     calm = right[: config.attacked_images]
     controls = {
         one.name: scorers.scores(f"control-{one.name}", calm, control(one, calm.pixels())) for one in config.controls
@@ -382,20 +381,3 @@ class _Scorers:
             columns |= {baseline.name: baseline.score(observed) for baseline in self._baselines}
         components = {name: torch.from_numpy(values) for name, values in scores.readings.components.items()}
         return SetScores(columns, scores.predicted, scores.labels, components)
-
-
-def any_image(shape: tuple[int, int, int]) -> Preprocessing:
-    """What takes encoded images of every size and colour, and leaves `as_input` the channels alone."""
-    _, height, width = shape
-    return Preprocessing(channels=3, height=height, width=width, mean=(0,) * 3, std=(1,) * 3, resize="bilinear")
-
-
-def as_input(images: Images, shape: tuple[int, int, int]) -> Images:
-    """Images brought to another size (bilinear, antialiased) and number of channels (repeated, or averaged)."""
-    channels, height, width = shape
-    x = images.x.float()
-    if x.shape[1] != channels:
-        x = x.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
-    if tuple(x.shape[2:]) != (height, width):
-        x = F.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return Images(x.round().clamp(0, 255).to(torch.uint8).contiguous(), images.y, images.classes)

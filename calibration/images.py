@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from askance.detectors.tap import Capture, Tap
@@ -125,6 +126,23 @@ def require_shape(images: Images, preprocessing: Preprocessing) -> None:
             f"the images are {list(images.x.shape[1:])}, the classifier takes {list(expected)} "
             "(channels, height, width): they must be the same"
         )
+
+
+def any_image(shape: tuple[int, int, int]) -> Preprocessing:
+    """What takes encoded images of every size and colour, and leaves `as_input` the channels alone."""
+    _, height, width = shape
+    return Preprocessing(channels=3, height=height, width=width, mean=(0,) * 3, std=(1,) * 3, resize="bilinear")
+
+
+def as_input(images: Images, shape: tuple[int, int, int]) -> Images:
+    """Images brought to another size (bilinear, antialiased) and number of channels (repeated, or averaged)."""
+    channels, height, width = shape
+    x = images.x.float()
+    if x.shape[1] != channels:
+        x = x.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
+    if tuple(x.shape[2:]) != (height, width):
+        x = F.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return Images(x.round().clamp(0, 255).to(torch.uint8).contiguous(), images.y, images.classes)
 
 
 def make_images(x: np.ndarray, y: np.ndarray | None, classes: tuple[str, ...], source: str) -> Images:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image
 from pydantic import ValidationError
 
 from askance.answers import Answer
 from askance.calibration.curves import curves
 from askance.calibration.evaluation import Evidence
+from askance.calibration.files import png
 from askance.drawing.explained import page as explained_page
 from askance.drawing.page import page
 from askance.errors import BundleError, DataError
@@ -23,10 +21,9 @@ from askance.inside.data import Inside, Part
 from askance.judgement import Levels
 from askance.reading import given
 from askance.screening.bundle import REPORT, SealedBundle
-from askance.screening.images import MAX_PIXELS, Pixels, decode
+from askance.screening.images import MAX_PIXELS, decode
 
 PAGE, CURVES, INSIDE = (f"{REPORT}{name}" for name in ("index.html", "curves.json", "inside.json"))
-RGB = 3
 PartT = TypeVar("PartT", bound=Part)
 
 
@@ -70,15 +67,7 @@ def explained(bundle: SealedBundle, image: Path, answer: Answer, words: Sequence
         DataError: the file is no image.
     """
     shown = decode(given(image, DataError), bundle.manifest.classifier.preprocessing, MAX_PIXELS)
-    return explained_page(answer, words, _png(shown), _read(bundle, INSIDE, Inside))
-
-
-def _png(pixels: Pixels) -> bytes:
-    """Pixels in [0, 1], [C, H, W], as a file: in colour where there are three channels, else the first in grey."""
-    planes = (255 * pixels).round().astype(np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(planes.transpose(1, 2, 0) if len(planes) == RGB else planes[0]).save(content, "PNG")
-    return content.getvalue()
+    return explained_page(answer, words, png(shown), _read(bundle, INSIDE, Inside))
 
 
 def _read(bundle: SealedBundle, name: str, kind: type[PartT]) -> PartT:

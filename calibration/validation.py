@@ -15,8 +15,7 @@ from torch import nn
 from askance.calibration.config import Config, placed, read_config, resolved
 from askance.calibration.data import load_pools, named, require_classes, sliced, split_faults
 from askance.calibration.explain import explain_all
-from askance.calibration.harness import any_image
-from askance.calibration.images import Images
+from askance.calibration.images import Images, any_image
 from askance.calibration.inputs import (
     LEVELLED,
     CalibrationInputs,

@@ -33,7 +33,6 @@ from askance.screening.bundle import (
     EVALUATION,
     MANIFEST,
     NO_GRAPH,
-    REPORT,
     require_only_what_bundles_hold,
     sha256,
 )
@@ -253,7 +252,7 @@ def _write(path: Path, files: Mapping[str, bytes]) -> None:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             # for people, and without secrets, are the figures alone: a detector's seed is in the manifest
-            mode = PUBLIC if name == EVALUATION or name.startswith(REPORT) else SECRET
+            mode = PUBLIC if name == EVALUATION else SECRET
             with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(content)
                 file.flush()

@@ -17,7 +17,7 @@ from askance.drawing.panels import Panel
 from askance.drawing.summary import Light, trust, words
 from askance.evaluation import Evaluation
 from askance.inside.curves import Curves
-from askance.inside.data import Inside
+from askance.inside.data import Inside, Shown
 
 NONE = "-"
 TRUST = {
@@ -45,7 +45,7 @@ def page(title: str, evaluation: Evaluation, curves: Curves, inside: Inside | No
         inside: what goes on inside, where somebody looked.
     """
     panels = [*detection.panels(evaluation, curves), *(insides.panels(inside) if inside is not None else ())]
-    return assembled(title, _summary(title, evaluation, inside), _tables(evaluation), panels)
+    return assembled(title, _summary(title, evaluation, inside), _tables(evaluation, inside), panels)
 
 
 def assembled(title: str, summary: str, tables: str, panels: Sequence[Panel]) -> str:
@@ -95,9 +95,23 @@ def _select(label: str, of: str, options: Iterable[tuple[str, str]]) -> str:
     return f'<p><label>{escape(label)} <select data-of="{of}">{items}</select></label></p>'
 
 
-def _tables(evaluation: Evaluation) -> str:
-    """Figures by attack, false alarms, benign changes and other images, layers of no use."""
+def _tables(evaluation: Evaluation, inside: Inside | None) -> str:
+    """Figures by attack, the images judged worst, false alarms, benign changes and other images, layers of no use."""
     parts = [_attacks(evaluation)] if evaluation.auroc else []
+    if inside is not None and inside.gallery is not None:
+        named = (
+            (
+                "Missed most",
+                inside.gallery.missed,
+                "Attacked images that fool the classifier and look least suspicious.",
+            ),
+            (
+                "Worst false alarms",
+                inside.gallery.alarms,
+                "Clean images that look most suspicious.",
+            ),
+        )
+        parts += [_grid(title, shown, caption, inside.class_names) for title, shown, caption in named if shown]
     alarms = [
         (
             f"{level}: {share:.0%}",
@@ -149,6 +163,24 @@ def _tables(evaluation: Evaluation) -> str:
     if splits:
         parts.append(_part("Images", f"How many each split has: {splits}.", ""))
     return "\n".join(parts)
+
+
+def _grid(title: str, shown: Sequence[Shown], caption: str, class_names: Sequence[str]) -> str:
+    """Images with all their readings."""
+    cells = []
+    for one in shown:
+        label, predicted = class_names[one.label], class_names[one.predicted]
+        answer = label if label == predicted else f"{label}, taken for {predicted}"
+        readings = "".join(f"<br>{escape(in_words(name))} {p:.2g}" for name, p in one.p_values.items())
+        cells.append(
+            f'<figure><img src="data:image/png;base64,{escape(one.image)}" alt="{escape(answer)}" width="96">'
+            f"<figcaption>{escape(in_words(one.of))}: {escape(answer)}<small>{readings}</small></figcaption></figure>"
+        )
+    numbers = "Small print: the share of clean images that are as suspicious, by all detectors and by each."
+    return (
+        f'<section><h2>{escape(title)}</h2><div class="grid">{"".join(cells)}</div>'
+        f'<p class="faint">{escape(caption)} {numbers}</p></section>'
+    )
 
 
 def _attacks(evaluation: Evaluation) -> str:

@@ -89,6 +89,36 @@ class Codes(Part):
     topographic_error: Share
 
 
+class Shown(Part):
+    """One image, and what was read of it.
+
+    Attributes:
+        of: the attack, or "clean".
+        image: a PNG file, in base64.
+        label: the true class.
+        predicted: what the classifier takes it for.
+        p_values: by score, the fused one first.
+    """
+
+    of: str
+    image: str
+    label: int
+    predicted: int
+    p_values: Mapping[str, float]
+
+
+class Gallery(Part):
+    """The images that a calibration is judged by at worst.
+
+    Attributes:
+        missed: those that attacks fooled the classifier with, least suspicious first; a few of each attack.
+        alarms: clean ones, most suspicious first.
+    """
+
+    missed: tuple[Shown, ...]
+    alarms: tuple[Shown, ...]
+
+
 class Inside(Part):
     """What is seen of some images, and of the detectors by themselves.
 
@@ -101,6 +131,7 @@ class Inside(Part):
         sorted_network: of each layer that introspection reads.
         codes: of each layer with a self-organizing map.
         confusion: the confusion index of each layer with a library (paper 000, Eq. 4), NaN as None.
+        gallery: None where nothing was attacked.
         profiles: the 5%, 50% and 95% quantiles of the share of 1-vs-2 tests that the answer wins, by layer of the
             semantic signature (paper 003).
     """
@@ -113,4 +144,5 @@ class Inside(Part):
     sorted_network: Mapping[str, SortedLayer] = {}
     codes: Mapping[str, Codes] = {}
     confusion: Mapping[str, tuple[tuple[float | None, ...], ...]] = {}
+    gallery: Gallery | None = None
     profiles: Mapping[str, tuple[float, float, float]] = {}

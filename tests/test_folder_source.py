@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from askance.calibration.harness import any_image
-from askance.calibration.images import Images
+from askance.calibration.images import Images, any_image
 from askance.calibration.inputs import load_inputs
 from askance.calibration.sources import load_source
 from askance.calibration.sources.encoded import SUFFIXES

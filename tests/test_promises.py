@@ -545,9 +545,9 @@ def test_json_that_python_alone_takes(bundle: Path, text: bytes) -> None:
 
 
 def test_who_may_read(published: Path) -> None:
-    """Noise patterns and sampled neurons are in detectors' files, and their seeds in the manifest."""
+    """Noise patterns and sampled neurons are in detectors' files, their seeds in the manifest, images in the report."""
     modes = {str(path.relative_to(published)): path.stat().st_mode & 0o777 for path in published.rglob("*")}
-    public = {"evaluation.json": 0o644, "report/index.html": 0o644, "report": 0o755}
+    public = {"evaluation.json": 0o644, "report": 0o755}
     assert {name: modes.pop(name) for name in public} == public
     assert set(modes.values()) == {0o600}
     assert {"constellation.safetensors", "library_network.safetensors", "manifest.json"} <= set(modes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from calibration_support import DigitsRun
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import askance
 from askance.__main__ import run
 from askance.answers import FUSED
 from askance.calibration.attacks import FGSM
@@ -183,6 +185,26 @@ def test_a_bundle_without_the_data_is_one_line(published: Path, capsys: pytest.C
     shown = capsys.readouterr().err
     assert "has no report/curves.json, from which its report is drawn: calibrate it again" in shown
     assert len(shown.splitlines()) == 1
+
+
+def test_the_gallery_shows_the_worst(digits_run: DigitsRun) -> None:
+    gallery = Inside.model_validate_json(digits_run.bundle.content(INSIDE)).gallery
+    assert gallery is not None
+    alarms, missed = ([one.p_values[FUSED] for one in part] for part in (gallery.alarms, gallery.missed))
+    assert alarms == sorted(alarms)
+    assert alarms[0] <= 0.05
+    assert missed == sorted(missed, reverse=True)
+    assert missed[0] > alarms[0]
+    assert {one.of for one in gallery.missed} == {"fgsm", "pgd"}
+    assert all(one.label != one.predicted for one in gallery.missed)
+    with askance.open(digits_run.bundle.path) as screen:
+        for one in (*gallery.missed, *gallery.alarms[:3]):
+            answer = screen(base64.b64decode(one.image))
+            assert answer.prediction is not None
+            assert answer.screening is not None
+            assert answer.prediction.index == one.predicted
+            if one.of == "clean":  # attacked ones were not rounded to a file's steps when they were read
+                assert answer.screening.fused.p_value == pytest.approx(one.p_values[FUSED], abs=0.01)
 
 
 def test_every_axis_names_its_unit(digits_run: DigitsRun) -> None:
