@@ -97,7 +97,7 @@ class TorusMap(nn.Module):
         return (wide * wide).sum(dim=1, keepdim=True) + self._unit_squares - 2 * wide @ self._wide_units.T
 
     def find_minor_axes(
-        self, codes: Tensor, predicted: Tensor, classes: int, *, most: int = MOST_VARYING, chunk: int = 2048
+        self, codes: Tensor, predicted: Tensor, classes: int, *, most: int | None = None, chunk: int = 2048
     ) -> None:
         """Learn the directions in which the codes of a class hardly vary: the lesser half of the principal axes.
 
@@ -110,10 +110,11 @@ class TorusMap(nn.Module):
             codes: [N, D], possibly on disk.
             predicted: [N].
             classes: K.
-            most: numbers of a code that are looked at.
+            most: numbers of a code that are looked at; None: MOST_VARYING.
             chunk: rows at a time.
         """
-        drawn = torch.randperm(codes.shape[1], generator=torch.Generator().manual_seed(0))[:most].sort().values
+        every = torch.randperm(codes.shape[1], generator=torch.Generator().manual_seed(0))
+        drawn = every[: MOST_VARYING if most is None else most].sort().values
         width = len(drawn)
         sums = torch.zeros(classes, codes.shape[1], dtype=torch.float64)
         products = torch.zeros(width, width, dtype=torch.float64)

@@ -77,13 +77,14 @@ def histograms(curves: Curves) -> Panel:
 
     def of(scorer: str) -> go.Figure:
         edges, sets = curves.edges[scorer], curves.shares[scorer]
+        shown = ("clean", *[name for name in sets if name != "clean"][:1])
         bars = [
             go.Bar(
                 x=[(low + high) / 2 for low, high in pairwise(edges)],
                 y=shares,
                 name=in_words(name),
                 marker={"color": CLEAN if name == "clean" else ATTACKED, "opacity": 0.6},
-                visible=True if name in {"clean", next(iter(set(sets) - {"clean"}), "clean")} else "legendonly",
+                visible=True if name in shown else "legendonly",
             )
             for name, shares in sets.items()
         ]

@@ -160,7 +160,7 @@ def planted(
 ) -> LibraryNetwork:
     names = "abcdef"[: len(rows)]
     made = network(dict.fromkeys(names, 0.5), neighbors=neighbors, softmax=softmax)
-    state = {}
+    state = made.state_dict()  # of short lists, which are empty
     for i, (row, connection) in enumerate(zip(rows, connections, strict=True)):
         state[f"libraries.{i}.rows"] = row.double()
         state[f"libraries.{i}.connections"] = connection.double()
