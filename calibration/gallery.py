@@ -13,11 +13,12 @@ from askance.calibration.evaluation import AttackedSet, Evidence, SetScores
 from askance.calibration.files import png
 from askance.calibration.images import Images
 from askance.detectors import DETECTORS
-from askance.inside.data import Gallery, Shown
+from askance.inside.data import Gallery, Shown, Success
 from askance.judgement.arrays import Floats
 from askance.judgement.conformal import p_value
 
 SHOWN = 12  # images of each kind
+RARELY = 0.05  # of its images, that an attack succeeds with or fails with
 OF_AN_ATTACK = 2  # that are missed most, so that one attack does not fill it all
 
 
@@ -41,6 +42,25 @@ def gallery(evidence: Evidence, clean: Images) -> Gallery:
         missed=tuple(sorted(missed, key=lambda one: -one.p_values[FUSED])[:SHOWN]),
         alarms=tuple(
             _shown("clean", clean.x[row].float() / 255, evidence.clean, row, evidence.tables) for row in suspicious
+        ),
+    )
+
+
+def success_by_class(evidence: Evidence, classes: int) -> Success | None:
+    """The gentlest attack's success by true class."""
+    rates = [(attacked, float((~attacked.scores.correct).double().mean())) for attacked in evidence.attacks]
+    telling = [attacked for attacked, rate in rates if RARELY <= rate <= 1 - RARELY]
+    if not telling:
+        return None
+    gentlest = min(telling, key=lambda attacked: float(attacked.distances["linf"].median()))
+    scores = gentlest.scores
+    return Success(
+        attack=gentlest.attack.name,
+        by_class=tuple(
+            round(float((~scores.correct[scores.labels == k]).double().mean()), 4)
+            if bool((scores.labels == k).any())
+            else None
+            for k in range(classes)
         ),
     )
 

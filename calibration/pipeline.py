@@ -20,7 +20,7 @@ from askance.calibration.digests import combined, json_digest, state_digest, ten
 from askance.calibration.doubts import doubts
 from askance.calibration.evaluation import evaluate
 from askance.calibration.exporting import graphs_of
-from askance.calibration.gallery import gallery
+from askance.calibration.gallery import gallery, success_by_class
 from askance.calibration.harness import Harness, calibration_of, gather, sentinel_candidates
 from askance.calibration.inputs import CalibrationInputs, load_inputs, new_detectors
 from askance.calibration.plan import plan
@@ -87,7 +87,9 @@ def _calibrated(inputs: CalibrationInputs, detectors: Mapping[str, Detector], st
         evidence = gather(harness, calibration)
     with clock.stage("figures and their intervals"):
         evaluation = evaluate(evidence, settings.levels, inputs.class_names)
-        inside = inside.model_copy(update={"gallery": gallery(evidence, inputs.splits["evaluate"])})
+        shown = gallery(evidence, inputs.splits["evaluate"])
+        success = success_by_class(evidence, len(inputs.class_names))
+        inside = inside.model_copy(update={"gallery": shown, "success": success})
     sizes = {name: len(images) for name, images in inputs.splits.items()}
     evaluation = evaluation.model_copy(update=found | {"splits": sizes})
     digests = {name: images.digest() for name, images in inputs.splits.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from statistics import fmean
 
 import plotly.graph_objects as go
 
-from askance.drawing.colours import AMBER, CLASSES, GREEN, RED, of_class
+from askance.drawing.colours import AMBER, CLASSES, CLEAN, GREEN, RED, of_class
 from askance.drawing.panels import Panel, figure
-from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside, SortedLayer
+from askance.inside.codes import correlation
+from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside, SortedLayer, Success
 
 SHADES = "Cividis"  # which the colour-blind see as others do
 DIVERGING = "RdBu"
@@ -27,6 +29,8 @@ def panels(inside: Inside) -> Iterator[Panel]:
     if inside.codes:
         yield densities(inside)
         yield homogeneity(inside)
+        if inside.success is not None and (vulnerable := vulnerability(inside, inside.success)):
+            yield vulnerable
     if inside.confusion:
         yield confusion(inside)
 
@@ -262,7 +266,7 @@ def homogeneity(inside: Inside) -> Panel:
         go.Scatter(x=layers, y=[one.information for one in rows], name="information (share of the class's entropy)"),
         go.Scatter(x=layers, y=[one.purity for one in rows], name="purity of units (share)", line={"dash": "dash"}),
         go.Scatter(
-            x=layers, y=[one.spread for one in rows], name="spread of a class (units, right axis)", yaxis="y2",
+            x=layers, y=[_mean(one.spreads) for one in rows], name="spread of a class (units, right axis)", yaxis="y2",
             line={"dash": "dot", "color": AMBER},
         ),
         x="layer, in order of depth",
@@ -278,6 +282,40 @@ def homogeneity(inside: Inside) -> Panel:
         "apart. Unhealthy: a deep layer tells no more than the first.",
         {"": made.update_yaxes(rangemode="tozero", selector={"title": {"text": "share"}})},
         height=340,
+    )
+
+
+def vulnerability(inside: Inside, success: Success) -> Panel | None:
+    """Whether classes with homogeneous codes are fooled more easily (paper 004); None with too few classes to say."""
+    found = {layer: correlation(zip(one.spreads, success.by_class, strict=True)) for layer, one in inside.codes.items()}
+    known = {layer: one for layer, one in found.items() if one is not None}
+    if not known:
+        return None
+    made = figure(
+        go.Scatter(
+            x=list(known),
+            y=[r for r, _, _ in known.values()],
+            mode="markers",
+            marker={"size": 9},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - r for r, _, high in known.values()],
+                "arrayminus": [r - low for r, low, _ in known.values()],
+            },
+            name="correlation, 95% interval",
+        ),
+        x="layer, in order of depth",
+        y="correlation over classes (-1 to 1)",
+    )
+    made.add_hline(y=0, line={"width": 1, "color": CLEAN})
+    return Panel(
+        "Whether homogeneous codes are vulnerable",
+        f"How a class's spread on the map goes with how often {success.attack.replace('_', ' ')} fools it. Below 0: "
+        "classes whose codes are alike are fooled more easily, as paper 004 has it. An interval that holds 0 says "
+        "nothing.",
+        {"": made.update_yaxes(range=[-1.05, 1.05])},
+        height=320,
     )
 
 
@@ -308,6 +346,10 @@ def confusion(inside: Inside) -> Panel:
 
 def _within(value: float) -> float:
     return max(-EDGE, min(EDGE, value))
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    return fmean(value for value in values if value is not None)
 
 
 def _most(codes: Codes, unit: int) -> int | None:

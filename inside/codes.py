@@ -7,6 +7,9 @@ here by information, purity and spread: the distance between centres, the paper'
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from askance.detectors.torus_map import class_center, grid_positions, torus_dist
 from askance.inside.data import Codes
 
 DECIMALS = 4
+FEWEST = 5  # classes, that a correlation says anything of
+MOST = 0.999999  # of a correlation: at 1 it has no interval
 
 
 def codes(detector: SelfOrganizingMap, images: CaptureStream, labels: Tensor, classes: int) -> dict[str, Codes]:
@@ -40,7 +45,7 @@ def codes(detector: SelfOrganizingMap, images: CaptureStream, labels: Tensor, cl
             centres=tuple(_centre(of_class, side) for of_class in hits.T),
             information=round(information(hits), DECIMALS),
             purity=round(purity(hits), DECIMALS),
-            spread=round(spread(hits, side), DECIMALS),
+            spreads=spreads(hits, side),
             quantization_error=round(quantization, DECIMALS),
             topographic_error=round(topographic, DECIMALS),
         )
@@ -64,15 +69,33 @@ def purity(hits: Tensor) -> float:
     return float(hits.amax(dim=1).sum() / hits.sum())
 
 
-def spread(hits: Tensor, side: int) -> float:
-    """The mean torus distance of a class's hits [U, K] from its centre, averaged over the classes that hit any."""
+def spreads(hits: Tensor, side: int) -> tuple[float | None, ...]:
+    """The mean torus distance of each class's hits [U, K] from its centre; None for a class that hit nothing."""
     positions = grid_positions(side)
-    distances = [
-        float(torus_distance(positions, class_center(of_class, side), side) @ (of_class / of_class.sum()).float())
-        for of_class in hits.T
+    return tuple(
+        round(
+            float(torus_distance(positions, class_center(of_class, side), side) @ (of_class / of_class.sum()).float()),
+            DECIMALS,
+        )
         if of_class.sum() > 0
-    ]
-    return sum(distances) / len(distances)
+        else None
+        for of_class in hits.T
+    )
+
+
+def correlation(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[float, float, float] | None:
+    """Pearson's r of pairs that are whole, and its 95% interval by Fisher's transformation.
+
+    Returns:
+        None for fewer than FEWEST pairs, or where one side never varies.
+    """
+    whole = torch.tensor([pair for pair in pairs if None not in pair], dtype=torch.float64)
+    if len(whole) < FEWEST or bool((whole.std(dim=0) == 0).any()):
+        return None
+    r = float(torch.corrcoef(whole.T)[0, 1].clamp(-MOST, MOST))
+    half = 1.96 / math.sqrt(len(whole) - 3)
+    low, high = (math.tanh(math.atanh(r) + end) for end in (-half, half))
+    return round(r, DECIMALS), round(low, DECIMALS), round(high, DECIMALS)
 
 
 def _centre(hits: Tensor, side: int) -> tuple[float, float] | None:

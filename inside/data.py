@@ -73,7 +73,8 @@ class Codes(Part):
         centres: each class's centre (row, column) on the unfolded map of the fit split; None where there is none.
         information: mutual information of unit and class as a share of the class's entropy, on the fit split.
         purity: the share of the fit split that lies on a unit most of whose hits are of its class.
-        spread: how far the hits of a class lie from its centre, in units of the grid, on average over the classes.
+        spreads: how far the hits of each class lie from its centre on average, in units of the grid; None where there
+            are none.
         quantization_error: the mean distance to the best matching unit, of the images seen.
         topographic_error: the share of these whose two best units are no neighbours.
     """
@@ -84,9 +85,21 @@ class Codes(Part):
     centres: tuple[tuple[float, float] | None, ...]
     information: Share
     purity: Share
-    spread: float
+    spreads: tuple[float | None, ...]
     quantization_error: float
     topographic_error: Share
+
+
+class Success(Part):
+    """How often an attack fools the classifier.
+
+    Attributes:
+        attack: the one that moves images least among those that neither always succeed nor hardly ever.
+        by_class: the share of each true class's images that it succeeds with; None where it tried none.
+    """
+
+    attack: str
+    by_class: tuple[float | None, ...]
 
 
 class Shown(Part):
@@ -132,6 +145,7 @@ class Inside(Part):
         codes: of each layer with a self-organizing map.
         confusion: the confusion index of each layer with a library (paper 000, Eq. 4), NaN as None.
         gallery: None where nothing was attacked.
+        success: None where no attack tells classes apart.
         profiles: the 5%, 50% and 95% quantiles of the share of 1-vs-2 tests that the answer wins, by layer of the
             semantic signature (paper 003).
     """
@@ -145,4 +159,5 @@ class Inside(Part):
     codes: Mapping[str, Codes] = {}
     confusion: Mapping[str, tuple[tuple[float | None, ...], ...]] = {}
     gallery: Gallery | None = None
+    success: Success | None = None
     profiles: Mapping[str, tuple[float, float, float]] = {}

@@ -20,7 +20,7 @@ from askance.drawing.colours import of_class
 from askance.drawing.insides import mixed
 from askance.errors import DataError
 from askance.inside import Inside, SortedLayer, look
-from askance.inside.codes import information, purity, spread
+from askance.inside.codes import correlation, information, purity, spreads
 from askance.inside.data import EDGE
 
 IMAGES = 300
@@ -69,7 +69,20 @@ def test_spread_by_hand() -> None:
     hits = torch.zeros(64, 3, dtype=torch.long)
     hits[9, 0] = 5
     hits[7, 1] = hits[2, 1] = 2  # columns 7 and 2 of the first row: 7 -> 8 = 0 -> 2
-    assert spread(hits, 8) == pytest.approx((0 + 1.5) / 2)
+    assert spreads(hits, 8) == (0, 1.5, None)
+
+
+def test_correlations_by_hand() -> None:
+    pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0), (5.0, 5.0), (None, 1.0), (1.0, None)]
+    found = correlation(pairs)
+    assert found is not None
+    assert found[0] == pytest.approx(0.8)  # covariance 2 of variances 2.5 each
+    assert found[1:] == pytest.approx(
+        [math.tanh(math.atanh(0.8) + end * 1.96 / math.sqrt(2)) for end in (-1, 1)], abs=1e-4
+    )
+    assert correlation(pairs[:4]) is None
+    assert correlation([(1.0, float(i)) for i in range(9)]) is None
+    assert correlation([(float(i), float(i)) for i in range(9)]) == pytest.approx((1, 1, 1), abs=1e-3)
 
 
 def test_every_image_is_there(inside: Inside, stream: ImageStream) -> None:
@@ -163,7 +176,7 @@ def test_deeper_codes_say_more_of_the_class(inside: Inside) -> None:
     first, last = (inside.codes[layer] for layer in ("conv1", "fc2"))
     assert first.information < last.information
     assert first.purity < last.purity
-    assert first.spread > last.spread
+    assert sum(value or 0 for value in first.spreads) > sum(value or 0 for value in last.spreads)
 
 
 def test_it_is_plain_data(inside: Inside) -> None:

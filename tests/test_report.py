@@ -86,9 +86,16 @@ def few(**changes: Any) -> Evaluation:
 
 def a_map(topographic_error: float) -> Codes:
     return Codes(
-        side=2, fitted=((4, 0, 0, 0),), seen=((1, 0, 0, 0),), centres=((0.0, 0.0),), information=0, purity=1, spread=0,
-        quantization_error=1, topographic_error=topographic_error,
-    )  # fmt: skip
+        side=2,
+        fitted=((4, 0, 0, 0),),
+        seen=((1, 0, 0, 0),),
+        centres=((0.0, 0.0),),
+        information=0,
+        purity=1,
+        spreads=(0,),
+        quantization_error=1,
+        topographic_error=topographic_error,
+    )
 
 
 @pytest.mark.parametrize(
