@@ -94,7 +94,7 @@ def test_own_classifier(tmp_path: Path) -> None:
     assert bundle.manifest.classifier.factory == "own_classifier:build"
     assert bundle.manifest.classifier.arguments == {"width": 64}
     assert bundle.evaluation().auroc["pgd"]["fused"] > 0.9
-    assert f"{bundle.manifest.id} (intact: 7 files verified)" in run("-m", *inspect, PYTHONPATH=path)[0]
+    assert f"{bundle.manifest.id} (intact: 9 files verified)" in run("-m", *inspect, PYTHONPATH=path)[0]
 
     with started(["-m", *serve, *FREE_PORTS], env=os.environ | {"PYTHONPATH": path}) as (process, serving):
         shown = "\n".join(run("-m", "askance", "screen", DIGIT, "--target", serving.target))
