@@ -46,7 +46,7 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
             z=drawn.background,
             colorscale="Greys",
             zsmooth="best",
-            colorbar={"title": {"text": "expected error<br>(log10)"}},
+            colorbar={"title": {"text": "expected error (log10)", "side": "right"}},
             hoverinfo="skip",
         ),
         x="z1 (prior's standard deviations)",
@@ -79,7 +79,7 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
         ],
         hoverinfo="text",
     )
-    made.update_layout(legend={"x": 1.25})
+    made.update_layout(legend={"x": 1.3})
     made.update_xaxes(range=[-EDGE, EDGE], constrain="domain")
     made.update_yaxes(range=[-EDGE, EDGE], scaleanchor="x", constrain="domain")
     return Panel(
