@@ -17,7 +17,7 @@ PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-# Whole commands, calibrations and installations, as users run them: minutes each.
+# Whole commands, calibrations and installations as users run them, servers under attack: what lasts.
 acceptance: $(STAMP)
 	$(BIN)/python -m pytest -m acceptance $(PARALLEL) $(ARGS)
 

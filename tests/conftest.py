@@ -33,7 +33,10 @@ settings.register_profile("fuzz", max_examples=1000)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Longest first: begun last, a minute's file would be run alone, while the other worker waits.
-LONGEST = ("docs_config", "tutorial", "fuzz", "disk", "pipeline", "graph", "attacks", "workers", "readme", "examples")
+LONGEST = (
+    *("docs_config", "tutorial", "benchmarks", "fuzz", "disk", "pipeline", "graph", "attacks", "workers", "readme"),
+    *("abuse", "worst_messages", "haproxy", "own_detector", "examples"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

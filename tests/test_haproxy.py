@@ -39,9 +39,10 @@ NAMES = ("one", "two")  # of the servers in it
 CLIENTS = 16
 LOCALHOST = "127.0.0.1"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
-)
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"),
+]
 
 NOTICE = 5  # seconds; HAProxy notices in less than one
 
