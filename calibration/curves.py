@@ -10,7 +10,7 @@ from torch import Tensor
 
 from askance.calibration.evaluation import Evidence
 from askance.detectors import DETECTORS
-from askance.inside.curves import Curves
+from askance.inside.curves import TOGETHER, Curves
 from askance.inside.data import Row
 from askance.judgement import Levels
 from askance.judgement.arrays import Floats
@@ -18,7 +18,6 @@ from askance.judgement.conformal import p_value, threshold
 
 GRID = np.logspace(-3.5, 0, 71)  # false-positive rates at which curves are drawn
 BINS, P_BINS = 40, 20
-TOGETHER = " + "
 
 
 def curves(evidence: Evidence, levels: Levels) -> Curves:

@@ -30,7 +30,7 @@ from askance.calibration.sources import load_source
 from askance.calibration.stages import Stages
 from askance.calibration.suite import AttackJob, run
 from askance.calibration.weighing import learn_weights
-from askance.detectors import Detector, Tap, tap_for
+from askance.detectors import Detector, Tap
 from askance.detectors.reader import TorchReader
 from askance.detectors.semantic_signature import correlations
 from askance.errors import CalibrationError, ConfigError, listed
@@ -194,15 +194,11 @@ class Harness:
         return {kind: figures for kind, figures in found.items() if figures}
 
     def inside(self) -> Inside:
-        """What goes on inside, of images that nothing was fitted on; without views of them."""
+        """What goes on inside, of images that nothing was fitted on."""
         splits = self.inputs.splits
-        plain = [detector for detector in self.detectors.values() if not detector.view_layers]
-        with tap_for(self.inputs.classifier, plain, self.inputs.preprocessing.normalize) as tap:
-            fitted, seen = (
-                ImageStream(tap, splits[name][:most], self.inputs.settings.batch_size)
-                for name, most in (("fit", MOST_DIAGNOSED_IMAGES), ("evaluate", MOST_SEEN_IMAGES))
-            )
-            return look(self.detectors, fitted, seen, self.inputs.class_names)
+        fitted = ImageStream(self.tap, splits["fit"][:MOST_DIAGNOSED_IMAGES])
+        seen = ImageStream(self.tap, splits["evaluate"][:MOST_SEEN_IMAGES])
+        return look(self.detectors, fitted, seen, self.inputs.class_names)
 
     def _labels(self, attack: Attack, images: Images) -> Tensor:
         """The true classes, or the targets that the attack aims at."""

@@ -18,7 +18,7 @@ from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.library_size import thresholds_for
 from askance.detectors.ranks import TIE
-from askance.detectors.short_list import LONG, ShortList
+from askance.detectors.short_list import ShortList, is_long
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
@@ -126,7 +126,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     @torch.no_grad()
     def shorten(self, stream: CaptureStream) -> Self:
         """Give long libraries a short list that finds the nearest rows of this stream's first inputs."""
-        long = {layer: library for layer, library in self.layer_libraries().items() if len(library.rows) > LONG}
+        long = {layer: library for layer, library in self.layer_libraries().items() if is_long(library.rows)}
         for layer, patterns in self._some_patterns(stream, long).items():
             library = long[layer]
             library.short_list = ShortList.of(library.rows, patterns, self.options.neighbors + 1)
@@ -205,7 +205,6 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         """The libraries' agreement with the classifier, the share of the nearest rows that short lists find, and the
         confusion index (None where it is undefined).
         """
-        index = self.confusion_index(held_out).tolist()
         short = {layer: library for layer, library in self.layer_libraries().items() if len(library.short_list)}
         recall = {
             layer: short[layer].short_list.recall(short[layer].rows, patterns, self.options.neighbors + 1)
@@ -214,10 +213,15 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         return {
             "layers": self.agreement(held_out),
             **({"recall": recall} if recall else {}),
-            "confusion_index": {
-                layer: [[None if math.isnan(v) else round(v, 6) for v in row] for row in rows]
-                for layer, rows in zip(self.layers, index, strict=True)
-            },
+            "confusion_index": self.confusion(held_out),
+        }
+
+    def confusion(self, stream: CaptureStream) -> dict[str, list[list[float | None]]]:
+        """The confusion index by layer, as plain data: None where it is undefined."""
+        index = self.confusion_index(stream).tolist()
+        return {
+            layer: [[None if math.isnan(v) else round(v, 6) for v in row] for row in rows]
+            for layer, rows in zip(self.layers, index, strict=True)
         }
 
     def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:

@@ -24,6 +24,11 @@ LEAST, MOST = 4, 128  # times as many rows as are wanted, compared in full
 WORTH = 8  # times fewer numbers to look at than there are in all rows: taken from here and there each takes longer
 
 
+def is_long(rows: Tensor) -> bool:
+    """Whether rows [M, D] are so many, and so wide, that a short list of them may be worth its while."""
+    return len(rows) > LONG and rows.shape[1] >= WIDE
+
+
 class ShortList(nn.Module):
     """The short list of one library; empty where looking at every row is as well.
 
@@ -60,10 +65,10 @@ class ShortList(nn.Module):
             count: how many of the nearest are wanted.
 
         Returns:
-            An empty one for up to LONG rows, or rows that are not WIDE, and where it would have to look at too many.
+            An empty one for rows that are not long (`is_long`), and where it would have to look at too many.
         """
         made = cls()
-        if len(rows) <= LONG or rows.shape[1] < WIDE:
+        if not is_long(rows):
             return made
         made.axes = _leading(rows)
         made.reduced = rows @ made.axes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -13,10 +15,8 @@ from askance.answers import FUSED
 from askance.drawing.colours import ATTACKED, CLEAN, DASHES, in_words, of_scorers
 from askance.drawing.panels import Panel, figure
 from askance.evaluation import Evaluation
-from askance.inside.curves import Curves
+from askance.inside.curves import TOGETHER, Curves
 
-SINGLE, AGAIN = "fused_single_pass", "fused_second_look"
-WORST_CASE = "worst_case"
 MOST_SETS = 12  # of detectors, that are drawn
 STEPS = 2  # budgets that make a line
 
@@ -41,7 +41,6 @@ def panels(evaluation: Evaluation, curves: Curves) -> Iterator[Panel]:
 
 def roc(evaluation: Evaluation, curves: Curves) -> Panel:
     """The share of successful attacks that is caught, by the share of clean images that is flagged for it."""
-    colours = of_scorers(evaluation.scorers)
 
     def of(attack: str) -> go.Figure:
         lines = [
@@ -49,11 +48,7 @@ def roc(evaluation: Evaluation, curves: Curves) -> Panel:
                 x=curves.rates,
                 y=rates,
                 name=in_words(scorer),
-                line={
-                    "color": colours[scorer],
-                    "width": 3 if scorer == FUSED else 1.3,
-                    "dash": _dash(evaluation, scorer),
-                },
+                line=_line(evaluation, scorer),
                 visible=True if scorer in evaluation.detector_clean_flag_rate else "legendonly",
             )
             for scorer, rates in curves.detected[attack].items()
@@ -111,7 +106,7 @@ def uniformity(evaluation: Evaluation, curves: Curves) -> Panel:
         shares = curves.p_values[scorer]
         count = evaluation.splits.get("evaluate") or evaluation.classifier.images
         even = 1 / len(shares)
-        half = 1.96 * (even * (1 - even) / max(1, count)) ** 0.5
+        half = _half(even, count)
         middles = [(place + 0.5) / len(shares) for place in range(len(shares))]
         made = figure(
             go.Bar(x=middles, y=shares, marker={"color": colours.get(scorer, CLEAN)}, name=in_words(scorer)),
@@ -140,7 +135,6 @@ def by_budget(evaluation: Evaluation) -> Panel | None:
         distance = about.median_distance.get("linf")
         if about.kind and distance is not None and attack in evaluation.auroc:
             kinds[about.kind].append((distance, attack))
-    colours = of_scorers(evaluation.scorers)
 
     def of(rows: list[tuple[float, str]]) -> go.Figure:
         rows = sorted(rows)
@@ -151,11 +145,7 @@ def by_budget(evaluation: Evaluation) -> Panel | None:
                 text=[in_words(attack) for _, attack in rows],
                 mode="lines+markers",
                 name=in_words(scorer),
-                line={
-                    "color": colours[scorer],
-                    "width": 3 if scorer == FUSED else 1.3,
-                    "dash": _dash(evaluation, scorer),
-                },
+                line=_line(evaluation, scorer),
             )
             for scorer in evaluation.scorers
         ]
@@ -177,7 +167,7 @@ def by_budget(evaluation: Evaluation) -> Panel | None:
 def who_catches_what(curves: Curves) -> Panel:
     """Which detectors flag the same images, as an UpSet plot."""
     kinds = list(
-        dict.fromkeys(kind for sets in curves.flagged.values() for one in sets if one for kind in one.split(" + "))
+        dict.fromkeys(kind for sets in curves.flagged.values() for one in sets if one for kind in one.split(TOGETHER))
     )
     colours = of_scorers(kinds)
 
@@ -196,7 +186,7 @@ def who_catches_what(curves: Curves) -> Panel:
             y="attacked images (share)",
         )
         for kind in kinds:
-            flagging = [place for place, (one, _) in enumerate(sets) if kind in one.split(" + ")]
+            flagging = [place for place, (one, _) in enumerate(sets) if kind in one.split(TOGETHER)]
             dots = {"color": colours[kind], "size": 12}
             made.add_scatter(
                 x=flagging,
@@ -237,15 +227,11 @@ def passes(evaluation: Evaluation) -> Panel:
     rows = [(name, count) for name, count in evaluation.forward_passes.items() if name in evaluation.scorers]
     rows.sort(key=lambda row: row[1])
 
-    def mean(figures: object, name: str) -> float:
-        assert isinstance(figures, dict)
-        return fmean(of[name] for of in figures.values() if name in of)
-
     named = {"mean AUROC": evaluation.auroc, "caught at 5% false positives, mean": evaluation.tpr_at_fpr_5}
     lines = [
         go.Scatter(
             x=[count for _, count in rows],
-            y=[mean(dict(figures), name) for name, _ in rows],
+            y=[fmean(of[name] for of in figures.values() if name in of) for name, _ in rows],
             text=[in_words(name) for name, _ in rows],
             mode="lines+markers+text",
             textposition="bottom center",
@@ -268,7 +254,7 @@ def by_class(evaluation: Evaluation) -> Panel:
     """Clean images that are flagged, by predicted class."""
     rows = evaluation.class_clean_flag_rate
     target = evaluation.target_flag_rate.get("suspect", 0.05)
-    halves = {name: 1.96 * (target * (1 - target) / max(1, one.images)) ** 0.5 for name, one in rows.items()}
+    halves = [_half(target, one.images) for one in rows.values()]
     made = figure(
         go.Bar(
             x=list(rows),
@@ -286,8 +272,8 @@ def by_class(evaluation: Evaluation) -> Panel:
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": list(halves.values()),
-                "arrayminus": [min(target, half) for half in halves.values()],
+                "array": halves,
+                "arrayminus": [min(target, half) for half in halves],
                 "color": ATTACKED,
                 "thickness": 1,
             },
@@ -310,5 +296,15 @@ def _ours_first(scorers: Iterable[str]) -> list[str]:
     return sorted(scorers, key=lambda scorer: scorer != FUSED)
 
 
-def _dash(evaluation: Evaluation, scorer: str) -> str:
-    return "longdash" if scorer in evaluation.baselines else DASHES.get(scorer, "solid")
+def _line(evaluation: Evaluation, scorer: str) -> dict[str, Any]:
+    """How a scorer is drawn wherever it is a line."""
+    return {
+        "color": of_scorers(evaluation.scorers)[scorer],
+        "width": 3 if scorer == FUSED else 1.3,
+        "dash": "longdash" if scorer in evaluation.baselines else DASHES.get(scorer, "solid"),
+    }
+
+
+def _half(share: float, images: int) -> float:
+    """Half of the 95% interval, by the normal law, of a share that so many images would have."""
+    return 1.96 * math.sqrt(share * (1 - share) / max(1, images))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from statistics import fmean
+from typing import Any
 
 import plotly.graph_objects as go
 
-from askance.drawing.colours import AMBER, CLASSES, CLEAN, GREEN, RED, of_class
+from askance.drawing.colours import AMBER, CLASSES, CLEAN, GREEN, RED, in_words, of_class
 from askance.drawing.panels import Panel, figure
 from askance.inside.codes import correlation
 from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside, SortedLayer, Success
@@ -53,32 +54,23 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
         y="z2 (prior's standard deviations)",
     )
     cut = [(_within(first), _within(second)) for first, second in drawn.points]
-    for k, name in enumerate(inside.class_names[:MOST_CLASSES]):
-        rows = [row for row, label in enumerate(inside.labels) if label == k]
+    names = inside.class_names
+
+    def points(rows: list[int], name: str, marker: dict[str, Any]) -> None:
         made.add_scatter(
             x=[cut[row][0] for row in rows],
             y=[cut[row][1] for row in rows],
             mode="markers",
             name=name,
-            marker={"color": of_class(k), "size": 5},
-            text=[f"{name}, taken for {inside.class_names[inside.predicted[row]]}" for row in rows],
+            marker=marker,
+            text=[f"{names[inside.labels[row]]}, taken for {names[inside.predicted[row]]}" for row in rows],
             hoverinfo="text",
         )
-    wrong = [
-        row for row, (label, given) in enumerate(zip(inside.labels, inside.predicted, strict=True)) if label != given
-    ]
-    made.add_scatter(
-        x=[cut[row][0] for row in wrong],
-        y=[cut[row][1] for row in wrong],
-        mode="markers",
-        name="mistakes",
-        marker={"symbol": "circle-open", "size": 12, "color": RED, "line": {"width": 2}},
-        text=[
-            f"{inside.class_names[inside.labels[row]]}, taken for {inside.class_names[inside.predicted[row]]}"
-            for row in wrong
-        ],
-        hoverinfo="text",
-    )
+
+    for k, name in enumerate(names[:MOST_CLASSES]):
+        points([row for row, label in enumerate(inside.labels) if label == k], name, {"color": of_class(k), "size": 5})
+    ring = {"symbol": "circle-open", "size": 12, "color": RED, "line": {"width": 2}}
+    points([row for row, right in enumerate(inside.right) if not right], "mistakes", ring)
     made.update_layout(legend={"x": 1.3})
     made.update_xaxes(range=[-EDGE, EDGE], constrain="domain")
     made.update_yaxes(range=[-EDGE, EDGE], scaleanchor="x", constrain="domain")
@@ -95,13 +87,12 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
 
 def violins(inside: Inside, errors: ErrorEstimates) -> Panel:
     """The error that is expected of images that the classifier gets right and wrong (paper 001, Fig. 7)."""
-    right = [label == given for label, given in zip(inside.labels, inside.predicted, strict=True)]
     names = [inside.class_names[label] for label in inside.labels]
 
     def of(values: tuple[float, ...]) -> go.Figure:
         made = figure(x="true class", y="expected error (log10)")
         for wanted, what, colour in ((True, "right", GREEN), (False, "wrong", RED)):
-            rows = [row for row, one in enumerate(right) if one is wanted]
+            rows = [row for row, one in enumerate(inside.right) if one is wanted]
             made.add_violin(
                 x=[names[row] for row in rows],
                 y=[values[row] for row in rows],
@@ -311,7 +302,7 @@ def vulnerability(inside: Inside, success: Success) -> Panel | None:
     made.add_hline(y=0, line={"width": 1, "color": CLEAN})
     return Panel(
         "Whether homogeneous codes are vulnerable",
-        f"How a class's spread on the map goes with how often {success.attack.replace('_', ' ')} fools it. Below 0: "
+        f"How a class's spread on the map goes with how often {in_words(success.attack)} fools it. Below 0: "
         "classes whose codes are alike are fooled more easily, as paper 004 has it. An interval that holds 0 says "
         "nothing.",
         {"": made.update_yaxes(range=[-1.05, 1.05])},

@@ -28,8 +28,8 @@ class Panel:
     height: int = 380
 
 
-def figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> go.Figure:
+def figure(*traces: Any, x: str = "", y: str = "") -> go.Figure:
     """Traces on two labelled axes; each label names the unit."""
     made = go.Figure(traces)
-    made.update_layout(template="none", xaxis_title=x, yaxis_title=y, **layout)
+    made.update_layout(template="none", xaxis_title=x, yaxis_title=y)
     return made

@@ -19,27 +19,25 @@ DECIMALS = 3
 SILENT = 1e-6  # a variance, of standardised numbers
 
 
-def activation_map(detector: Introspection, images: CaptureStream) -> ActivationMap | None:
-    """Where these images lie; None where z has not two numbers."""
-    if detector.options.latent_dimensions != MAP_DIMENSIONS:
-        return None
-    points = torch.cat([detector.map_points(capture) for capture in images])
+def introspected(detector: Introspection, images: CaptureStream) -> tuple[ActivationMap | None, ErrorEstimates]:
+    """Where these images lie, unless z has not two numbers; and what both estimators expect of them."""
+    readings = [detector.read(capture) for capture in images]
+    points = torch.cat([one.evidence["point"] for one in readings])
+    reads, score = detector.options.estimator_reads, "estimated_error"
+    other = "latent" if reads == "hidden" else "hidden"
+
+    def values(component: str) -> Row:
+        return _rows(torch.cat([one.components[component] for one in readings]).unsqueeze(0))[0]
+
+    drawn = _map(detector, points) if points.shape[1] == MAP_DIMENSIONS else None
+    return drawn, ErrorEstimates(**{reads: values(score), other: values(f"{score}:{other}")})
+
+
+def _map(detector: Introspection, points: Tensor) -> ActivationMap:
     axis = torch.linspace(-EDGE, EDGE, PLACES).to(points)
     up, right = torch.meshgrid(axis, axis, indexing="ij")
     background = detector.estimate_at(torch.stack([right, up], dim=2).flatten(0, 1)).view(PLACES, PLACES)
     return ActivationMap(points=tuple((first, second) for first, second in _rows(points)), background=_rows(background))
-
-
-def error_estimates(detector: Introspection, images: CaptureStream) -> ErrorEstimates:
-    """What both estimators expect of these images."""
-    readings = [detector.components(capture) for capture in images]
-    score, other = "estimated_error", "latent" if detector.options.estimator_reads == "hidden" else "hidden"
-
-    def values(component: str) -> Row:
-        return _rows(torch.cat([one[component] for one in readings]).unsqueeze(0))[0]
-
-    found = {detector.options.estimator_reads: values(score), other: values(f"{score}:{other}")}
-    return ErrorEstimates(**found)
 
 
 def sorted_network(detector: Introspection, fitted: CaptureStream) -> dict[str, SortedLayer]:

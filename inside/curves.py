@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from askance.inside.data import Part, Row
 
+TOGETHER = " + "  # between the names of a set of detectors
+
 
 class Curves(Part):
     """Of each scorer, on clean images and on attacks that succeeded.
@@ -18,7 +20,7 @@ class Curves(Part):
         thresholds: above which each scorer flags, {scorer: {level: score}}.
         p_values: the share of the clean images in each of some equal parts of [0, 1], by scorer.
         flagged: how many images of each attack which detectors flag at the level `suspect`, {attack: {detectors, joined
-            by " + ", or "": images}}.
+            by TOGETHER, or "": images}}.
     """
 
     rates: Row

@@ -161,3 +161,8 @@ class Inside(Part):
     gallery: Gallery | None = None
     success: Success | None = None
     profiles: Mapping[str, tuple[float, float, float]] = {}
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Whether the classifier is right on each image seen."""
+        return tuple(label == given for label, given in zip(self.labels, self.predicted, strict=True))

@@ -16,7 +16,7 @@ from askance.detectors import (
 )
 from askance.detectors.tap import EMPTY_STREAM
 from askance.errors import DataError
-from askance.inside.activations import activation_map, error_estimates, labels_of, sorted_network
+from askance.inside.activations import introspected, labels_of, sorted_network
 from askance.inside.codes import codes
 from askance.inside.data import Inside
 
@@ -40,25 +40,23 @@ def look(
     if not answers:
         raise DataError(EMPTY_STREAM)
     labels, predicted = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
-    shown = Inside(class_names=tuple(class_names), labels=tuple(labels.tolist()), predicted=tuple(predicted.tolist()))
+    parts: dict[str, object] = {
+        "class_names": class_names,
+        "labels": labels.tolist(),
+        "predicted": predicted.tolist(),
+    }
     introspection, maps, libraries, semantics = (
         detectors.get(one.kind) for one in (Introspection, SelfOrganizingMap, LibraryNetwork, SemanticSignature)
     )
-    parts: dict[str, object] = {}
     if isinstance(introspection, Introspection):
-        parts["activation_map"] = activation_map(introspection, images)
-        parts["errors"] = error_estimates(introspection, images)
+        parts["activation_map"], parts["errors"] = introspected(introspection, images)
         parts["sorted_network"] = sorted_network(introspection, fitted)
     if isinstance(maps, SelfOrganizingMap):
         parts["codes"] = codes(maps, images, labels, len(class_names))
     if isinstance(libraries, LibraryNetwork):
-        index = libraries.confusion_index(images)
-        parts["confusion"] = {
-            layer: tuple(tuple(None if value != value else round(value, 4) for value in row) for row in rows)  # noqa: PLR0124 NaN
-            for layer, rows in zip(libraries.layers, index.tolist(), strict=True)
-        }
+        parts["confusion"] = libraries.confusion(images)
     if isinstance(semantics, SemanticSignature):
         passes = torch.cat([semantics.read(capture).evidence["passes"] for capture in images]).double()
-        low, middle, high = passes.quantile(torch.tensor([0.05, 0.5, 0.95]).to(passes), dim=0).tolist()
-        parts["profiles"] = dict(zip(semantics.layers, zip(low, middle, high, strict=True), strict=True))
-    return shown.model_copy(update=parts)
+        quantiles = passes.quantile(torch.tensor([0.05, 0.5, 0.95]).to(passes), dim=0)
+        parts["profiles"] = dict(zip(semantics.layers, quantiles.T.tolist(), strict=True))
+    return Inside.model_validate(parts)

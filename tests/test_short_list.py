@@ -15,7 +15,7 @@ from toy import NAMES, Trained
 
 from askance.answers import FUSED
 from askance.calibration.exporting import graphs_of
-from askance.detectors import Detector, LibraryNetwork, LibraryNetworkOptions, Screen, library_network, short_list
+from askance.detectors import Detector, LibraryNetwork, LibraryNetworkOptions, Screen, short_list
 from askance.detectors.comparison import difference
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.reader import TorchReader, read
@@ -125,8 +125,7 @@ def long(trained: Trained) -> LibraryNetwork:
         LibraryNetworkOptions(thresholds={"conv1": 0.99, "relu2": 0.97, "fc1": 0.99, "fc2": 0.9})
     ).eval()
     with pytest.MonkeyPatch.context() as patched:
-        for module in (library_network, short_list):
-            patched.setattr(module, "LONG", 400)
+        patched.setattr(short_list, "LONG", 400)
         patched.setattr(short_list, "WORTH", 0.5)  # so few rows are not
         patched.setattr(short_list, "WIDE", 64)
         return made.fit(trained.captures("train"), trained.captures("calibrate"))
