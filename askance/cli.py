@@ -86,11 +86,11 @@ def demo(
 
 
 def _keep(path: Path, page: bytes) -> None:
-    """Write a report, and say where it is."""
+    """Write a page, which shows images and so is its owner's alone, and say where it is."""
     from askance.output import console
-    from askance.writing import PUBLIC, write_whole
+    from askance.writing import SECRET, write_whole
 
-    write_whole(path, page, PUBLIC)
+    write_whole(path, page, SECRET)
     console.print(f"page: {path}, for a browser", soft_wrap=True, markup=False)
 
 

@@ -184,6 +184,7 @@ def test_a_bundle_has_its_report(digits_run: DigitsRun, tmp_path: Path, capsys: 
         assert f"{figure:.3f}" in page
     assert run(["report", str(bundle.path), "--out", str(tmp_path / "report.html")]) == 0
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600  # it shows images
     assert f"page: {tmp_path / 'report.html'}, for a browser" in capsys.readouterr().out
 
 
