@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from html import escape
 from typing import Any
@@ -123,11 +123,14 @@ class Screening:
         fused: the fused score and p-value, by which the verdict goes.
         detectors: each detector's word, in the bundle's order.
         reasons: the kinds of suspicion: manipulated, unfamiliar, doubtful; empty from a server that knows none.
+        explain: what each detector saw, by name, for whoever wants to know once the answer is given; None where it
+            came over the wire.
     """
 
     fused: DetectorVerdict
     detectors: tuple[DetectorVerdict, ...]
     reasons: tuple[Reason, ...] = ()
+    explain: Callable[[], Mapping[str, Mapping[str, Any]]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,14 @@ class Answer:
     def label(self) -> str | None:
         """The predicted class's name; None without a prediction."""
         return None if self.prediction is None else self.prediction.label
+
+    def explained(self) -> Answer:
+        """The same with each detector's explanation, as far as there is one."""
+        if self.screening is None or self.screening.explain is None:
+            return self
+        said = self.screening.explain()
+        words = tuple(replace(word, explanation=said.get(word.name)) for word in self.screening.detectors)
+        return replace(self, screening=replace(self.screening, detectors=words))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: `prediction`, `probabilities`, `verdict`, `p_value`, `score`, `reasons`, `detectors`, `reason`,

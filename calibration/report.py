@@ -20,10 +20,10 @@ from askance.inside.curves import Curves
 from askance.inside.data import Inside, Part
 from askance.judgement import Levels
 from askance.reading import given
-from askance.screening.bundle import REPORT, SealedBundle
+from askance.screening.bundle import INSIDE, REPORT, SealedBundle
 from askance.screening.images import MAX_PIXELS, decode
 
-PAGE, CURVES, INSIDE = (f"{REPORT}{name}" for name in ("index.html", "curves.json", "inside.json"))
+PAGE, CURVES = f"{REPORT}index.html", f"{REPORT}curves.json"
 PartT = TypeVar("PartT", bound=Part)
 
 

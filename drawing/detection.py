@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from askance.answers import FUSED
-from askance.drawing.colours import ATTACKED, CLEAN, DASHES, in_words, of_scorers
+from askance.colours import ATTACKED, CLEAN, DASHES, in_words, of_scorers
 from askance.drawing.panels import Panel, figure
 from askance.evaluation import Evaluation
 from askance.inside.curves import TOGETHER, Curves

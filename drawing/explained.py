@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from askance.answers import Answer
+from askance.colours import CLEAN, COLOURS, RED
 from askance.drawing import insides
-from askance.drawing.colours import CLEAN, COLOURS, RED
 from askance.drawing.page import assembled
 from askance.drawing.panels import Panel, figure
 from askance.inside.data import EDGE, Inside

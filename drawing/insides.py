@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from askance.drawing.colours import AMBER, CLASSES, CLEAN, GREEN, RED, in_words, of_class
+from askance.colours import AMBER, CLASSES, CLEAN, GREEN, RED, in_words, of_class
 from askance.drawing.panels import Panel, figure
 from askance.inside.codes import correlation
 from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Inside, SortedLayer, Success

@@ -11,8 +11,8 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from askance.answers import FUSED
+from askance.colours import in_words
 from askance.drawing import detection, insides
-from askance.drawing.colours import in_words
 from askance.drawing.panels import Panel
 from askance.drawing.summary import Light, trust, words
 from askance.evaluation import Evaluation

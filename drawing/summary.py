@@ -9,7 +9,7 @@ from enum import StrEnum
 from scipy.stats import binom
 
 from askance.answers import FUSED
-from askance.drawing.colours import in_words
+from askance.colours import in_words
 from askance.evaluation import Evaluation
 from askance.inside.data import Inside
 

@@ -2,7 +2,8 @@
 
 from askance.judgement.background import Background
 from askance.judgement.calibration import Calibration, Fused, Levels, SecondLook
+from askance.judgement.conformal import rank
 from askance.judgement.fusion import Fusion
 from askance.judgement.readings import Readings
 
-__all__ = ["Background", "Calibration", "Fused", "Fusion", "Levels", "Readings", "SecondLook"]
+__all__ = ["Background", "Calibration", "Fused", "Fusion", "Levels", "Readings", "SecondLook", "rank"]

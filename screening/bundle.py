@@ -32,6 +32,8 @@ from askance.screening.tables import calibration_from
 MANIFEST = "manifest.json"
 EVALUATION = "evaluation.json"
 REPORT = "report/"
+INSIDE = f"{REPORT}inside.json"
+"""What is seen inside, as `askance.inside.data.Inside` has it."""
 MOST_MANIFEST_BYTES = 16 * 2**20
 MOST_BYTES = 8 * 2**30  # of all files together, two billion parameters: whatever a manifest says, no more is read
 ALONE = "classifier"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, Self
 
 import numpy as np
@@ -89,10 +90,7 @@ class Screen(Generic[ReaderT_co]):
         """The answers, and what they were made of."""
         logits, readings = self.reader(images, observe)
         predictions = self._predictions(logits)
-        explanations = {
-            name: {i: _explained(detector, readings[name], i) for i, asked in enumerate(wanted) if asked}
-            for name, detector in self.detectors.items()
-        }
+        explanations = [self._explained(readings, i) if asked else {} for i, asked in enumerate(wanted)]
         start = time.perf_counter()
         numbers = in_numbers(readings, logits)
         judged = self.calibration.judge(numbers)
@@ -116,7 +114,7 @@ class Screen(Generic[ReaderT_co]):
                     values[i],
                     ps[i],
                     flags(ps[i]),
-                    explanations[name].get(i) if name != FUSED else None,
+                    explanations[i].get(name),
                 )
                 for name, (values, ps) in columns.items()
                 if name not in reasons
@@ -127,9 +125,17 @@ class Screen(Generic[ReaderT_co]):
                 words[FUSED],
                 tuple(words[name] for name in self.detectors),
                 tuple(Reason(name, p, flags(p)) for name, p in why.items()),
+                partial(self._explained, readings, i),
             )
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
         return answers, numbers, readings
+
+    def _explained(self, readings: Mapping[str, Numbers], position: int) -> dict[str, dict[str, Any]]:
+        """What each detector saw of one image."""
+        return {
+            name: detector.explain_one({kind: values[position] for kind, values in readings[name].evidence.items()})
+            for name, detector in self.detectors.items()
+        }
 
     def undecided(self, numbers: Readings, readings: Mapping[str, Numbers]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
@@ -186,10 +192,6 @@ class Screen(Generic[ReaderT_co]):
     def close(self) -> None:
         """Let go of what the reader holds: hooks on the classifier, say."""
         self.reader.close()
-
-
-def _explained(detector: Explainer, reading: Numbers, position: int) -> dict[str, Any]:
-    return detector.explain_one({name: values[position] for name, values in reading.evidence.items()})
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[Any]:

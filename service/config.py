@@ -263,6 +263,33 @@ class MetricsConfig(_Table):
     pool_seconds: Seconds = Field(default=POOL_SECONDS, ge=0)
 
 
+class LiveConfig(_Table):
+    """The live page, at / of the metrics' port: for clients with the role admin; where no clients are known, for this
+    machine alone.
+
+    Attributes:
+        page: whether there is one.
+    """
+
+    page: bool = True
+
+
+class ReviewConfig(_Table):
+    """Which requests are kept for people to look at: on the live page, and by `askance review`.
+
+    Attributes:
+        folder: where; None keeps none. Images of clients' are in it: it is its owner's alone.
+        clean_share: of the requests that are not flagged so many are kept, drawn by chance.
+        max_bytes: of all images kept, encoded as they came; the oldest make room for the latest.
+        keep_days: after which a request is let go.
+    """
+
+    folder: Path | None = None
+    clean_share: float = Field(default=0.0, ge=0, le=1)
+    max_bytes: int = Field(default=1024 * MEBIBYTE, ge=1024)
+    keep_days: float = Field(default=30.0, gt=0, le=36_500)
+
+
 class ShutdownConfig(_Table):
     """How a server stops.
 
@@ -287,7 +314,8 @@ class ServerConfig(_Table):
         metrics_port: theirs, of HTTP; 0 takes a free one.
         workers: how many processes screen, each with a classifier and limits of its own; "auto" (or 0) takes as many as
             there are CPUs. Linux alone spreads connections over them.
-        bundles, model, inference, limits, connections, verdicts, access, metrics, rollout, log, shutdown: tables.
+        bundles, model, inference, limits, connections, verdicts, access, metrics, live, review, rollout, log, shutdown:
+            tables.
         tls: where the certificates are; None serves in the clear.
     """
 
@@ -305,6 +333,8 @@ class ServerConfig(_Table):
     verdicts: VerdictsConfig = VerdictsConfig()
     access: AccessConfig = AccessConfig()
     metrics: MetricsConfig = MetricsConfig()
+    live: LiveConfig = LiveConfig()
+    review: ReviewConfig = ReviewConfig()
     tls: TlsConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     log: LogConfig = LogConfig()
@@ -362,7 +392,7 @@ def _look_beside(folder: Path, content: dict[str, Any]) -> None:
     for table in (content, content.get("metrics")):
         if isinstance(table, dict) and isinstance(tls := table.get("tls"), dict):
             table["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
-    for table_name, name in (("rollout", "candidate"), ("bundles", "require_signature")):
+    for table_name, name in (("rollout", "candidate"), ("bundles", "require_signature"), ("review", "folder")):
         settings = content.get(table_name)
         if isinstance(settings, dict) and isinstance(settings.get(name), str):
             content[table_name] = settings | {name: str(folder / settings[name])}

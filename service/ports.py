@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from askance.service.config import ServerConfig
-from askance.service.guard.access import token_check
+from askance.service.call import Role
+from askance.service.config import ReviewConfig, ServerConfig
+from askance.service.guard.access import Access, token_check
+from askance.service.guard.looking import Looker
 from askance.service.guard.tls import Certificates
+from askance.service.live.pages import Pages, Sources
 from askance.service.observability.http import MetricsServer, bound_socket
+from askance.service.review.store import DAY, ReviewStore
 
 
 def metrics_server(
-    config: ServerConfig, registry: CollectorRegistry, state: Callable[[], str], live: Callable[[], bool]
+    config: ServerConfig,
+    registry: CollectorRegistry,
+    state: Callable[[], str],
+    live: Callable[[], bool],
+    sources: Sources | None,
 ) -> MetricsServer:
-    """Serve the metrics as the settings say.
+    """Serve the metrics as the settings say, and the live page where there are sources of it.
 
     Raises:
         AskanceError: the port is in use, or its host is not this machine's.
@@ -31,7 +40,17 @@ def metrics_server(
         live,
         None if token is None else token_check(token),
         None if tls is None else Certificates(tls, "metrics.tls").context(),
+        None if sources is None else Pages(sources, _looker(config)),
     )
+
+
+def review_store(config: ReviewConfig, folder: Path) -> ReviewStore:
+    """What is kept for review in a folder.
+
+    Raises:
+        AskanceError: it cannot be used.
+    """
+    return ReviewStore(folder, config.max_bytes, config.keep_days * DAY)
 
 
 def held(setting: str, host: str, port: int) -> socket.socket:
@@ -44,3 +63,13 @@ def held(setting: str, host: str, port: int) -> socket.socket:
     number = int(alone.getsockname()[1])
     alone.close()
     return bound_socket(setting, host, number, shared=True)
+
+
+def _looker(config: ServerConfig) -> Looker:
+    access = config.access
+    return Looker(
+        Access(access.clients, access.anonymous),
+        config.metrics_host,
+        has_admins=Role.ADMIN in access.anonymous.union(*(client.roles for client in access.clients)),
+        guarded=bool(access.clients) or config.metrics.token_sha256 is not None,
+    )

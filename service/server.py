@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
 from askance.service.config import ConnectionsConfig, ServerConfig
+from askance.service.errors import StatusError
 from askance.service.guard.access import Access
 from askance.service.guard.admission import OPEN, Admission, State
 from askance.service.guard.health import Health
@@ -24,12 +25,16 @@ from askance.service.guard.interceptor import Interceptor
 from askance.service.guard.limits import Budget, RateLimit
 from askance.service.guard.reception import Reception
 from askance.service.guard.tls import Certificates
+from askance.service.live.figures import Figures
+from askance.service.live.noted import Notes
+from askance.service.live.pages import Sources
 from askance.service.observability.http import MetricsServer, bound_socket, cannot_listen
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.observability.totals import Totals
-from askance.service.ports import metrics_server
+from askance.service.ports import metrics_server, review_store
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
+from askance.service.review.keeper import Keeper
 from askance.service.runtime.model import LoadedBundle
 from askance.service.runtime.repository import ModelRepository
 from askance.service.runtime.screener import Screener
@@ -102,13 +107,20 @@ class Server:
         self.config = config
         self._peers = peers
         pool = config.metrics.pool_requests, config.metrics.pool_seconds
-        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), *pool)
+        clients = tuple(client.name for client in config.access.clients)
+        self.metrics = Metrics(config.inference.max_batch, tuple(METHODS), clients, *pool)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="askance-inference")
         self._decoders = ThreadPoolExecutor(config.inference.decode_threads, thread_name_prefix="askance-decode")
         self.repository = ModelRepository(config, self.metrics, self._inference)
         limits = config.limits
         rate = RateLimit(limits.client_rate, limits.client_burst, ipv6_prefix=limits.client_ipv6_prefix)
-        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate)
+        self.notes = Notes()
+        """The images answered last, where there is a live page."""
+        self._figures = Figures(self.metrics.current, self.state)
+        self._keeper = self._kept_by()
+        observers = [self.notes.note] if config.live.page else []
+        observers += [] if self._keeper is None else [self._keeper.offer]
+        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)
         self.admission = Admission(METHODS, self.metrics, request_log, access, rate, self.repository.full)
@@ -147,7 +159,9 @@ class Server:
         config = self.config
         self._watchdog.start()
         if self._peers is None:
-            self._metrics_server = metrics_server(config, self.metrics.registry, self.state, self.live)
+            self._metrics_server = metrics_server(
+                config, self.metrics.registry, self.state, self.live, self._sources() if config.live.page else None
+            )
         self._grpc = grpc.aio.server(
             interceptors=[
                 Interceptor(SERVICES, self.admission, self.reception, self.metrics, config.inference.max_batch)
@@ -175,6 +189,25 @@ class Server:
         others = {name: port for name, port in started.items() if port is not None}
         metrics_port = config.metrics_port if self._metrics_server is None else self._metrics_server.port
         return BoundPorts(port, metrics_port, others)
+
+    def _kept_by(self) -> Keeper | None:
+        review = self.config.review
+        if review.folder is None:
+            return None
+        return Keeper(review_store(review, review.folder), review.clean_share, self.metrics.registry)
+
+    def _sources(self) -> Sources:
+        self._figures.start()
+        review = self.config.review
+        store = None if review.folder is None else review_store(review, review.folder)
+        return Sources(self._figures, self.notes.shown, self.activation_map, store)
+
+    def activation_map(self) -> bytes | None:
+        """Of the bundle that answers, as JSON; any thread may ask."""
+        try:
+            return self.repository.default.bundle.activation_map
+        except StatusError:  # nothing is loaded yet
+            return None
 
     async def deploy(
         self, load: Callable[[], LoadedBundle], candidate: Callable[[], LoadedBundle] | None = None
@@ -280,6 +313,9 @@ class Server:
             await self._grpc.stop(GRPC_STOP_GRACE_SECONDS)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        await asyncio.to_thread(self._figures.stop)
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.stop)
         self._watchdog.stop()
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)

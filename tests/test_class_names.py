@@ -90,7 +90,7 @@ def test_what_passes_can_be_a_label_and_a_line(names: list[str]) -> None:
         return
     assert len({folded(name) for name in names}) == len(names)
     metrics = Metrics(8)
-    metrics.serves(BundleDescription("id", "net", 0.0, names, ("d",), {"suspect": 0.05}, "torch", ("classify",)))
+    metrics.serves(BundleDescription("id", "net", 0.0, names, ("d",), {"suspect": 0.05}, "torch", ("classify",), 99))
     page = generate_latest(metrics.registry).decode("utf-8")
     assert page.count("askance_predictions_total{") == len(names)
     assert all(len(name.splitlines()) == 1 for name in names)

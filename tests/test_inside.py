@@ -14,9 +14,9 @@ from calibration_support import DigitsRun
 from askance.calibration.images import ImageStream
 from askance.calibration.inputs import load_inputs
 from askance.classifiers import build_classifier
+from askance.colours import of_class
 from askance.detectors import Capture, Introspection, LibraryNetwork, SelfOrganizingMap
 from askance.detectors.reader import TorchReader
-from askance.drawing.colours import of_class
 from askance.drawing.insides import mixed
 from askance.errors import DataError
 from askance.inside import Inside, SortedLayer, look

@@ -23,14 +23,15 @@ from askance.answers import FUSED
 from askance.calibration.attacks import FGSM
 from askance.calibration.curves import curves
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
-from askance.calibration.report import CURVES, INSIDE, PAGE, redrawn, report
-from askance.drawing.colours import of_scorers
+from askance.calibration.report import CURVES, PAGE, redrawn, report
+from askance.colours import of_scorers
 from askance.drawing.summary import Light, trust, words
 from askance.evaluation import AttackFigures, ClassFigures, ClassifierFigures, Evaluation
 from askance.inside import Codes, Inside
 from askance.inside.curves import Curves
 from askance.judgement import Levels
 from askance.judgement.conformal import table
+from askance.screening.bundle import INSIDE
 
 LEVELS = Levels()
 CHROMIUM = shutil.which("chromium")

@@ -16,7 +16,8 @@ from askance.service.errors import Code
 from askance.service.observability.metrics import BundleDescription, Metrics
 from askance.service.observability.shared import SharedMetrics, merged
 
-BUNDLE = BundleDescription("id", "tiny", 7.0, ("ant", "bee"), ("som",), {"adversarial": 0.01}, "torch", ("classify",))
+CLASSES, STAGES = ("ant", "bee"), ("classify",)
+BUNDLE = BundleDescription("id", "tiny", 7.0, CLASSES, ("som",), {"adversarial": 0.01}, "torch", STAGES, 99)
 ARGUMENTS = (8, ("Screen",))
 COUNTING = """
 import sys

@@ -19,12 +19,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from askance.errors import AskanceError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 
 PROBE_VERBS = ("GET", "HEAD", "OPTIONS")  # the last is what HAProxy's `option httpchk` sends unless told otherwise
 PROBED = ("", "/healthz", "/livez")
+PAGES = "/live/"
 CONNECTIONS = 32  # at a time, each with a thread of its own; one more takes the place of the oldest
 CONNECTION_SECONDS = 10.0  # that one may take, whatever it does: a scrape takes a few milliseconds
 
@@ -100,7 +101,7 @@ class MetricsServer:
 
     /healthz answers 200 while `state()` is "serving", else 503, with the state as its text; so does /, which load
     balancers ask for that are told no path; /livez 200 while `live()`, whatever the state, else 503. All answer anyone,
-    by whichever of PROBE_VERBS.
+    by whichever of PROBE_VERBS. Who asks / for HTML, as browsers do, gets the pages.
 
     Args:
         host, port: where to listen; port 0 takes a free one, `port` then says which.
@@ -110,6 +111,7 @@ class MetricsServer:
         may_read: whether the value of an `authorization` header, "" where there is none, lets a client read the
             metrics; None lets everyone.
         tls: the server's certificate; None serves in the clear.
+        pages: what answers browsers at /, and all below PAGES; None: there are none.
 
     Raises:
         AskanceError: the port is in use, or the host is not this machine's.
@@ -124,11 +126,21 @@ class MetricsServer:
         live: Callable[[], bool],
         may_read: Callable[[str], bool] | None = None,
         tls: ssl.SSLContext | None = None,
+        pages: WSGIApplication | None = None,
     ) -> None:
-        metrics = make_wsgi_app(registry)
+        scraped = make_wsgi_app(registry)
+
+        def metrics(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if may_read is not None and not may_read(environ.get("HTTP_AUTHORIZATION", "")):
+                challenge = ("WWW-Authenticate", "Bearer")
+                return _plain(start_response, "401 Unauthorized", "expected the metrics' bearer token", challenge)
+            answer: Iterable[bytes] = scraped(environ, start_response)
+            return answer
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             path, verb = environ.get("PATH_INFO", "").rstrip("/"), environ["REQUEST_METHOD"]
+            if pages is not None and (path.startswith(PAGES) or (path == "" and _wants_html(environ))):
+                return pages(environ, start_response)
             if verb == "HEAD":  # what GET would say, without its body
                 app(environ | {"REQUEST_METHOD": "GET"}, start_response)
                 return []
@@ -139,11 +151,7 @@ class MetricsServer:
             if verb != "GET":
                 return _plain(start_response, "405 Method Not Allowed", "only GET", ("Allow", "GET, HEAD"))
             if path == "/metrics":
-                if may_read is not None and not may_read(environ.get("HTTP_AUTHORIZATION", "")):
-                    challenge = ("WWW-Authenticate", "Bearer")
-                    return _plain(start_response, "401 Unauthorized", "expected the metrics' bearer token", challenge)
-                answer: Iterable[bytes] = metrics(environ, start_response)
-                return answer
+                return metrics(environ, start_response)
             return _plain(start_response, "404 Not Found", "see /metrics, /healthz and /livez")
 
         try:
@@ -193,6 +201,11 @@ def cannot_listen(setting: str, host: str, port: int, error: OSError | None) -> 
     if error is None or error.errno == errno.EADDRINUSE or "in use" in str(error):
         return f"port {port} on {host} is in use: stop what listens there, or choose another {setting} (0 takes any)"
     return f"{setting} {port} on {host} cannot be listened on: {error.strerror or error}"
+
+
+def _wants_html(environ: WSGIEnvironment) -> bool:
+    """Whether a browser asks: what probes accept, if they say so, is anything."""
+    return environ["REQUEST_METHOD"] in ("GET", "HEAD") and "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
 def _plain(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from askance.answers import DOUBTFUL, FUSED, JUDGED, UNFAMILIAR, Answer, Verdict
+from askance.service.call import ANONYMOUS
 from askance.service.errors import REASONS, Code
 from askance.service.observability.candidate_metrics import CandidateMetrics
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, POOL_SECONDS, Pool, coarse
@@ -48,6 +49,7 @@ class BundleDescription:
         levels: the false-positive targets, by name.
         engine: what computes it.
         stages: of that, by name.
+        fusion_images: clean ones behind the fused p-value.
     """
 
     bundle_id: str
@@ -58,6 +60,7 @@ class BundleDescription:
     levels: Mapping[str, float]
     engine: str
     stages: Sequence[str]
+    fusion_images: int
 
 
 class Metrics:
@@ -69,6 +72,7 @@ class Metrics:
     Args:
         max_batch: the largest batch, which bounds the buckets of batch sizes.
         methods: the names of all protocols' methods, which bound the label of that name.
+        clients: the names of those that the settings know, which bound the label of that name.
         pool_requests: how many requests are shown together.
         pool_seconds: the least time between two times that some are.
     """
@@ -77,6 +81,7 @@ class Metrics:
         self,
         max_batch: int,
         methods: Sequence[str] = (),
+        clients: Sequence[str] = (),
         pool_requests: int = POOL_REQUESTS,
         pool_seconds: float = POOL_SECONDS,
     ) -> None:
@@ -116,6 +121,12 @@ class Metrics:
             registry=pooled,
         )
         self._verdicts = Counter("askance_verdicts", "Verdicts given.", ["verdict"], registry=pooled)
+        self._client_verdicts = Counter(
+            "askance_client_verdicts",
+            "Verdicts given, by client: those that the settings name, and anonymous ones as one.",
+            ["client", "verdict"],
+            registry=pooled,
+        )
         self._predictions = Counter("askance_predictions", "Classes predicted.", ["label"], registry=pooled)
         self._adversarial = Counter(
             "askance_adversarial_predictions",
@@ -188,6 +199,11 @@ class Metrics:
             "When the bundle that answers was calibrated, in Unix time.",
             registry=registry,
         )
+        self._fusion_images = Gauge(
+            "askance_fusion_images",
+            "Clean images behind the fused p-value of the bundle that answers.",
+            registry=registry,
+        )
         self._reloads = Counter(
             "askance_bundle_reloads",
             "Attempts to replace the bundle that answers, or the candidate, by result.",
@@ -208,7 +224,7 @@ class Metrics:
         self._of_method, self._of_end = cache(self._request_seconds.labels), cache(self._requests.labels)
         self._of_stage, self._of_verdict = cache(self._stage_seconds.labels), cache(self._verdicts.labels)
         self._of_class, self._of_detector = cache(self._predictions.labels), cache(self._p_value.labels)
-        self._of_reason = cache(self._reason_p_value.labels)
+        self._of_reason, self._of_client = cache(self._reason_p_value.labels), cache(self._client_verdicts.labels)
         for method in methods:
             self._request_seconds.labels(method)
             for code in CODES:
@@ -222,10 +238,18 @@ class Metrics:
             self._unscreened.labels(reason)
         for verdict in JUDGED:
             self._verdicts.labels(verdict.value)
+            for client in (*clients, ANONYMOUS):
+                self._client_verdicts.labels(client, verdict.value)
         for outcome in ("taken", "refused"):
             self._second_looks.labels(outcome)
         for stage in ("decode", "queue", "respond"):
             self._stage_seconds.labels(stage)
+
+    def current(self) -> list[Metric]:
+        """All of them as they are, those that are pooled, too: for whoever may see single answers."""
+        pooled = [family for pool in self.pools for family in pool.current()]
+        names = {family.name for family in pooled}
+        return [*(family for family in self.registry.collect() if family.name not in names), *pooled]
 
     def serves(self, bundle: BundleDescription) -> None:
         """Show the bundle that is now served, and start its series at zero."""
@@ -248,6 +272,7 @@ class Metrics:
         self._bundle_info.clear()
         self._bundle_info.labels(bundle.bundle_id, bundle.classifier, bundle.engine).set(1)
         self._calibrated.set(bundle.calibrated)
+        self._fusion_images.set(bundle.fusion_images)
 
     def reloaded(self, result: str) -> None:
         """Count an attempt to replace the bundle, by one of RELOADS."""
@@ -320,8 +345,8 @@ class Metrics:
         with self._pool.counting(request=object()):  # a server that screens none says so, too
             self._unscreened.labels(reason).inc()
 
-    def answered(self, answer: Answer, request: object) -> None:
-        """Count one answer of a request's."""
+    def answered(self, answer: Answer, request: object, client: str = ANONYMOUS) -> None:
+        """Count one answer of a request's, by that client."""
         self._last_inference = time.time()
         with self._pool.counting(request):
             if answer.prediction is not None:
@@ -329,6 +354,7 @@ class Metrics:
             if answer.screening is None or answer.verdict is None:
                 return
             self._of_verdict(answer.verdict.value).inc()
+            self._of_client(client, answer.verdict.value).inc()
             if answer.verdict is Verdict.ADVERSARIAL:
                 self._adversarial.labels(answer.label).inc()
             for word in (*answer.screening.detectors, answer.screening.fused):

@@ -84,6 +84,11 @@ class Pool(Collector):
         """The metrics' names and types."""
         return self.publication.without_count(self.registry.collect())
 
+    def current(self) -> list[Metric]:
+        """The metrics as they are now, for whoever may see single answers."""
+        with self._lock:
+            return self.publication.without_count(self.registry.collect())
+
     def collect(self) -> list[Metric]:
         """The metrics as they were when last published, which may be now."""
         with self._lock:

@@ -64,15 +64,26 @@ class SharedMetrics(Collector):
 
     def collect(self) -> list[Metric]:
         """All of them."""
-        found = [file for kind in COUNTED for file in sorted(self._folder.glob(f"{kind}_*.db"))]
-        files = [str(file) for file in found if file.stat().st_size]  # one that is being made holds nothing yet
-        counted = list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+        counted = self._counted()
         pooled = [
             publication.shown(family for family in counted if family.name in names)
             for publication, names in self._pools
         ]
         plain = [family for family in counted if family.name in self._plain]  # a classifier's own code may count, too
         return [*plain, *(family for families in pooled for family in families), *merged(self._now())]
+
+    def current(self) -> list[Metric]:
+        """All of them as they are, those that are pooled, too: for whoever may see single answers."""
+        names = self._plain.union(*(names for _, names in self._pools))
+        hidden = {publication.name for publication, _ in self._pools}
+        counted = [family for family in self._counted() if family.name in names - hidden]
+        return [*counted, *merged(self._now())]
+
+    def _counted(self) -> list[Metric]:
+        """What is kept in the files."""
+        found = [file for kind in COUNTED for file in sorted(self._folder.glob(f"{kind}_*.db"))]
+        files = [str(file) for file in found if file.stat().st_size]  # one that is being made holds nothing yet
+        return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
 
 
 class WorkerMetrics:

@@ -31,7 +31,7 @@ def image_of(request: screening_pb2.ScreenRequest) -> InputImage:
     """The image of a request; what is wrong with it is said when it is read."""
     kind = request.WhichOneof("image")
     if kind == "encoded":
-        return InputImage(partial(decode, request.encoded), is_small=False)
+        return InputImage(partial(decode, request.encoded), False, request.encoded)
     if kind == "tensor":
         sent = request.tensor
         data, shape = sent.data, tuple(sent.shape[: MOST_DIMENSIONS + 1])

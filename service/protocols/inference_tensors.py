@@ -136,7 +136,7 @@ def images_of(
         return [InputImage(partial(read, image), image.nbytes <= SMALL_BYTES) for image in images]
     if own == ENCODED:
         read = partial(_decoded, tensor.name)
-        return [InputImage(partial(read, content), False) for content in _files(tensor, max_batch)]
+        return [InputImage(partial(read, content), False, content) for content in _files(tensor, max_batch)]
     raise invalid("inputs[0].name", known, shown(tensor.name))
 
 

@@ -7,10 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from askance.engines import Engine
 from askance.errors import BundleError
 from askance.opening import screen_of
-from askance.screening.bundle import SealedBundle
+from askance.screening.bundle import INSIDE, SealedBundle
 from askance.screening.screen import Screen
 from askance.screening.second_look import SecondLookScreen
 from askance.screening.sentinels import Sentinels
@@ -32,6 +34,7 @@ class LoadedBundle:
         screen: the classifier, its detectors and their calibration.
         sentinels: what the screen has to answer before it may answer clients.
         parts: of a screen that is made of others these, with the sentinels that each has to answer.
+        activation_map: of its report, with the images on it, as JSON; None where it has none.
     """
 
     bundle_id: str
@@ -40,6 +43,7 @@ class LoadedBundle:
     screen: Screen
     sentinels: Sentinels
     parts: tuple[tuple[Screen, Sentinels], ...] = ()
+    activation_map: bytes | None = None
 
     @classmethod
     def open(
@@ -86,7 +90,8 @@ class LoadedBundle:
                 raise BundleError(f"{path}: {error}") from None
             sentinels = Sentinels.none(screen.preprocessing.shape)  # its parts have theirs
         created = datetime.fromisoformat(manifest.created)
-        return cls(manifest.id, created, manifest.classifier.name, screen, sentinels, parts)
+        seen = _activation_map(bundle)
+        return cls(manifest.id, created, manifest.classifier.name, screen, sentinels, parts, seen)
 
     @property
     def version(self) -> str:
@@ -115,6 +120,7 @@ class LoadedBundle:
             dict(screen.calibration.levels.items()),
             screen.reader.engine,
             screen.stages,
+            self.fusion_samples,
         )
 
     def warm_up(self) -> None:
@@ -128,6 +134,17 @@ class LoadedBundle:
                 sentinels.prove(screen)
         except BundleError as error:
             raise BundleError(f"bundle {self.version} {error}") from error.__cause__
+
+
+def _activation_map(bundle: SealedBundle) -> bytes | None:
+    """The points, labels and background of a bundle's activation map: plain data, which needs no torch."""
+    if INSIDE not in bundle.manifest.files:
+        return None
+    try:
+        inside = orjson.loads(bundle.content(INSIDE))
+        return orjson.dumps(inside["activation_map"] | {key: inside[key] for key in ("class_names", "labels")})
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # there is no such map; or of another askance
+        return None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from askance import answers
 from askance.answers import Answer, Verdict
 from askance.screening.images import Pixels
 from askance.screening.preprocessing import Preprocessing
+from askance.service.answered import Answered, Observer
 from askance.service.call import Call
 from askance.service.config import Policy, ServerConfig
 from askance.service.errors import StatusError, forgetful
@@ -33,10 +34,12 @@ class InputImage:
         read: validates it, given what the classifier takes and the most pixels of an encoded image; float32 [C, H, W]
             in [0, 1], or StatusError.
         is_small: whether that takes next to no time.
+        file: the file that it came as; None where pixels did.
     """
 
     read: Callable[[Preprocessing, int], Pixels]
     is_small: bool
+    file: bytes | memoryview | None = None
 
 
 class Screener:
@@ -48,6 +51,8 @@ class Screener:
         decoders: the threads that decode images.
         repository: the versions that answer.
         rate: of each client's images.
+        observers: look at what the default version has answered, once the answer is on its way: how long a client waits
+            must not tell it whether an image is looked at.
     """
 
     def __init__(
@@ -57,12 +62,14 @@ class Screener:
         decoders: Executor,
         repository: ModelRepository,
         rate: RateLimit,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._decoders = decoders
         self._repository = repository
         self._rate = rate
+        self._observers = tuple(observers)
 
     @property
     def shows_verdicts(self) -> bool:
@@ -95,7 +102,7 @@ class Screener:
             slots = [stack.enter_context(version.batcher.slot()) for _ in images]
             request = object()  # stands for this one where many are counted together; holds nothing of it
             screened = [
-                self._screen(image, slot, version, explain, call.deadline, request)
+                self._screen(image, slot, version, explain, call, request)
                 for image, slot in zip(images, slots, strict=True)
             ]
             outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
@@ -108,23 +115,27 @@ class Screener:
         slot: Slot,
         version: ModelVersion,
         explain: bool,
-        deadline: float | None,
+        call: Call,
         request: object,
     ) -> Outcome:
         is_default = version is self._repository.default
         try:
             with self._metrics.timed("decode"):
                 pixels = await self._read(image, version.bundle)
-            answer = await slot.screen(pixels, explain, deadline)
+            answer = await slot.screen(pixels, explain, call.deadline)
         except StatusError as error:
             slot.free()
             return forgetful(error)
         if is_default:  # alerts go by what answers whoever names no version
-            self._metrics.answered(answer, request)
+            self._metrics.answered(answer, request, call.identity.name)
         if answer.screening is None:
             return answer
         if is_default and (candidate := self._repository.candidate) is not None:
             candidate.offer(pixels, answer, request)
+        if is_default and self._observers:
+            answered = Answered(call, answer, image.file, pixels, version.bundle.screen.class_names)
+            for observe in self._observers:
+                asyncio.get_running_loop().call_soon(observe, answered)
         if self._config.verdicts.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
             self._metrics.blocked()
             return Answer(None, Verdict.BLOCKED, reason=answers.BLOCKED, bundle_id=answer.bundle_id)

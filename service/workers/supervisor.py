@@ -25,9 +25,12 @@ from askance.errors import AskanceError, ConfigError
 from askance.service.config import ServerConfig
 from askance.service.cpus import available
 from askance.service.launch import Serving, announce
+from askance.service.live.figures import Figures
+from askance.service.live.noted import together
+from askance.service.live.pages import Sources
 from askance.service.observability import log, stderr
 from askance.service.observability.shared import SharedMetrics, WorkerMetrics
-from askance.service.ports import held, metrics_server
+from askance.service.ports import held, metrics_server, review_store
 from askance.service.signals import end_after, obeyed
 from askance.service.watchdog import HUNG_STALLS
 from askance.service.workers.line import Line, LineClosedError
@@ -118,7 +121,12 @@ class Supervisor:
         """The settings of a worker: with the ports that are kept for them all, and its share of the CPUs."""
         config = self._config
         with contextlib.ExitStack() as stack:
-            served = metrics_server(config, self._registry, self._state, lambda: True)
+            sources = None
+            if config.live.page:
+                sources = self._sources()
+                sources.figures.start()
+                stack.callback(sources.figures.stop)
+            served = metrics_server(config, self._registry, self._state, lambda: True, sources)
             stack.callback(served.close)
             port = stack.enter_context(held("port", config.host, config.port)).getsockname()[1]
             rest_port = config.rest_port
@@ -136,11 +144,20 @@ class Supervisor:
 
     def _metrics(self) -> CollectorRegistry:
         registry, pool = CollectorRegistry(), self._config.metrics
-        registry.register(
-            SharedMetrics(self._folder, lambda: self._asked("now"), pool.pool_requests, pool.pool_seconds)
-        )
+        self._shared = SharedMetrics(self._folder, lambda: self._asked("now"), pool.pool_requests, pool.pool_seconds)
+        registry.register(self._shared)
         self._counts = WorkerMetrics(registry, lambda: len(self._serving()))
         return registry
+
+    def _sources(self) -> Sources:
+        """What the live page shows, of all workers together."""
+        review = self._config.review
+        return Sources(
+            Figures(self._shared.current, self._state),
+            lambda: together(self._asked("notes")),
+            lambda: next(iter(self._asked("activation map")), None),
+            None if review.folder is None else review_store(review, review.folder),
+        )
 
     def _start(self, slot: int, deaths: int) -> None:
         ours, theirs = self._spawning.Pipe()

@@ -69,6 +69,8 @@ def _obeying(line: Line, folder: Path, life: Life) -> Iterator[None]:
             "state": server.state,
             "live": server.live,
             "now": lambda: of_now(server.metrics.registry),
+            "notes": server.notes.shown,
+            "activation map": server.activation_map,
             "reload": lambda: life.wait_for(server.reload()),
             "reload soon": life.reload,
             "unload": lambda version: life.wait_for(server.unload(version)),

@@ -1,0 +1,112 @@
+// The live page: figures come once a second, over a stream that the browser opens again whenever it ends.
+import {dot, histogram, make, mapOn, overTime} from "./charts.js";
+
+const by = (id) => document.getElementById(id);
+const put = (id, ...children) => by(id).replaceChildren(...children);
+const count = (n) => Math.round(n).toLocaleString("en");
+const percent = (share, digits = 1) => (share === null ? "none" : `${(100 * share).toFixed(digits)}%`);
+const milliseconds = (value) => (value === null ? "none" : `${value.toPrecision(3)} ms`);
+const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
+const MARKS = ["false-alarm", "attack", "unsure"];
+let drawMap = null, served = null, reviewed = -1, latest = [], newest = null;
+
+function table(id, caption, head, rows) {
+  const line = (cells, tag) => make("tr", {}, ...cells.map((cell, i) => (i || tag === "th" ? make(tag, tag === "th" ? {scope: "col"} : {}, cell) : make("th", {scope: "row"}, cell))));
+  put(id, make("caption", {}, caption), make("thead", {}, line(head, "th")), make("tbody", {}, ...rows.map((row) => line(row, "td"))));
+}
+
+function totals(now) {
+  const last = now.points[now.points.length - 1], screened = Object.values(now.verdicts).reduce((a, b) => a + b, 0);
+  const shown = {
+    "images screened": count(screened), "images a second": last.images_per_second.toFixed(1), waiting: count(now.queue),
+    "answered within, half": milliseconds(now.milliseconds.p50), "answered within, 99%": milliseconds(now.milliseconds.p99),
+    suspect: count(now.verdicts.SUSPECT), adversarial: count(now.verdicts.ADVERSARIAL), unscreened: count(now.unscreened), blocked: count(now.blocked),
+  };
+  put("totals", ...Object.entries(shown).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+}
+
+function flagged(now) {
+  const at = now.points.map((point) => point.at);
+  put("flagged", ...Object.entries(now.levels).map(([level, target]) => {
+    const shares = now.points.map((point) => point.flagged[level]), last = shares[shares.length - 1];
+    const outside = last.share !== null && last.share > last.high;
+    const words = make("p", outside ? {class: "beyond"} : {}, last.share === null ? "no image in the last minute" :
+      `${percent(last.share)} now; clean traffic: ${percent(last.low)} to ${percent(last.high)}${outside ? "; above its band" : ""}`);
+    return make("div", {"data-level": level, "data-beyond": outside}, make("h3", {}, `${level}: ${percent(target)} of clean images are expected`),
+      overTime(at, shares.map(({share}) => share), {label: `share of images flagged as ${level} over time`, yLabel: "share of images", band: shares.map(({low, high}) => [low, high]), shares: true}), words);
+  }));
+  put("traffic", overTime(at, now.points.map((point) => point.images_per_second), {label: "images a second over time", yLabel: "images / s", kind: "traffic"}));
+}
+
+const said = (one, more = "") => [
+  make("b", {}, `${one.label} (${percent(one.probability)}): ${one.verdict}`),
+  make("div", {}, `p = ${one.p_value.toPrecision(2)}, ${one.client}, ${clock(one.at)}, request ${one.request_id}${more}`),
+];
+const why = (one) => make("details", {}, make("summary", {}, "what each detector saw"), make("ul", {}, ...one.words.slice(1).map((line) => make("li", {}, line))));
+
+function last(now) {
+  by("none-flagged").hidden = now.flagged.length > 0;
+  const first = now.flagged.length ? now.flagged[0].at : null;
+  if (first === newest) return; // what is being read stays open
+  newest = first;
+  put("last", ...now.flagged.map((one) => make("li", {class: one.verdict}, ...said(one), why(one))));
+}
+
+async function mark(id, word) {
+  await fetch(`live/review/${id}/mark`, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(word)});
+  reviewed = -1;
+}
+
+async function review(now) {
+  by("review").hidden = !now.reviews;
+  const total = now.verdicts.SUSPECT + now.verdicts.ADVERSARIAL;
+  if (!now.reviews || reviewed === total) return;
+  reviewed = total;
+  const kept = await (await fetch("live/review")).json();
+  put("kept", ...kept.map((one) => make("li", {class: one.verdict},
+    make("img", {src: `live/review/${one.id}/image`, alt: `request ${one.request_id}`, loading: "lazy", width: 96, height: 96}),
+    ...said(one, one.why === "sample" ? ", drawn by chance" : ""),
+    make("div", {}, ...MARKS.map((word) => {
+      const button = make("button", {type: "button", "aria-pressed": one.mark === word}, word.replace("-", " "));
+      button.addEventListener("click", () => mark(one.id, word));
+      return button;
+    })), why(one))));
+}
+
+async function map(now) {
+  if (now.bundle && now.bundle.id !== served) {
+    served = now.bundle.id;
+    const found = await (await fetch("live/map")).json();
+    drawMap = found && mapOn(by("map"), found, now.class_colours);
+    by("map").closest("section").hidden = !found;
+    if (found) put("legend", ...found.class_names.map((name, i) => make("span", {}, dot(now.class_colours[i % now.class_colours.length]), name)));
+  }
+  latest = now.latest;
+  if (drawMap) drawMap(latest);
+}
+
+function show(now) {
+  by("state").textContent = now.state;
+  by("state").className = now.state === "serving" ? "serving" : "other";
+  put("bundle", now.bundle ? `${now.bundle.classifier}, bundle ${now.bundle.id.slice(0, 12)} by ${now.bundle.engine}, calibrated ${new Date(1000 * now.calibrated).toLocaleDateString()}${now.candidate ? `; candidate ${now.candidate.id.slice(0, 12)}` : ""}` : "");
+  totals(now);
+  flagged(now);
+  put("p-values", ...now.detectors.map((one) => histogram(one.name, one.colour, now.buckets, one.p_values)));
+  last(now);
+  const levels = Object.keys(now.levels);
+  table("detectors", "Flags by detector", ["detector", ...levels], now.detectors.map((one) => [one.name, ...levels.map((level) => count(one.flags[level]))]));
+  table("clients", "Verdicts by client", ["client", "clean", "suspect", "adversarial"],
+    now.clients.map(({name, verdicts}) => [name, ...["CLEAN", "SUSPECT", "ADVERSARIAL"].map((verdict) => count(verdicts[verdict] ?? 0))]));
+  table("classes", "Predictions by class", ["class", "predicted", "judged adversarial"],
+    now.classes.filter((one) => one.predicted).map((one) => [one.name, count(one.predicted), count(one.adversarial)]));
+  table("stages", "Times by stage, last minute", ["stage", "mean"], now.stages.map((one) => [one.name, milliseconds(one.milliseconds)]));
+  map(now);
+  review(now);
+}
+
+const stream = new EventSource("live/events");
+stream.addEventListener("message", (event) => show(JSON.parse(event.data)));
+let quiet = null;
+stream.addEventListener("open", () => clearTimeout(quiet));
+stream.addEventListener("error", () => { clearTimeout(quiet); quiet = setTimeout(() => { by("state").textContent = "the server does not answer"; by("state").className = "other"; }, 5000); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawMap && drawMap(latest));

@@ -1,0 +1,1 @@
+"""Review: requests that are kept for people to look at, on disk, within bounds."""
