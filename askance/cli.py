@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from askance import drafting
+from askance import drafting, reviewing
 from askance.drafting import ConfigArgument, JsonOption
 from askance.engines import Engine
 
@@ -98,6 +98,7 @@ app.command(short_help="Write a first config for a classifier.")(drafting.init)
 app.command(short_help="Print a config that comes along.")(drafting.config)
 app.command(short_help="The layers of a classifier, and what can tap them.")(drafting.layers)
 app.command(short_help="All that is wrong with a config.")(drafting.validate)
+app.add_typer(reviewing.app, name="review", short_help="What a server has kept for people to look at.")
 
 
 @app.command(short_help="Train an example classifier.")
@@ -298,7 +299,8 @@ def screen(
     token = None if token_file is None else token_of(token_file)
     failed: dict[int, DataError] = {}
     with Client(target, credentials=Credentials(ca, token, certificate, key)) as client:
-        rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed)
+        names = tuple(client.describe().class_names) if explain else ()
+        rows = verdict_rows(images, client.screen_many(readable(images, failed), explain=explain), failed, names)
     with also_as_json(json, {"images": rows}):
         print_verdicts(rows, explain=explain)
     errors = error_lines(rows)

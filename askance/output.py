@@ -16,6 +16,7 @@ from rich.table import Table
 from askance.answers import FUSED, JUDGED, SCORER_OF, Answer, Verdict, said_of
 from askance.errors import DataError, listed, printable
 from askance.evaluation import Evaluation
+from askance.explained import in_words
 from askance.screening.bundle import NO_GRAPH, SealedBundle
 from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
@@ -207,7 +208,10 @@ def print_demo(figures: DemoFigures) -> None:
 
 
 def verdict_rows(
-    images: Sequence[Path], answers: Iterable[Answer | ServiceError], failed: Mapping[int, DataError]
+    images: Sequence[Path],
+    answers: Iterable[Answer | ServiceError],
+    failed: Mapping[int, DataError],
+    class_names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """One JSON-ready row per image: the answer, or the error it met.
 
@@ -215,6 +219,7 @@ def verdict_rows(
         images: the files.
         answers: for those that could be read, in their order.
         failed: why the others could not, by position; known at the latest when a later image's answer comes.
+        class_names: in the order of the probabilities, where the answers are to be explained in words, too.
     """
     rows: list[dict[str, Any]] = []
 
@@ -228,7 +233,8 @@ def verdict_rows(
         if isinstance(answer, ServiceError):
             rows.append(row | {"error": str(answer), "code": answer.code.name})
         else:
-            rows.append(row | answer.as_dict())
+            words = {"words": in_words(answer, class_names)} if class_names else {}
+            rows.append(row | answer.as_dict() | words)
     skip_failed()
     return rows
 
@@ -246,8 +252,8 @@ def error_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
-    """A line per image, then the reasons of those that are flagged, and each detector's explanation if asked for; why
-    one failed is for `error_lines` to say.
+    """A line per image, then the reasons of those that are flagged, and what each detector saw if asked for; why one
+    failed is for `error_lines` to say.
     """
     table = Table()
     for column in ("image", "prediction", "probability", "verdict", "p-value", "flagged by"):
@@ -272,9 +278,8 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]], *, explain: bool) -> None:
             console.print(f"{row['image']}: {flagged}", soft_wrap=True, markup=False)
     if explain:
         for row in rows:
-            for detector in row.get("detectors", ()):
-                explanation = json.dumps(detector.get("explanation", {}))
-                console.print(f"{row['image']} {detector['name']}: {explanation}", soft_wrap=True, markup=False)
+            for line in row.get("words", ()):
+                console.print(f"{row['image']}: {line}", soft_wrap=True, markup=False)
 
 
 def _coloured(verdict: str | None) -> str:

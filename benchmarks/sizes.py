@@ -35,7 +35,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    fit_images={"LeNet": 5000, "ResNet44": 2000},
+    fit_images={"LeNet": 59_000, "ResNet44": 2000},
     calibration_images=300,
     pairs=25,
     calls={1: 10, 32: 3},

@@ -194,12 +194,20 @@ def answer_of(response: pb.ScreenResponse) -> Answer:
             word.score,
             word.p_value,
             tuple(word.flags),
-            MessageToDict(word.explanation) if word.HasField("explanation") else None,
+            _explanation(word.explanation) if word.HasField("explanation") else None,
         )
         for word in response.detectors
     )
     reasons = tuple(Reason(reason.name, reason.p_value, tuple(reason.flags)) for reason in response.reasons)
     return Answer(prediction, verdict, Screening(fused, detectors, reasons), bundle_id=response.bundle_id)
+
+
+def _explanation(message: pb.Explanation) -> dict[str, Any]:
+    """What a detector saw, as it says so in its own process."""
+    (said,) = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    ).values() or ({},)
+    return dict(said)
 
 
 def blocked_answer() -> Answer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from google.protobuf.struct_pb2 import Struct
+from collections.abc import Mapping
+from typing import Any
 
 from askance.answers import Answer, DetectorVerdict, Verdict
 from askance.service.config import ServerConfig
@@ -46,9 +47,16 @@ def screen_response(
 def _detector_verdict(word: DetectorVerdict) -> pb.DetectorVerdict:
     message = pb.DetectorVerdict(name=word.name, score=word.score, p_value=word.p_value, flags=word.flags)
     if word.explanation is not None:
-        explanation = Struct()
-        explanation.update(word.explanation)
-        message.explanation.CopyFrom(explanation)
+        message.explanation.CopyFrom(_explanation(word.name, word.explanation))
+    return message
+
+
+def _explanation(name: str, said: Mapping[str, Any]) -> pb.Explanation:
+    """Ours have messages whose fields are what `explain_one` says."""
+    if name in pb.Explanation.DESCRIPTOR.fields_by_name:
+        return pb.Explanation(**{name: said})
+    message = pb.Explanation()
+    message.other.update(said)
     return message
 
 

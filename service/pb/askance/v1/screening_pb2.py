@@ -26,15 +26,19 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-askance/service/pb/askance/v1/screening.proto\x12\naskance.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\rScreenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x02 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.askance.v1.TensorH\x00\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\x42\x07\n\x05image\"\x8d\x01\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12*\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1b.askance.v1.Tensor.DataType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\t\n\x05UINT8\x10\x02\"\xb5\x02\n\x0eScreenResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12*\n\nprediction\x18\x03 \x01(\x0b\x32\x16.askance.v1.Prediction\x12\x15\n\rprobabilities\x18\x04 \x03(\x02\x12$\n\x07verdict\x18\x05 \x01(\x0e\x32\x13.askance.v1.Verdict\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05score\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12.\n\tdetectors\x18\x08 \x03(\x0b\x32\x1b.askance.v1.DetectorVerdict\x12#\n\x07reasons\x18\t \x03(\x0b\x32\x12.askance.v1.ReasonB\n\n\x08_p_valueB\x08\n\x06_score\"6\n\x06Reason\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\r\n\x05\x66lags\x18\x03 \x03(\t\">\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"|\n\x0f\x44\x65tectorVerdict\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07p_value\x18\x03 \x01(\x01\x12\r\n\x05\x66lags\x18\x04 \x03(\t\x12,\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8d\x01\n\x14ScreenStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.askance.v1.ScreenResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.askance.v1.ItemErrorH\x00\x42\t\n\x07outcome\"P\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x07verdict\x18\x03 \x01(\x0e\x32\x13.askance.v1.Verdict\"\x11\n\x0f\x44\x65scribeRequest\"\xee\x02\n\x10\x44\x65scribeResponse\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nclassifier\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12 \n\x05input\x18\x05 \x01(\x0b\x32\x11.askance.v1.Input\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\x32\n\tdetectors\x18\x07 \x03(\x0b\x32\x1f.askance.v1.DetectorDescription\x12!\n\x06levels\x18\x08 \x03(\x0b\x32\x11.askance.v1.Level\x12\x1b\n\x13\x63\x61libration_samples\x18\t \x01(\r\x12\x16\n\x0e\x66usion_samples\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x0c \x01(\x04\"\xb9\x01\n\x05Input\x12\x10\n\x08\x63hannels\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12(\n\x06resize\x18\x06 \x01(\x0e\x32\x18.askance.v1.Input.Resize\":\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\n\n\x06REFUSE\x10\x01\x12\x0c\n\x08\x42ILINEAR\x10\x02\"3\n\x13\x44\x65tectorDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\"2\n\x05Level\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x02 \x01(\x01*h\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x43LEAN\x10\x01\x12\x0b\n\x07SUSPECT\x10\x02\x12\x0f\n\x0b\x41\x44VERSARIAL\x10\x03\x12\x0e\n\nUNSCREENED\x10\x04\x12\x0b\n\x07\x42LOCKED\x10\x05\x32\xe4\x01\n\tScreening\x12?\n\x06Screen\x12\x19.askance.v1.ScreenRequest\x1a\x1a.askance.v1.ScreenResponse\x12O\n\x0cScreenStream\x12\x19.askance.v1.ScreenRequest\x1a .askance.v1.ScreenStreamResponse(\x01\x30\x01\x12\x45\n\x08\x44\x65scribe\x12\x1b.askance.v1.DescribeRequest\x1a\x1c.askance.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-askance/service/pb/askance/v1/screening.proto\x12\naskance.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\rScreenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x02 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.askance.v1.TensorH\x00\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\x42\x07\n\x05image\"\x8d\x01\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12*\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1b.askance.v1.Tensor.DataType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\t\n\x05UINT8\x10\x02\"\xb5\x02\n\x0eScreenResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12*\n\nprediction\x18\x03 \x01(\x0b\x32\x16.askance.v1.Prediction\x12\x15\n\rprobabilities\x18\x04 \x03(\x02\x12$\n\x07verdict\x18\x05 \x01(\x0e\x32\x13.askance.v1.Verdict\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05score\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12.\n\tdetectors\x18\x08 \x03(\x0b\x32\x1b.askance.v1.DetectorVerdict\x12#\n\x07reasons\x18\t \x03(\x0b\x32\x12.askance.v1.ReasonB\n\n\x08_p_valueB\x08\n\x06_score\"6\n\x06Reason\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\r\n\x05\x66lags\x18\x03 \x03(\t\">\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\x82\x01\n\x0f\x44\x65tectorVerdict\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07p_value\x18\x03 \x01(\x01\x12\r\n\x05\x66lags\x18\x04 \x03(\t\x12,\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x17.askance.v1.ExplanationJ\x04\x08\x05\x10\x06\"\x94\x03\n\x0b\x45xplanation\x12@\n\x0flibrary_network\x18\x01 \x01(\x0b\x32%.askance.v1.LibraryNetworkExplanationH\x00\x12=\n\rintrospection\x18\x02 \x01(\x0b\x32$.askance.v1.IntrospectionExplanationH\x00\x12G\n\x13self_organizing_map\x18\x03 \x01(\x0b\x32(.askance.v1.SelfOrganizingMapExplanationH\x00\x12\x46\n\x12semantic_signature\x18\x04 \x01(\x0b\x32(.askance.v1.SemanticSignatureExplanationH\x00\x12=\n\rconstellation\x18\x05 \x01(\x0b\x32$.askance.v1.ConstellationExplanationH\x00\x12(\n\x05other\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\n\n\x08\x64\x65tector\"\xa9\x01\n\x19LibraryNetworkExplanation\x12\x13\n\x0b\x63onsistency\x18\x01 \x01(\x01\x12;\n\x06layers\x18\x02 \x03(\x0b\x32+.askance.v1.LibraryNetworkExplanation.Layer\x1a:\n\x05Layer\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\r\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"~\n\x18IntrospectionExplanation\x12\x11\n\tmap_point\x18\x01 \x03(\x01\x12\x17\n\x0f\x65stimated_error\x18\x02 \x01(\x01\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12\"\n\x1alog10_reconstruction_error\x18\x04 \x01(\x01\"\xb3\x01\n\x1cSelfOrganizingMapExplanation\x12>\n\x06layers\x18\x01 \x03(\x0b\x32..askance.v1.SelfOrganizingMapExplanation.Layer\x1aS\n\x05Layer\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x03(\r\x12\x10\n\x08\x64istance\x18\x03 \x01(\x01\x12\x1b\n\x13\x63lean_share_farther\x18\x04 \x01(\x01\"\xb4\x01\n\x1cSemanticSignatureExplanation\x12\x14\n\x0cuntypicality\x18\x01 \x01(\x01\x12>\n\x06layers\x18\x02 \x03(\x0b\x32..askance.v1.SemanticSignatureExplanation.Layer\x1a>\n\x05Layer\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x16\n\x0eone_versus_two\x18\x02 \x01(\x01\x12\x0e\n\x06margin\x18\x03 \x01(\x01\"\x9f\x02\n\x18\x43onstellationExplanation\x12\x44\n\x08readings\x18\x01 \x03(\x0b\x32\x32.askance.v1.ConstellationExplanation.ReadingsEntry\x12T\n\x11\x63lean_share_above\x18\x02 \x03(\x0b\x32\x39.askance.v1.ConstellationExplanation.CleanShareAboveEntry\x1a/\n\rReadingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x36\n\x14\x43leanShareAboveEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8d\x01\n\x14ScreenStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.askance.v1.ScreenResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.askance.v1.ItemErrorH\x00\x42\t\n\x07outcome\"P\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x07verdict\x18\x03 \x01(\x0e\x32\x13.askance.v1.Verdict\"\x11\n\x0f\x44\x65scribeRequest\"\xee\x02\n\x10\x44\x65scribeResponse\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nclassifier\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12 \n\x05input\x18\x05 \x01(\x0b\x32\x11.askance.v1.Input\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\x32\n\tdetectors\x18\x07 \x03(\x0b\x32\x1f.askance.v1.DetectorDescription\x12!\n\x06levels\x18\x08 \x03(\x0b\x32\x11.askance.v1.Level\x12\x1b\n\x13\x63\x61libration_samples\x18\t \x01(\r\x12\x16\n\x0e\x66usion_samples\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x0c \x01(\x04\"\xb9\x01\n\x05Input\x12\x10\n\x08\x63hannels\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12(\n\x06resize\x18\x06 \x01(\x0e\x32\x18.askance.v1.Input.Resize\":\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\n\n\x06REFUSE\x10\x01\x12\x0c\n\x08\x42ILINEAR\x10\x02\"3\n\x13\x44\x65tectorDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\"2\n\x05Level\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x02 \x01(\x01*h\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x43LEAN\x10\x01\x12\x0b\n\x07SUSPECT\x10\x02\x12\x0f\n\x0b\x41\x44VERSARIAL\x10\x03\x12\x0e\n\nUNSCREENED\x10\x04\x12\x0b\n\x07\x42LOCKED\x10\x05\x32\xe4\x01\n\tScreening\x12?\n\x06Screen\x12\x19.askance.v1.ScreenRequest\x1a\x1a.askance.v1.ScreenResponse\x12O\n\x0cScreenStream\x12\x19.askance.v1.ScreenRequest\x1a .askance.v1.ScreenStreamResponse(\x01\x30\x01\x12\x45\n\x08\x44\x65scribe\x12\x1b.askance.v1.DescribeRequest\x1a\x1c.askance.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'askance.service.pb.askance.v1.screening_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=1853
-  _globals['_VERDICT']._serialized_end=1957
+  _globals['_CONSTELLATIONEXPLANATION_READINGSENTRY']._loaded_options = None
+  _globals['_CONSTELLATIONEXPLANATION_READINGSENTRY']._serialized_options = b'8\001'
+  _globals['_CONSTELLATIONEXPLANATION_CLEANSHAREABOVEENTRY']._loaded_options = None
+  _globals['_CONSTELLATIONEXPLANATION_CLEANSHAREABOVEENTRY']._serialized_options = b'8\001'
+  _globals['_VERDICT']._serialized_start=3222
+  _globals['_VERDICT']._serialized_end=3326
   _globals['_SCREENREQUEST']._serialized_start=124
   _globals['_SCREENREQUEST']._serialized_end=242
   _globals['_TENSOR']._serialized_start=245
@@ -47,24 +51,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REASON']._serialized_end=754
   _globals['_PREDICTION']._serialized_start=756
   _globals['_PREDICTION']._serialized_end=818
-  _globals['_DETECTORVERDICT']._serialized_start=820
-  _globals['_DETECTORVERDICT']._serialized_end=944
-  _globals['_SCREENSTREAMRESPONSE']._serialized_start=947
-  _globals['_SCREENSTREAMRESPONSE']._serialized_end=1088
-  _globals['_ITEMERROR']._serialized_start=1090
-  _globals['_ITEMERROR']._serialized_end=1170
-  _globals['_DESCRIBEREQUEST']._serialized_start=1172
-  _globals['_DESCRIBEREQUEST']._serialized_end=1189
-  _globals['_DESCRIBERESPONSE']._serialized_start=1192
-  _globals['_DESCRIBERESPONSE']._serialized_end=1558
-  _globals['_INPUT']._serialized_start=1561
-  _globals['_INPUT']._serialized_end=1746
-  _globals['_INPUT_RESIZE']._serialized_start=1688
-  _globals['_INPUT_RESIZE']._serialized_end=1746
-  _globals['_DETECTORDESCRIPTION']._serialized_start=1748
-  _globals['_DETECTORDESCRIPTION']._serialized_end=1799
-  _globals['_LEVEL']._serialized_start=1801
-  _globals['_LEVEL']._serialized_end=1851
-  _globals['_SCREENING']._serialized_start=1960
-  _globals['_SCREENING']._serialized_end=2188
+  _globals['_DETECTORVERDICT']._serialized_start=821
+  _globals['_DETECTORVERDICT']._serialized_end=951
+  _globals['_EXPLANATION']._serialized_start=954
+  _globals['_EXPLANATION']._serialized_end=1358
+  _globals['_LIBRARYNETWORKEXPLANATION']._serialized_start=1361
+  _globals['_LIBRARYNETWORKEXPLANATION']._serialized_end=1530
+  _globals['_LIBRARYNETWORKEXPLANATION_LAYER']._serialized_start=1472
+  _globals['_LIBRARYNETWORKEXPLANATION_LAYER']._serialized_end=1530
+  _globals['_INTROSPECTIONEXPLANATION']._serialized_start=1532
+  _globals['_INTROSPECTIONEXPLANATION']._serialized_end=1658
+  _globals['_SELFORGANIZINGMAPEXPLANATION']._serialized_start=1661
+  _globals['_SELFORGANIZINGMAPEXPLANATION']._serialized_end=1840
+  _globals['_SELFORGANIZINGMAPEXPLANATION_LAYER']._serialized_start=1757
+  _globals['_SELFORGANIZINGMAPEXPLANATION_LAYER']._serialized_end=1840
+  _globals['_SEMANTICSIGNATUREEXPLANATION']._serialized_start=1843
+  _globals['_SEMANTICSIGNATUREEXPLANATION']._serialized_end=2023
+  _globals['_SEMANTICSIGNATUREEXPLANATION_LAYER']._serialized_start=1961
+  _globals['_SEMANTICSIGNATUREEXPLANATION_LAYER']._serialized_end=2023
+  _globals['_CONSTELLATIONEXPLANATION']._serialized_start=2026
+  _globals['_CONSTELLATIONEXPLANATION']._serialized_end=2313
+  _globals['_CONSTELLATIONEXPLANATION_READINGSENTRY']._serialized_start=2210
+  _globals['_CONSTELLATIONEXPLANATION_READINGSENTRY']._serialized_end=2257
+  _globals['_CONSTELLATIONEXPLANATION_CLEANSHAREABOVEENTRY']._serialized_start=2259
+  _globals['_CONSTELLATIONEXPLANATION_CLEANSHAREABOVEENTRY']._serialized_end=2313
+  _globals['_SCREENSTREAMRESPONSE']._serialized_start=2316
+  _globals['_SCREENSTREAMRESPONSE']._serialized_end=2457
+  _globals['_ITEMERROR']._serialized_start=2459
+  _globals['_ITEMERROR']._serialized_end=2539
+  _globals['_DESCRIBEREQUEST']._serialized_start=2541
+  _globals['_DESCRIBEREQUEST']._serialized_end=2558
+  _globals['_DESCRIBERESPONSE']._serialized_start=2561
+  _globals['_DESCRIBERESPONSE']._serialized_end=2927
+  _globals['_INPUT']._serialized_start=2930
+  _globals['_INPUT']._serialized_end=3115
+  _globals['_INPUT_RESIZE']._serialized_start=3057
+  _globals['_INPUT_RESIZE']._serialized_end=3115
+  _globals['_DETECTORDESCRIPTION']._serialized_start=3117
+  _globals['_DETECTORDESCRIPTION']._serialized_end=3168
+  _globals['_LEVEL']._serialized_start=3170
+  _globals['_LEVEL']._serialized_end=3220
+  _globals['_SCREENING']._serialized_start=3329
+  _globals['_SCREENING']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

@@ -109,8 +109,109 @@ class DetectorVerdict(_message.Message):
     score: float
     p_value: float
     flags: _containers.RepeatedScalarFieldContainer[str]
-    explanation: _struct_pb2.Struct
-    def __init__(self, name: _Optional[str] = ..., score: _Optional[float] = ..., p_value: _Optional[float] = ..., flags: _Optional[_Iterable[str]] = ..., explanation: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    explanation: Explanation
+    def __init__(self, name: _Optional[str] = ..., score: _Optional[float] = ..., p_value: _Optional[float] = ..., flags: _Optional[_Iterable[str]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("library_network", "introspection", "self_organizing_map", "semantic_signature", "constellation", "other")
+    LIBRARY_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    INTROSPECTION_FIELD_NUMBER: _ClassVar[int]
+    SELF_ORGANIZING_MAP_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CONSTELLATION_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    library_network: LibraryNetworkExplanation
+    introspection: IntrospectionExplanation
+    self_organizing_map: SelfOrganizingMapExplanation
+    semantic_signature: SemanticSignatureExplanation
+    constellation: ConstellationExplanation
+    other: _struct_pb2.Struct
+    def __init__(self, library_network: _Optional[_Union[LibraryNetworkExplanation, _Mapping]] = ..., introspection: _Optional[_Union[IntrospectionExplanation, _Mapping]] = ..., self_organizing_map: _Optional[_Union[SelfOrganizingMapExplanation, _Mapping]] = ..., semantic_signature: _Optional[_Union[SemanticSignatureExplanation, _Mapping]] = ..., constellation: _Optional[_Union[ConstellationExplanation, _Mapping]] = ..., other: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class LibraryNetworkExplanation(_message.Message):
+    __slots__ = ("consistency", "layers")
+    class Layer(_message.Message):
+        __slots__ = ("layer", "answer", "similarity")
+        LAYER_FIELD_NUMBER: _ClassVar[int]
+        ANSWER_FIELD_NUMBER: _ClassVar[int]
+        SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+        layer: str
+        answer: int
+        similarity: float
+        def __init__(self, layer: _Optional[str] = ..., answer: _Optional[int] = ..., similarity: _Optional[float] = ...) -> None: ...
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    consistency: float
+    layers: _containers.RepeatedCompositeFieldContainer[LibraryNetworkExplanation.Layer]
+    def __init__(self, consistency: _Optional[float] = ..., layers: _Optional[_Iterable[_Union[LibraryNetworkExplanation.Layer, _Mapping]]] = ...) -> None: ...
+
+class IntrospectionExplanation(_message.Message):
+    __slots__ = ("map_point", "estimated_error", "confidence", "log10_reconstruction_error")
+    MAP_POINT_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    LOG10_RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    map_point: _containers.RepeatedScalarFieldContainer[float]
+    estimated_error: float
+    confidence: float
+    log10_reconstruction_error: float
+    def __init__(self, map_point: _Optional[_Iterable[float]] = ..., estimated_error: _Optional[float] = ..., confidence: _Optional[float] = ..., log10_reconstruction_error: _Optional[float] = ...) -> None: ...
+
+class SelfOrganizingMapExplanation(_message.Message):
+    __slots__ = ("layers",)
+    class Layer(_message.Message):
+        __slots__ = ("layer", "unit", "distance", "clean_share_farther")
+        LAYER_FIELD_NUMBER: _ClassVar[int]
+        UNIT_FIELD_NUMBER: _ClassVar[int]
+        DISTANCE_FIELD_NUMBER: _ClassVar[int]
+        CLEAN_SHARE_FARTHER_FIELD_NUMBER: _ClassVar[int]
+        layer: str
+        unit: _containers.RepeatedScalarFieldContainer[int]
+        distance: float
+        clean_share_farther: float
+        def __init__(self, layer: _Optional[str] = ..., unit: _Optional[_Iterable[int]] = ..., distance: _Optional[float] = ..., clean_share_farther: _Optional[float] = ...) -> None: ...
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[SelfOrganizingMapExplanation.Layer]
+    def __init__(self, layers: _Optional[_Iterable[_Union[SelfOrganizingMapExplanation.Layer, _Mapping]]] = ...) -> None: ...
+
+class SemanticSignatureExplanation(_message.Message):
+    __slots__ = ("untypicality", "layers")
+    class Layer(_message.Message):
+        __slots__ = ("layer", "one_versus_two", "margin")
+        LAYER_FIELD_NUMBER: _ClassVar[int]
+        ONE_VERSUS_TWO_FIELD_NUMBER: _ClassVar[int]
+        MARGIN_FIELD_NUMBER: _ClassVar[int]
+        layer: str
+        one_versus_two: float
+        margin: float
+        def __init__(self, layer: _Optional[str] = ..., one_versus_two: _Optional[float] = ..., margin: _Optional[float] = ...) -> None: ...
+    UNTYPICALITY_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    untypicality: float
+    layers: _containers.RepeatedCompositeFieldContainer[SemanticSignatureExplanation.Layer]
+    def __init__(self, untypicality: _Optional[float] = ..., layers: _Optional[_Iterable[_Union[SemanticSignatureExplanation.Layer, _Mapping]]] = ...) -> None: ...
+
+class ConstellationExplanation(_message.Message):
+    __slots__ = ("readings", "clean_share_above")
+    class ReadingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class CleanShareAboveEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    CLEAN_SHARE_ABOVE_FIELD_NUMBER: _ClassVar[int]
+    readings: _containers.ScalarMap[str, float]
+    clean_share_above: _containers.ScalarMap[str, float]
+    def __init__(self, readings: _Optional[_Mapping[str, float]] = ..., clean_share_above: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ScreenStreamResponse(_message.Message):
     __slots__ = ("request_id", "response", "error")
