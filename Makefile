@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-peers matrix soak fuzz figures protos image-check lock clean
+.PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-live bench-peers matrix soak fuzz figures protos image-check lock clean
 
 demo: $(STAMP)
 	mkdir -p build
@@ -53,6 +53,10 @@ bench-starting: $(STAMP)
 # What detection loses by looking at a part: ARGS="configs/mnist.toml configs/cifar10.toml".
 bench-bounds: $(STAMP)
 	$(BIN)/python -m benchmarks.bounds $(ARGS)
+
+# What the live page costs a busy server.
+bench-live: $(STAMP)
+	$(BIN)/python -m benchmarks.looking $(ARGS)
 
 # Beside MLServer, which detects nothing, in an environment of its own.
 PEERS := build/peers

@@ -91,7 +91,8 @@ def _keep(path: Path, page: bytes) -> None:
     from askance.writing import SECRET, write_whole
 
     write_whole(path, page, SECRET)
-    console.print(f"page: {path}, for a browser", soft_wrap=True, markup=False)
+    what = "picture" if path.suffix.lower() == ".png" else "page"
+    console.print(f"{what}: {path}{', for a browser' if what == 'page' else ''}", soft_wrap=True, markup=False)
 
 
 app.command(short_help="Write a first config for a classifier.")(drafting.init)
@@ -351,7 +352,17 @@ def inspect(
 def explain(
     bundle: BundleArgument,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Also draw a page of it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html|FILE.png", help="Also draw a page, or a picture, of it.")
+    ] = None,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(min=0, metavar="SIGMA", help="Also 200 copies with such noise, in pixel values; repeatable."),
+    ] = None,
+    toward: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS|all", help="Also the way to another class, and what error is expected on it."),
+    ] = None,
     allow_factory: AllowOption = None,
     require_signature: SignatureOption = None,
 ) -> None:
@@ -367,10 +378,21 @@ def explain(
         words = in_words(answer, screen.class_names)
     for line in words:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if out is None and not noise and toward is None:
+        return
+    from askance.calibration import explaining
+
+    assert answer.prediction is not None
+    pixels, predicted = explaining.pixels_of(opened, image), answer.prediction.index
+    targets = [] if toward is None else explaining.targets_of(opened, toward, predicted)
+    wandering = explaining.wander(opened, pixels, noise or [], targets, allow_factory or ())
+    for line in explaining.in_words(wandering, predicted, screen.class_names):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     if out is not None:
         from askance.calibration.report import explained
 
-        _keep(out, explained(opened, image, answer, words).encode())
+        drawn = explained(opened, pixels, answer, words, wandering, as_file=out.suffix.lower() == ".png")
+        _keep(out, drawn)
 
 
 @app.command(short_help="Draw a bundle's report anew.")

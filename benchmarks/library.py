@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from askance.detectors import LibraryNetwork, LibraryNetworkOptions
 from askance.detectors.library import Library, activation_pattern
-from benchmarks.fixtures import Fixture
+from benchmarks.fixtures import BATCH, Fixture
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Spread, interleave
 
@@ -51,7 +52,8 @@ def measure(fixture: Fixture, layer: str, sizes: Sizes) -> ConstructionCost:
     assert isinstance(options, LibraryNetworkOptions)
     assert options.thresholds is not None
     threshold = options.thresholds[layer]
-    blocks = [activation_pattern(capture.flat(layer)) for capture in fixture.fitted_on]
+    most = math.ceil(sizes.library_images / BATCH)  # the walk takes minutes of more
+    blocks = [activation_pattern(capture.flat(layer)) for capture in fixture.fitted_on[:most]]
     built: dict[str, Tensor] = {}
 
     def in_blocks() -> None:

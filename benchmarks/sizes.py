@@ -16,6 +16,7 @@ class Sizes:
         calls: timed calls behind one such measurement, by batch size.
         exported: which networks are measured as graphs, too: without views, with them, or both.
         library_pairs: measurements of library construction.
+        library_images: the most that the libraries are then built of, by whole batches.
         clients: numbers of concurrent clients.
         rounds: slices of load on each server.
         slice_seconds: how long a slice lasts.
@@ -28,6 +29,7 @@ class Sizes:
     calls: dict[int, int]
     exported: dict[str, tuple[bool, ...]]
     library_pairs: int
+    library_images: int
     clients: tuple[int, ...]
     rounds: int
     slice_seconds: float
@@ -41,6 +43,7 @@ FULL = Sizes(
     calls={1: 10, 32: 3},
     exported={"LeNet": (False, True), "ResNet44": (False, True)},
     library_pairs=3,
+    library_images=5000,
     clients=(1, 16),
     rounds=9,
     slice_seconds=2.0,
@@ -53,6 +56,7 @@ QUICK = Sizes(
     calls={1: 2, 32: 1},
     exported={"LeNet": (False,)},
     library_pairs=1,
+    library_images=200,
     clients=(1, 16),
     rounds=1,
     slice_seconds=0.3,

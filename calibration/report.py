@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -14,14 +13,14 @@ from askance.calibration.evaluation import Evidence
 from askance.calibration.files import png
 from askance.drawing.explained import page as explained_page
 from askance.drawing.page import page
-from askance.errors import BundleError, DataError
+from askance.drawing.still import still
+from askance.errors import BundleError
 from askance.evaluation import Evaluation
 from askance.inside.curves import Curves
-from askance.inside.data import Inside, Part
+from askance.inside.data import Inside, Part, Wandering
 from askance.judgement import Levels
-from askance.reading import given
 from askance.screening.bundle import INSIDE, REPORT, SealedBundle
-from askance.screening.images import MAX_PIXELS, decode
+from askance.screening.images import Pixels
 
 PAGE, CURVES = f"{REPORT}index.html", f"{REPORT}curves.json"
 PartT = TypeVar("PartT", bound=Part)
@@ -59,15 +58,26 @@ def redrawn(bundle: SealedBundle) -> str:
     )
 
 
-def explained(bundle: SealedBundle, image: Path, answer: Answer, words: Sequence[str]) -> str:
-    """A page of one image that a bundle has screened and explained.
+def explained(
+    bundle: SealedBundle, image: Pixels, answer: Answer, words: Sequence[str], wandering: Wandering, *, as_file: bool
+) -> bytes:
+    """A page of one image that a bundle has screened and explained, or a PNG file of it.
+
+    Args:
+        bundle: it.
+        image: float32 [C, H, W] in [0, 1].
+        answer: explained.
+        words: what is said of it, a line each.
+        wandering: where it goes.
+        as_file: draw a PNG file.
 
     Raises:
         BundleError: the bundle has no data of its inside: an earlier askance made it.
-        DataError: the file is no image.
     """
-    shown = decode(given(image, DataError), bundle.manifest.classifier.preprocessing, MAX_PIXELS)
-    return explained_page(answer, words, png(shown), _read(bundle, INSIDE, Inside))
+    inside = _read(bundle, INSIDE, Inside)
+    if as_file:
+        return still(answer, words, image, inside, wandering)
+    return explained_page(answer, words, png(image), inside, wandering).encode()
 
 
 def _read(bundle: SealedBundle, name: str, kind: type[PartT]) -> PartT:

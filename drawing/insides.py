@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -53,7 +53,7 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
         x="z1 (prior's standard deviations)",
         y="z2 (prior's standard deviations)",
     )
-    cut = [(_within(first), _within(second)) for first, second in drawn.points]
+    cut = [within(point) for point in drawn.points]
     names = inside.class_names
 
     def points(rows: list[int], name: str, marker: dict[str, Any]) -> None:
@@ -335,8 +335,10 @@ def confusion(inside: Inside) -> Panel:
     )
 
 
-def _within(value: float) -> float:
-    return max(-EDGE, min(EDGE, value))
+def within(point: Sequence[float]) -> tuple[float, float]:
+    """A point of the map, on its border if it lies further out."""
+    first, second = (max(-EDGE, min(EDGE, float(value))) for value in point)
+    return first, second
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -132,6 +132,55 @@ class Gallery(Part):
     alarms: tuple[Shown, ...]
 
 
+class Cloud(Part):
+    """Where noisy copies of one image lie on the activation map (paper 001, Fig. 5).
+
+    Attributes:
+        sigma: standard deviation of the noise, in pixel values.
+        points: z of each copy.
+        errors: log10 of the error that is expected of each.
+        predicted: what the classifier takes each for.
+    """
+
+    sigma: float
+    points: tuple[tuple[float, float], ...]
+    errors: Row
+    predicted: tuple[int, ...]
+
+
+class Trajectory(Part):
+    """Where one image goes on the activation map while it is changed towards a class (paper 001, Fig. 6).
+
+    Attributes:
+        target: the class.
+        points: z at the start and after each step.
+        errors: log10 of the error that is expected there.
+        predicted: what the classifier takes it for.
+    """
+
+    target: int
+    points: tuple[tuple[float, float], ...]
+    errors: Row
+    predicted: tuple[int, ...]
+
+    @property
+    def arrives(self) -> bool:
+        """Whether the classifier takes it for the target at the end."""
+        return self.predicted[-1] == self.target
+
+
+class Wandering(Part):
+    """Where one image goes on the activation map.
+
+    Attributes:
+        clouds: under noise.
+        trajectories: on its way to other classes.
+    """
+
+    clouds: tuple[Cloud, ...] = ()
+    trajectories: tuple[Trajectory, ...] = ()
+
+
 class Inside(Part):
     """What is seen of some images, and of the detectors by themselves.
 

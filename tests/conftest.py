@@ -17,6 +17,7 @@ from calibration_support import ATTACKED, DigitsRun, digits_run_in, run_digits
 from filelock import FileLock
 from graphs_support import with_graphs, without_graphs
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 from toy import Trained, fit_everything, train_digits
 from wheel_support import build_wheel
 
@@ -135,3 +136,15 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
             make(begun)
             begun.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium. Its driver has an event loop on this thread until the module ends: test asyncio before."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

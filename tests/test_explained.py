@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from calibration_support import DigitsRun
@@ -13,11 +15,14 @@ from PIL import Image
 import askance
 from askance.__main__ import run
 from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.calibration.explaining import pixels_of, targets_of, wander
 from askance.calibration.inputs import load_inputs
 from askance.drawing.explained import among_codes, on_the_map
 from askance.drawing.insides import activation_map, densities
 from askance.explained import in_words
 from askance.inside import Inside
+from askance.inside.wandering import COPIES
+from askance.screening.bundle import SealedBundle
 
 NAMES = ("three", "nine")
 SAID: dict[str, dict[str, Any]] = {
@@ -120,3 +125,61 @@ def test_crosses_lie_where_the_detectors_say(digits_run: DigitsRun, digit: Path)
         side = inside.codes[layer["layer"]].side
         assert (cross.y[0] - side, cross.x[0] - side) == tuple(layer["unit"])
         assert inside.codes[layer["layer"]].seen[inside.labels[3]][layer["unit"][0] * side + layer["unit"][1]] >= 1
+
+
+def test_without_noise_all_copies_lie_where_the_image_does(digits_run: DigitsRun, digit: Path) -> None:
+    sealed = SealedBundle.open(digits_run.bundle.path)
+    pixels = pixels_of(sealed, digit)
+    still, moving = wander(sealed, pixels, [0.0, 0.05], []).clouds
+    with askance.open(digits_run.bundle.path) as screen:
+        answer = screen(digit, explain=True)
+    assert answer.screening is not None
+    (said,) = (word.explanation for word in answer.screening.detectors if word.name == "introspection")
+    assert said is not None
+    assert len(set(still.points)) == 1
+    assert still.points[0] == pytest.approx(said["map_point"], abs=2e-3)
+    assert len(still.points) == len(moving.points) == COPIES
+    assert len(set(moving.points)) > COPIES / 2
+    assert wander(sealed, pixels, [0.05], []).clouds == (moving,)  # its noise is seeded
+
+
+def test_on_the_way_to_most_classes_an_error_is_expected_and_at_the_end_less(digits_run: DigitsRun) -> None:
+    """Paper 001, Fig. 6: introspection is in doubt between two classes, and sure again in the other one."""
+    sealed = SealedBundle.open(digits_run.bundle.path)
+    images = load_inputs(digits_run.config).splits["evaluate"].x[:4].numpy().astype(np.float32) / 255
+    ways = [way for image in images for way in wander(sealed, image, [], range(10)).trajectories]
+    moved = [way for way in ways if len(way.points) > 1]  # the others lead to what the image is taken for already
+    assert len(moved) >= 36
+    assert all(way.arrives and way.predicted[0] != way.target for way in moved)
+    peaked = [max(way.errors) > max(way.errors[0], way.errors[-1]) for way in moved]
+    assert sum(peaked) > len(peaked) / 2
+
+
+def test_the_ways_of_an_image_are_told_and_drawn(
+    digits_run: DigitsRun, digit: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["explain", str(digits_run.bundle.path), str(digit)]
+    page, picture = tmp_path / "page.html", tmp_path / "picture.png"
+    assert run([*command, "--noise", "0.1", "--noise", "0.2", "--toward", "all", "--out", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        len(re.findall(r"^noise of 0.[12]: \d+% of 200 copies are taken for \w+, an error of", said, re.MULTILINE)) == 2
+    )
+    assert len(re.findall(r"^towards \w+: arrives in \d+ steps; an error of", said, re.MULTILINE)) == 9
+    text = page.read_text()
+    assert all(title in text for title in ("Under noise", "On its way to other classes", "expected on the way"))
+    assert run([*command, "--toward", "all", "--out", str(picture)]) == 0
+    assert capsys.readouterr().out.endswith(f"picture: {picture}\n")
+    assert Image.open(picture).size == (1430, 880)
+
+
+def test_a_misspelt_class_is_told_in_a_line(
+    digits_run: DigitsRun, digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explain", str(digits_run.bundle.path), str(digit), "--toward"]
+    assert run([*command, "nien"]) == 2
+    assert "askance: --toward: unknown class 'nien': did you mean 'nine'?" in capsys.readouterr().err
+    sealed = SealedBundle.open(digits_run.bundle.path)
+    with pytest.raises(askance.ConfigError, match="is taken for three already: name another class, or all"):
+        targets_of(sealed, "three", 3)
+    assert targets_of(sealed, "all", 3) == [0, 1, 2, 4, 5, 6, 7, 8, 9]

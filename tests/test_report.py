@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from calibration_support import DigitsRun
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import askance
 from askance.__main__ import run
@@ -34,7 +33,6 @@ from askance.judgement.conformal import table
 from askance.screening.bundle import INSIDE
 
 LEVELS = Levels()
-CHROMIUM = shutil.which("chromium")
 WIDTHS, SCHEMES = (1400, 390), ("light", "dark")
 MOST_BYTES = 12e6
 
@@ -223,16 +221,6 @@ def test_every_axis_names_its_unit(digits_run: DigitsRun) -> None:
         axes = {name: axis for name, axis in figure["layout"].items() if re.fullmatch(r"[xy]axis", name)}
         assert set(axes) == {"xaxis", "yaxis"}
         assert all(axis["title"]["text"] for axis in axes.values()), figure["layout"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=lambda of: f"{of[0]}-{of[1]}")

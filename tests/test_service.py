@@ -40,7 +40,7 @@ from toy import Whole, whole
 
 from askance.detectors import Screen
 from askance.detectors.reader import TorchReader
-from askance.service.client_messages import request_of
+from askance.service.client_messages import answer_of, request_of
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 
@@ -111,7 +111,14 @@ def test_explanations_are_the_detectors_own_and_only_where_asked() -> None:
             )
             for word, reference in zip(asked.detectors, direct(noise(7), explain=True).detectors, strict=True):
                 assert reference.explanation
-                assert set(json_format.MessageToDict(word.explanation)) == set(reference.explanation)
+                assert word.explanation.WhichOneof("detector") == word.name
+            screening = answer_of(asked).screening
+            assert screening is not None
+            over_the_wire: dict[str, Any] = {word.name: word.explanation for word in screening.detectors}
+            in_process = {word.name: word.explanation for word in direct(noise(7), explain=True).detectors}
+            assert over_the_wire == in_process
+            units = [layer["unit"] for layer in over_the_wire["self_organizing_map"]["layers"]]
+            assert all(isinstance(place, int) for unit in units for place in unit)
             assert not any(word.HasField("explanation") for word in not_asked.detectors)
 
     asyncio.run(main())

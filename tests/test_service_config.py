@@ -26,6 +26,7 @@ def test_the_shipped_file_holds_every_default() -> None:
         "candidate =",
         "rest_port =",
         "require_signature =",
+        "folder =",
         "token_sha256 =",
         "[metrics.tls]",
     )
@@ -34,6 +35,7 @@ def test_the_shipped_file_holds_every_default() -> None:
         "access": {"clients"},
         "rollout": {"candidate"},
         "bundles": {"require_signature"},
+        "review": {"folder"},
         "metrics": {"token_sha256", "tls"},
     }
     for name, field in ServerConfig.model_fields.items():

@@ -50,6 +50,8 @@ NAMES = {
     "askance_bundle_info": "gauge",
     "askance_bundle_calibrated_timestamp_seconds": "gauge",
     "askance_bundle_reloads": "counter",
+    "askance_fusion_images": "gauge",
+    "askance_client_verdicts": "counter",
     "askance_expected_false_positive_rate": "gauge",
 }
 DETECTORS = ("library_network", "self_organizing_map", "fused")

@@ -168,7 +168,10 @@ class Figures:
         series = self.sample()
         levels = _levels(series)
         with self._lock:
-            points, tally, before = list(self._points), self._tallies[-1], self._before()
+            known = [
+                point for point in self._points if point.flagged.keys() >= levels.keys()
+            ]  # once a bundle was there
+            tally, before = self._tallies[-1], self._before()
         assert before is not None, "a sample was taken just now"
         names = [name for (name,) in series.by("askance_p_value_count", "detector")]
         strangers = [name for name in names if name not in COLOURS]
@@ -184,7 +187,7 @@ class Figures:
             "verdicts": {name: series.sum("askance_verdicts_total", verdict=name) for name in SCREENED},
             "unscreened": series.sum("askance_unscreened_total"),
             "blocked": series.sum("askance_blocked_total"),
-            "points": [asdict(point) for point in points],
+            "points": [asdict(point) for point in known],
             "detectors": [
                 {
                     "name": in_words(name),

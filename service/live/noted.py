@@ -72,6 +72,7 @@ class Notes:
             return
         self._next[flagged] = now + PACE_SECONDS
         explained = answer.explained()
+        words = tuple(in_words(explained, answered.class_names))  # of clean ones, too: flagged ones take no longer
         noted = Noted(
             time.time(),
             call.identity.name,
@@ -81,7 +82,7 @@ class Notes:
             answer.verdict.value,
             answer.screening.fused.p_value,
             _place(explained),
-            tuple(in_words(explained, answered.class_names)) if flagged else (),
+            words if flagged else (),
         )
         with self._lock:
             self._latest.append(noted)
