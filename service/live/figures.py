@@ -86,22 +86,6 @@ class _Tally:
         )
 
 
-@dataclass(frozen=True)
-class _Share:
-    """Of the images of the last minute those flagged at a level, and the band that clean traffic stays in."""
-
-    share: float | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _Point:
-    at: float
-    images_per_second: float
-    flagged: Mapping[str, _Share]
-
-
 class Figures:
     """Samples the metrics now and then, and says how things stand.
 
@@ -116,7 +100,7 @@ class Figures:
     ) -> None:
         self._collect, self._state, self._clock = collect, state, clock
         self._tallies: deque[_Tally] = deque(maxlen=HISTORY)
-        self._points: deque[_Point] = deque(maxlen=HISTORY)
+        self._points: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._sample_on, name="askance-live", daemon=True)
@@ -146,11 +130,13 @@ class Figures:
             self._tallies.append(now)
             calibrated = round(series.sum("askance_fusion_images"))
             self._points.append(
-                _Point(
-                    now.at,
-                    (now.images - last.images) / (now.at - last.at) if now.at > last.at else 0.0,
-                    {level: _share(now, before or now, level, target, calibrated) for level, target in levels.items()},
-                )
+                {
+                    "at": now.at,
+                    "images_per_second": (now.images - last.images) / (now.at - last.at) if now.at > last.at else 0.0,
+                    "flagged": {
+                        level: _share(now, before or now, level, target, calibrated) for level, target in levels.items()
+                    },
+                }
             )
         return series
 
@@ -169,7 +155,7 @@ class Figures:
         levels = _levels(series)
         with self._lock:
             known = [
-                point for point in self._points if point.flagged.keys() >= levels.keys()
+                point for point in self._points if point["flagged"].keys() >= levels.keys()
             ]  # once a bundle was there
             tally, before = self._tallies[-1], self._before()
         assert before is not None, "a sample was taken just now"
@@ -187,7 +173,7 @@ class Figures:
             "verdicts": {name: series.sum("askance_verdicts_total", verdict=name) for name in SCREENED},
             "unscreened": series.sum("askance_unscreened_total"),
             "blocked": series.sum("askance_blocked_total"),
-            "points": [asdict(point) for point in known],
+            "points": known,
             "detectors": [
                 {
                     "name": in_words(name),
@@ -226,11 +212,12 @@ def _levels(series: Series) -> dict[str, float]:
     return {labels["level"]: value for labels, value in series.of("askance_expected_false_positive_rate")}
 
 
-def _share(now: _Tally, before: _Tally, level: str, target: float, calibrated: int) -> _Share:
+def _share(now: _Tally, before: _Tally, level: str, target: float, calibrated: int) -> dict[str, float | None]:
+    """Of the images of the last minute those flagged at a level, and the band that clean traffic stays in."""
     count = round(now.images - before.images)
     low, high = band(target, calibrated, count)
     flagged = now.flagged.get(level, 0.0) - before.flagged.get(level, 0.0)
-    return _Share(flagged / count if count else None, low, high)
+    return {"share": flagged / count if count else None, "low": low, "high": high}
 
 
 def _in_buckets(series: Series, detector: str) -> list[float]:

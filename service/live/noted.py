@@ -14,7 +14,7 @@ from askance.service.answered import Answered
 
 LATEST, FLAGGED = 200, 20
 """How many images are noted: any, and flagged ones with what was seen of them."""
-PACE_SECONDS = 0.05
+PACE_SECONDS = 0.2
 """Between two that are noted, and two that are explained: looking must not cost more where there is more traffic."""
 MAP_POINT = ("introspection", "map_point")
 """Whose explanation says where an image lies on the activation map, and under which name."""
