@@ -9,13 +9,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from askance.service.call import Role
-from askance.service.config import ReviewConfig, ServerConfig
+from askance.service.config import ServerConfig
 from askance.service.guard.access import Access, token_check
 from askance.service.guard.looking import Looker
 from askance.service.guard.tls import Certificates
 from askance.service.live.pages import Pages, Sources
 from askance.service.observability.http import MetricsServer, bound_socket
 from askance.service.review.store import DAY, ReviewStore
+from askance.service.settings import ReviewConfig
 
 
 def metrics_server(

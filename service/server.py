@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from askance.errors import AskanceError, BundleError
-from askance.service.config import ConnectionsConfig, ServerConfig
+from askance.service.config import ServerConfig
 from askance.service.errors import StatusError
 from askance.service.guard.access import Access
 from askance.service.guard.admission import OPEN, Admission, State
@@ -38,6 +38,7 @@ from askance.service.review.keeper import Keeper
 from askance.service.runtime.model import LoadedBundle
 from askance.service.runtime.repository import ModelRepository
 from askance.service.runtime.screener import Screener
+from askance.service.settings import ConnectionsConfig
 from askance.service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from askance.calibration.training import accuracy
 from askance.errors import AskanceError, DataError
 from askance.screening.images import MAX_PIXELS, ImageError, decode
 from askance.screening.preprocessing import Preprocessing
-from askance.service.config import LimitsConfig
+from askance.service.settings import LimitsConfig
 
 GREY = Preprocessing(channels=1, height=4, width=5, mean=(0.0,), std=(1.0,))
 RGB = Preprocessing(channels=3, height=4, width=5, mean=(0.0,) * 3, std=(1.0,) * 3)

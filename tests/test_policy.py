@@ -13,10 +13,10 @@ from toy import Whole, whole
 
 from askance.answers import JUDGED, Verdict
 from askance.service.client_messages import request_of
-from askance.service.config import Policy
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 from askance.service.protocols.inference_tensors import _elements
+from askance.service.settings import Policy
 
 IMAGES = np.stack([noise(seed) for seed in range(30)] + [untypical()])
 

@@ -43,7 +43,6 @@ from test_policy import batch
 from askance.errors import ConfigError
 from askance.service.call import Call, request_id_of
 from askance.service.client_messages import request_of
-from askance.service.config import Policy
 from askance.service.observability.log import Ids, LogFormat, handler
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
@@ -51,6 +50,7 @@ from askance.service.observability.tracing import export_traces
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.pb.askance.v1 import screening_pb2_grpc
 from askance.service.pb.inference import inference_pb2_grpc
+from askance.service.settings import Policy
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "gateway/42"))

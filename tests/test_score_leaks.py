@@ -26,10 +26,10 @@ from toy import Whole, whole
 from askance.answers import Verdict
 from askance.service.call import REQUEST_ID, Role
 from askance.service.client_messages import request_of
-from askance.service.config import Policy
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, coarse
 from askance.service.pb.inference import inference_pb2, inference_pb2_grpc
 from askance.service.server import Server
+from askance.service.settings import Policy
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 POOLED = {"pool_requests": POOL_REQUESTS, "pool_seconds": 0.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).resolve().parent / "static"
+TEXT = "text/plain; charset=utf-8"
 FILES = {
     "/": ("live.html", "text/html; charset=utf-8"),
     "/live/live.css": ("live.css", "text/css; charset=utf-8"),
@@ -90,13 +92,16 @@ class Pages:
         try:
             name = self._looker.admit(environ)
         except RefusedError as refused:
-            return _answered(
-                start_response, (refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode()), refused.headers
-            )
+            return _answered(start_response, (refused.status, TEXT, f"{refused}\n".encode()), refused.headers)
         if verb == "GET" and path == "/live/events":
             start_response("200 OK", [("Content-Type", "text/event-stream"), ("X-Accel-Buffering", "no"), *HEADERS])
             return self._events()
-        return _answered(start_response, self._answer(environ, verb, path, name))
+        try:
+            answer = self._answer(environ, verb, path, name)
+        except sqlite3.Error as error:
+            logger.error("what is kept for review cannot be read: %s", error)
+            answer = "503 Service Unavailable", TEXT, b"what is kept for review cannot be read now\n"
+        return _answered(start_response, answer)
 
     def _answer(self, environ: WSGIEnvironment, verb: str, path: str, name: str) -> Answer:
         review = self._sources.review
@@ -111,7 +116,7 @@ class Pages:
             return _json(orjson.dumps([one.as_dict() for one in review.listed(name, limit=REVIEWED)]))
         if review is not None and (found := _KEPT.fullmatch(path)):
             return self._reviewed(review, environ, verb, name, *found.groups())
-        return "404 Not Found", "text/plain; charset=utf-8", b"there is no such page\n"
+        return "404 Not Found", TEXT, b"there is no such page\n"
 
     def _reviewed(
         self, review: ReviewStore, environ: WSGIEnvironment, verb: str, name: str, which: str, what: str
@@ -124,10 +129,10 @@ class Pages:
                 review.mark(which, _mark_in(environ), name)
                 return _json(b"true")
         except KeyError:
-            return "404 Not Found", "text/plain; charset=utf-8", b"it is no longer kept\n"
+            return "404 Not Found", TEXT, b"it is no longer kept\n"
         except ValueError as error:
-            return "400 Bad Request", "text/plain; charset=utf-8", f"{error}\n".encode()
-        return "403 Forbidden", "text/plain; charset=utf-8", b"only this page's own scripts mark requests\n"
+            return "400 Bad Request", TEXT, f"{error}\n".encode()
+        return "403 Forbidden", TEXT, b"only this page's own scripts mark requests\n"
 
     def _events(self) -> Iterator[bytes]:
         """Figures, one second after the other; all who look share them."""

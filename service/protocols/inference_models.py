@@ -8,11 +8,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from askance.service.config import ModelConfig
 from askance.service.observability.totals import Totals
 from askance.service.protocols.inference_names import TensorNames
 from askance.service.protocols.inference_tensors import ENCODED, IMAGE, Output, outputs_of
 from askance.service.runtime.model import LoadedBundle
+from askance.service.settings import ModelConfig
 
 PLATFORM = "askance_pytorch"
 EXTENSIONS = ("model_configuration", "statistics", "model_repository", "classification", "binary_tensor_data")

@@ -14,7 +14,7 @@ from askance.screening.images import Pixels
 from askance.screening.preprocessing import Preprocessing
 from askance.service.answered import Answered, Observer
 from askance.service.call import Call
-from askance.service.config import Policy, ServerConfig
+from askance.service.config import ServerConfig
 from askance.service.errors import StatusError, forgetful
 from askance.service.guard.limits import RateLimit
 from askance.service.observability.metrics import Metrics
@@ -22,6 +22,7 @@ from askance.service.observability.requests import verdict_of
 from askance.service.runtime.batcher import Outcome, Slot
 from askance.service.runtime.model import LoadedBundle, ModelVersion
 from askance.service.runtime.repository import ModelRepository
+from askance.service.settings import Policy
 
 SMALL_BYTES = 64 * 1024  # a tensor up to this size is validated in less time than another thread takes to wake
 
