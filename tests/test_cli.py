@@ -173,7 +173,7 @@ def test_serve_and_screen_for_real(digits_run: DigitsRun, tmp_path: Path, capsys
         target = ["--target", serving.target]
         assert run(["screen", str(good), *target, "--explain", "--json", str(tmp_path / "s.json")]) == 0
         shown = capsys.readouterr().out
-        assert "good.png library_network: {" in shown
+        assert "good.png: library network (" in shown
         (row,) = json.loads((tmp_path / "s.json").read_text())["images"]
         assert row["bundle_id"] == digits_run.bundle.manifest.id
         screen = digits_run.bundle.screen(build_classifier)
