@@ -74,7 +74,7 @@ class _Tally:
         sums, counts = (series.by(f"askance_stage_seconds_{part}", "stage") for part in ("sum", "count"))
         answered: dict[float, float] = {}
         for labels, value in series.of("askance_request_seconds_bucket"):
-            if "Screen" in labels["method"] or "Infer" in labels["method"]:
+            if "Screen" in labels["method"] or "Infer" in labels["method"]:  # whatever the protocol calls it
                 edge = float(labels["le"])
                 answered[edge] = answered.get(edge, 0.0) + value
         return cls(
