@@ -117,7 +117,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert process.wait(60) == 0
     assert done.returncode == 0, done.stderr
     assert " one " in done.stdout
-    assert "digit.png self_organizing_map: {" in done.stdout
+    assert "digit.png: self organizing map (" in done.stdout
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
