@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -45,13 +44,15 @@ def metrics_server(
     )
 
 
-def review_store(config: ReviewConfig, folder: Path) -> ReviewStore:
-    """What is kept for review in a folder.
+def review_store(config: ReviewConfig) -> ReviewStore | None:
+    """Where requests are kept for review; None where they are not.
 
     Raises:
-        AskanceError: it cannot be used.
+        AskanceError: the folder cannot be used.
     """
-    return ReviewStore(folder, config.max_bytes, config.keep_days * DAY)
+    if config.folder is None:
+        return None
+    return ReviewStore(config.folder, config.max_bytes, config.keep_days * DAY)
 
 
 def held(setting: str, host: str, port: int) -> socket.socket:

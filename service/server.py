@@ -118,9 +118,12 @@ class Server:
         self.notes = Notes()
         """The images answered last, where there is a live page."""
         self._figures = Figures(self.metrics.current, self.state)
-        self._keeper = self._kept_by()
+        self._review = review_store(config.review)
+        self._keeper = None
         observers = [self.notes.note] if config.live.page else []
-        observers += [] if self._keeper is None else [self._keeper.offer]
+        if self._review is not None:
+            self._keeper = Keeper(self._review, config.review.clean_share, self.metrics.registry)
+            observers.append(self._keeper.offer)
         self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)
@@ -160,9 +163,11 @@ class Server:
         config = self.config
         self._watchdog.start()
         if self._peers is None:
-            self._metrics_server = metrics_server(
-                config, self.metrics.registry, self.state, self.live, self._sources() if config.live.page else None
-            )
+            sources = None
+            if config.live.page:
+                self._figures.start()
+                sources = Sources(self._figures, self.notes.shown, self.activation_map, self._review)
+            self._metrics_server = metrics_server(config, self.metrics.registry, self.state, self.live, sources)
         self._grpc = grpc.aio.server(
             interceptors=[
                 Interceptor(SERVICES, self.admission, self.reception, self.metrics, config.inference.max_batch)
@@ -190,18 +195,6 @@ class Server:
         others = {name: port for name, port in started.items() if port is not None}
         metrics_port = config.metrics_port if self._metrics_server is None else self._metrics_server.port
         return BoundPorts(port, metrics_port, others)
-
-    def _kept_by(self) -> Keeper | None:
-        review = self.config.review
-        if review.folder is None:
-            return None
-        return Keeper(review_store(review, review.folder), review.clean_share, self.metrics.registry)
-
-    def _sources(self) -> Sources:
-        self._figures.start()
-        review = self.config.review
-        store = None if review.folder is None else review_store(review, review.folder)
-        return Sources(self._figures, self.notes.shown, self.activation_map, store)
 
     def activation_map(self) -> bytes | None:
         """Of the bundle that answers, as JSON; any thread may ask."""

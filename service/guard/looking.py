@@ -5,15 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from askance.service.call import Role
 from askance.service.errors import StatusError
 from askance.service.guard.access import Access, Shown
-
-logger = logging.getLogger(__name__)
 
 CHALLENGE = (
     "WWW-Authenticate",

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import Metric
 
 from askance.answers import FUSED, JUDGED
-from askance.colours import CLASSES, COLOURS, OTHERS, in_words
+from askance.colours import CLASSES, in_words, of_scorers
 from askance.service.live.bands import band
 from askance.service.live.noted import Noted
 from askance.service.observability.pooled import P_VALUE_BUCKETS
@@ -160,7 +160,7 @@ class Figures:
             tally, before = self._tallies[-1], self._before()
         assert before is not None, "a sample was taken just now"
         names = [name for (name,) in series.by("askance_p_value_count", "detector")]
-        strangers = [name for name in names if name not in COLOURS]
+        colours = of_scorers(names)
         return {
             "at": self._clock(),
             "state": self._state(),
@@ -177,7 +177,7 @@ class Figures:
             "detectors": [
                 {
                     "name": in_words(name),
-                    "colour": COLOURS.get(name) or OTHERS[strangers.index(name) % len(OTHERS)],
+                    "colour": colours[name],
                     "flags": {
                         level: series.sum("askance_detector_flags_total", detector=name, level=level)
                         for level in levels

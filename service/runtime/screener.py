@@ -102,11 +102,17 @@ class Screener:
         with ExitStack() as stack:
             slots = [stack.enter_context(version.batcher.slot()) for _ in images]
             request = object()  # stands for this one where many are counted together; holds nothing of it
+            observed: list[Answered] = []
             screened = [
-                self._screen(image, slot, version, explain, call, request)
+                self._screen(image, slot, version, explain, call, request, observed)
                 for image, slot in zip(images, slots, strict=True)
             ]
-            outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
+            try:
+                outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
+            finally:  # whoever gives up halfway is looked at all the same
+                for answered in observed:
+                    for observe in self._observers:
+                        asyncio.get_running_loop().call_soon(observe, answered)
         call.notes |= {"bundle": version.version, "verdicts": [verdict_of(outcome) for outcome in outcomes]}
         return version.bundle, outcomes
 
@@ -118,6 +124,7 @@ class Screener:
         explain: bool,
         call: Call,
         request: object,
+        observed: list[Answered],
     ) -> Outcome:
         is_default = version is self._repository.default
         try:
@@ -134,9 +141,7 @@ class Screener:
         if is_default and (candidate := self._repository.candidate) is not None:
             candidate.offer(pixels, answer, request)
         if is_default and self._observers:
-            answered = Answered(call, answer, image.file, pixels, version.bundle.screen.class_names)
-            for observe in self._observers:
-                asyncio.get_running_loop().call_soon(observe, answered)
+            observed.append(Answered(call, answer, image.file, pixels, version.bundle.screen.class_names))
         if self._config.verdicts.policy is Policy.BLOCK and answer.verdict is Verdict.ADVERSARIAL:
             self._metrics.blocked()
             return Answer(None, Verdict.BLOCKED, reason=answers.BLOCKED, bundle_id=answer.bundle_id)

@@ -151,12 +151,11 @@ class Supervisor:
 
     def _sources(self) -> Sources:
         """What the live page shows, of all workers together."""
-        review = self._config.review
         return Sources(
             Figures(self._shared.current, self._state),
             lambda: together(self._asked("notes")),
             lambda: next(iter(self._asked("activation map")), None),
-            None if review.folder is None else review_store(review, review.folder),
+            review_store(self._config.review),
         )
 
     def _start(self, slot: int, deaths: int) -> None:
