@@ -1,7 +1,7 @@
 """Bounds: what detection loses where a detector looks at a part of what it could, to be bounded in time and memory.
 
 `python -m benchmarks.bounds CONFIG...`, or `make bench-bounds ARGS=CONFIG`, with the classifiers and the images of
-configs. Two bounds: long libraries are looked up by a short list (`detectors.short_list`), and a self-organizing map
+configs. Two bounds: large libraries are looked up by a short list (`detectors.short_list`), and a self-organizing map
 learns the minor axes of wide codes among some of their numbers (`torus_map.MOST_VARYING`).
 """
 
@@ -61,14 +61,15 @@ class LookUp:
 
     Attributes:
         rows, width: of the library.
-        cells, looked_at, listed: of the short list: how many there are, are looked at, and rows compared in full; 0
-            where there is none.
+        dimensions, cells, looked_at, listed: of the short list: in how many rows are compared; the cells, if any, and
+            how many of them are looked at; rows compared in full. All 0 where there is none.
         recall: share of the nearest rows that it finds, of images that it was not made with.
         times: what a look-up takes as a share of the other's, by batch.
     """
 
     rows: int
     width: int
+    dimensions: int
     cells: int
     looked_at: int
     listed: int
@@ -159,7 +160,7 @@ def look_up(library: Library, activations: Tensor, count: int) -> LookUp:
     """What a library's short list finds and takes."""
     short, (rows, width) = library.short_list, library.rows.shape
     if not len(short):
-        return LookUp(rows, width, 0, 0, 0, 1.0, {})
+        return LookUp(rows, width, 0, 0, 0, 0, 1.0, {})
 
     threads = torch.get_num_threads()
 
@@ -174,7 +175,7 @@ def look_up(library: Library, activations: Tensor, count: int) -> LookUp:
     torch.set_num_threads(1)
     times = {batch: pair(batch) for batch in BATCHES}
     torch.set_num_threads(threads)
-    return LookUp(rows, width, len(short), looked_at, listed, recall, times)
+    return LookUp(rows, width, len(short), len(short.centres), looked_at, listed, recall, times)
 
 
 def maps(trial: Trial, options: Any) -> dict[str, Any]:

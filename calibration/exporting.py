@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from askance.calibration.pulling import pull_back
 from askance.detectors.comparison import difference, extremes
-from askance.detectors.reader import TorchReader, read_all
+from askance.detectors.reader import TorchReader, read_all, together
 from askance.detectors.tap import Tap
 from askance.errors import ExportError, extra_needed, one_line
 from askance.screening.bundle import ALONE
@@ -71,7 +71,7 @@ class _Reads(nn.Module):
         named = {LOGITS: capture.logits}
         for kind, one in readings.items():
             named |= {f"{kind}/{part}": getattr(one, part) for part in PARTS}
-            named[f"{kind}/components"] = torch.stack(list(one.components.values()))
+            named[f"{kind}/components"] = together(one.components)
             named |= {f"{kind}/evidence/{name}": values for name, values in one.evidence.items()}
         return tuple(named[name] for name in output_names(layout_of(readings)))
 

@@ -135,7 +135,7 @@ class Library(nn.Module):
 
     def nearest(self, activation: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The rows most similar to a flattened layer [B, D_l]: similarities, descending, and which, [B, count] each, or
-        as many as there are. Of a long library nearly always: see `short_list`.
+        as many as there are. Of a large library nearly always: see `short_list`.
         """
         if len(self.short_list):
             numbers, norm = self._measured(activation)

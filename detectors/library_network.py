@@ -18,12 +18,12 @@ from askance.detectors.detector import CHANCE_MARGIN, ExplainedByOptions
 from askance.detectors.library import Library, activation_pattern
 from askance.detectors.library_size import thresholds_for
 from askance.detectors.ranks import TIE
-from askance.detectors.short_list import ShortList, is_long
+from askance.detectors.short_list import ShortList, is_large
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
 from askance.screening.options import Options
-from askance.screening.reading import Reading
+from askance.screening.reading import Reading, Rows
 
 LOOKED_UP = 512  # inputs that short lists are tried on
 FEWEST_ROWS = 2  # a library of no more tells nothing from anything
@@ -66,7 +66,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     def fit(self, clean: CaptureStream, held_out: CaptureStream | None = None) -> Self:
         """Build the libraries in data order, then their functional connections: two walks of the stream.
 
-        One more before them, if the thresholds are still to be found. Long libraries get short lists in the end.
+        One more before them, if the thresholds are still to be found. Large libraries get short lists in the end.
         """
         self.settle(clean)
         return self.build(clean).connect(clean).shorten(held_out or clean)
@@ -125,10 +125,10 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
 
     @torch.no_grad()
     def shorten(self, stream: CaptureStream) -> Self:
-        """Give long libraries a short list that finds the nearest rows of this stream's first inputs."""
-        long = {layer: library for layer, library in self.layer_libraries().items() if is_long(library.rows)}
-        for layer, patterns in self._some_patterns(stream, long).items():
-            library = long[layer]
+        """Give large libraries a short list that finds the nearest rows of this stream's first inputs."""
+        large = {layer: library for layer, library in self.layer_libraries().items() if is_large(library.rows)}
+        for layer, patterns in self._some_patterns(stream, large).items():
+            library = large[layer]
             library.short_list = ShortList.of(library.rows, patterns, self.options.neighbors + 1)
         return self
 
@@ -196,7 +196,7 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         similarity = similarity.round(decimals=DECIMALS)
         names = [f"discord:{a}~{b}" for a, b in combinations(self.layers, 2)]
         names += [f"novelty:{layer}" for layer in self.layers]
-        components = dict(zip(names, (1 - torch.cat([cosines, similarity], dim=1)).unbind(dim=1), strict=True))
+        components = Rows(names, (1 - torch.cat([cosines, similarity], dim=1)).T)
         evidence = {"answer": answers.argmax(dim=2), "similarity": similarity, "cpl": cosines.mean(dim=1)}
         return Reading(1 - cosines.mean(dim=1), components, evidence=evidence, tied=tied.any(dim=1), step=STEP)
 

@@ -18,7 +18,7 @@ from askance.errors import ConfigError
 from askance.images import Batch
 from askance.judgement import Readings
 from askance.screening.preprocessing import Preprocessing
-from askance.screening.reading import Observe, Read, Reading, in_numbers
+from askance.screening.reading import Observe, Read, Reading, Rows, in_numbers
 
 
 def read_all(
@@ -32,6 +32,11 @@ def read_all(
         if observe is not None:
             observe(name, time.perf_counter() - start)
     return readings
+
+
+def together(components: Mapping[str, Tensor]) -> Tensor:
+    """A Reading's components as one tensor, [F, B]."""
+    return components.together if isinstance(components, Rows) else torch.stack(list(components.values()))
 
 
 def array(values: Tensor) -> NDArray[Any]:
@@ -48,9 +53,8 @@ def as_read(readings: Mapping[str, Reading[Tensor]], logits: Tensor) -> Read:
 
 def _in_numpy(reading: Reading[Tensor]) -> Reading[NDArray[Any]]:
     # components in one copy from the device, not one for each
-    together = array(torch.stack([part.float() for part in reading.components.values()]))
-    rest = replace(reading, components={}).each(array)
-    return replace(rest, components=dict(zip(reading.components, together, strict=True)))
+    components = Rows(list(reading.components), array(together(reading.components).float()))
+    return replace(replace(reading, components={}).each(array), components=components)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from askance.detectors.torus_map import TorusMap, lengths
 from askance.errors import DataError, LayerError
 from askance.screening.kinds.self_organizing_map import SelfOrganizingMapOptions
 from askance.screening.options import Options
-from askance.screening.reading import Reading
+from askance.screening.reading import Reading, Rows
 
 FEWEST_UNITS = 2  # in use: a map of no more tells nothing from anything
 EPSILON = 1e-6  # added to every mass, so that a silent channel's centre of mass is the centre of the map
@@ -204,12 +204,8 @@ class SelfOrganizingMap(ExplainedByOptions[SelfOrganizingMapOptions]):
         nearest, units = distances.min(dim=2)
         owned = torch.stack([layer_map.owned.T.index_select(0, predicted) for layer_map in maps.values()])
         other = distances.masked_fill(~owned, torch.inf).amin(dim=2) - nearest
-        parts = {"bmu_distance": nearest, "class_distance": other, "minor_distance": minor}
-        components = {
-            f"{name}:{layer}": part
-            for layer, of_layer in zip(maps, zip(*parts.values(), strict=True), strict=True)
-            for name, part in zip(parts, of_layer, strict=True)
-        }
+        names = [f"{name}:{layer}" for layer in maps for name in ("bmu_distance", "class_distance", "minor_distance")]
+        components = Rows(names, torch.stack([nearest, other, minor], dim=1).flatten(0, 1))
         yardsticks = torch.stack([layer_map.yardstick for layer_map in maps.values()])
         ranks = p_value(torch.stack([nearest, *around(nearest, yardsticks)]), yardsticks)
         score, low, high = harmonic_mean(-ranks.log()).to(nearest.dtype)

@@ -1,8 +1,9 @@
-"""Short list: the rows of a long library that are most similar to a pattern, found without a look at each.
+"""Short list: the rows of a large library that are most similar to a pattern, found without a full look at each.
 
-Rows stand in cells around centres, in a few dimensions, their leading singular vectors. The rows of the nearest cells
-are compared in those dimensions, and the best of them in all: what FAISS calls "PCA64,IVF,RFlat" (J. Johnson, M. Douze
-and H. Jegou, "Billion-scale similarity search with GPUs", 2019), in tensor operations, which a graph can hold.
+Rows are compared in a few dimensions, their leading singular vectors, and the best of them in all. Of very many rows
+only those are compared that stand in the cells around the nearest centres. FAISS calls the two "PCA64,Flat,RFlat" and
+"PCA64,IVF,RFlat" (J. Johnson, M. Douze and H. Jegou, "Billion-scale similarity search with GPUs", 2019); here they are
+tensor operations, which a graph can hold.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-LONG = 10_000  # rows above which there is a short list
 DIMENSIONS = 64
-WIDE = 8 * DIMENSIONS  # numbers of a row, below which all of them are compared as soon
+LARGE = 2**22  # numbers of all rows, 16 MiB: from there on no cache holds them, and a look at each waits for memory
+LONG = 2**15  # rows above which they stand in cells: of one image, fewer are compared as soon all at once
 DECOMPOSED = 1024  # rows behind the singular vectors
 ROUNDS = 10  # of k-means
 FULLEST = 2  # times the mean, the most rows of a cell: a look at one takes as long as at the fullest
 RECALL = 0.998  # the least share of the nearest rows to be found: CPL changes with any one of them, in any layer
-LEAST, MOST = 4, 128  # times as many rows as are wanted, compared in full
-WORTH = 8  # times fewer numbers to look at than there are in all rows: taken from here and there each takes longer
+LEAST, MOST = 2, 128  # times as many rows as are wanted, compared in full
+WORTH = 3  # times fewer numbers to look at than there are in all rows
+GATHERED = 32  # numbers of a whole matrix that take as long as one from here and there: no two images share those
 
 
-def is_long(rows: Tensor) -> bool:
-    """Whether rows [M, D] are so many, and so wide, that a short list of them may be worth its while."""
-    return len(rows) > LONG and rows.shape[1] >= WIDE
+def is_large(rows: Tensor) -> bool:
+    """Whether rows [M, D] have so many numbers that a short list of them may be worth its while."""
+    return rows.numel() >= LARGE
 
 
 class ShortList(nn.Module):
     """The short list of one library; empty where looking at every row is as well.
 
     Buffers: `axes` [D, d], the dimensions; `reduced` [M, d], the rows in them; `centres` [C, d]; `cells` [C, S], the
-    rows of each cell, and -1 where it has fewer; `effort` [2]: how many cells are looked at, and rows in full.
+    rows of each cell, and -1 where it has fewer, both empty where every row is compared in those dimensions; `effort`
+    [2]: how many cells are looked at, and rows in full.
     """
 
     axes: Tensor
@@ -51,8 +54,8 @@ class ShortList(nn.Module):
         self._effort: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        """C, how many cells there are; 0: the list is empty."""
-        return self.centres.shape[0]
+        """d, in how many dimensions rows are compared; 0: the list is empty."""
+        return self.axes.shape[1] if self.axes.ndim > 1 else 0
 
     @classmethod
     @torch.no_grad()
@@ -65,18 +68,19 @@ class ShortList(nn.Module):
             count: how many of the nearest are wanted.
 
         Returns:
-            An empty one for rows that are not long (`is_long`), and where it would have to look at too many.
+            An empty one for rows that are not large (`is_large`), and where it would have to look at too many.
         """
         made = cls()
-        if not is_long(rows):
+        if not is_large(rows):
             return made
         made.axes = _leading(rows)
         made.reduced = rows @ made.axes
-        made.centres, made.cells = _cells(made.reduced, count)
-        looked_at, listed = 1, MOST * count
+        if len(rows) > LONG:
+            made.centres, made.cells = _cells(made.reduced, count)
+        looked_at, listed = min(1, len(made.cells)), MOST * count
         while made._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
             looked_at *= 2
-            if not made._is_worth(looked_at, LEAST * count, rows):
+            if not looked_at or not made._is_worth(looked_at, LEAST * count, rows):
                 return cls()
         listed = LEAST * count
         while made._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
@@ -85,14 +89,18 @@ class ShortList(nn.Module):
 
     def _recall_by(self, looked_at: int, listed: int, rows: Tensor, patterns: Tensor, count: int) -> float:
         """The recall with so much effort, which it keeps."""
-        self.effort = torch.tensor([looked_at, min(listed, looked_at * self.cells.shape[1])])
+        compared = looked_at * self.cells.shape[1] if looked_at else len(self.reduced)
+        self.effort = torch.tensor([looked_at, min(listed, compared)])
         self.settle()
         return self.recall(rows, patterns, count)
 
     def _is_worth(self, looked_at: int, listed: int, rows: Tensor) -> bool:
         """Whether so much effort is less than a look at every row."""
-        numbers = looked_at * self.cells.shape[1] * self.axes.shape[1] + listed * rows.shape[1]
-        return looked_at <= len(self) and WORTH * numbers <= rows.numel()
+        if looked_at > len(self.cells):
+            return False
+        compared = self.centres if looked_at else self.reduced
+        gathered = looked_at * self.cells.shape[-1] * len(self) + listed * rows.shape[1]
+        return WORTH * (self.axes.numel() + compared.numel() + GATHERED * gathered) <= rows.numel()
 
     def settle(self) -> None:
         """Derive from the buffers what a look-up needs as plain numbers."""
@@ -109,10 +117,13 @@ class ShortList(nn.Module):
         """The most similar rows [M, D] of patterns [B, D]: similarities, descending, and which, [B, count] each."""
         looked_at, listed = self._effort
         reduced = patterns @ self.axes
-        nearest = (reduced @ self.centres.T).topk(looked_at, dim=1).indices
-        candidates = F.embedding(nearest, self.cells).flatten(1)
-        best = _similarities(reduced, self.reduced, candidates).topk(listed, dim=1).indices
-        candidates = candidates.gather(1, best)
+        if looked_at:
+            nearest = (reduced @ self.centres.T).topk(looked_at, dim=1).indices
+            candidates = F.embedding(nearest, self.cells).flatten(1)
+            best = _similarities(reduced, self.reduced, candidates).topk(listed, dim=1).indices
+            candidates = candidates.gather(1, best)
+        else:
+            candidates = (reduced @ self.reduced.T).topk(listed, dim=1).indices
         values, best = _similarities(patterns, rows, candidates).topk(count, dim=1)
         return values, candidates.gather(1, best)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from askance.errors import BundleError, ConfigError, one_line
 from askance.images import Batch, array_of
-from askance.screening.reading import Observe, Read, Reading
+from askance.screening.reading import Observe, Read, Reading, Rows
 
 IMAGES, LOGITS = "images", "logits"
 LAYOUT = "askance"
@@ -66,7 +66,7 @@ def _restored(outputs: Mapping[str, NDArray[Any]], layout: Mapping[str, Any]) ->
     for kind, of in layout.items():
         parts: dict[str, Any] = {part: outputs[f"{kind}/{part}"] for part in of["parts"]}
         readings[kind] = Reading(
-            components=dict(zip(of["components"], outputs[f"{kind}/components"], strict=True)),
+            components=Rows(of["components"], outputs[f"{kind}/components"]),
             two_sided=frozenset(of["two_sided"]),
             evidence={name: outputs[f"{kind}/evidence/{name}"] for name in of["evidence"]},
             **parts,

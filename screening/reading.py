@@ -6,7 +6,7 @@ Readers differ in what computes: a bundle's graph (`screening.graph`), or the cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol
 
@@ -20,6 +20,34 @@ from askance.judgement import Readings
 Observe = Callable[[str, float], None]  # (stage, seconds)
 T = TypeVar("T", default=Any)
 U = TypeVar("U")
+
+
+class Rows(Mapping[str, T]):
+    """Named rows of one tensor or array [F, B]: what was computed together is not taken apart to be put together again.
+
+    Attributes:
+        together: the rows.
+
+    Raises:
+        ValueError: there are not as many names as rows.
+    """
+
+    def __init__(self, names: Sequence[str], together: Any) -> None:
+        if len(names) != len(together):
+            raise ValueError(f"{len(names)} names for {len(together)} rows")
+        self.together: T = together
+        self._places = {name: place for place, name in enumerate(names)}
+
+    def __getitem__(self, name: str) -> T:
+        rows: Any = self.together
+        row: T = rows[self._places[name]]
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 @dataclass(frozen=True)

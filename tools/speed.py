@@ -189,12 +189,14 @@ def short_lists(configs: dict[str, Any]) -> str:
                 f"{one['rows']:,} of {one['width']:,}",
                 *(
                     (
-                        f"{one['looked_at']} of {one['cells']:,} cells",
+                        f"{one['looked_at']} of {one['cells']:,} cells, in {one['dimensions']} dimensions"
+                        if one["cells"]
+                        else f"every row, in {one['dimensions']} dimensions",
                         f"{one['listed']:,}",
                         f"{one['recall']:.3f}",
                         *(_ratio(ratio) for ratio in one["times"].values()),
                     )
-                    if one["cells"]
+                    if one["dimensions"]
                     else ("every row", f"{one['rows']:,}", "1", "**1**", "**1**")
                 ),
             )
