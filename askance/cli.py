@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from askance import drafting, reviewing
-from askance.drafting import ConfigArgument, JsonOption
+from askance import drafting, picturing, reviewing
+from askance.arguments import AllowOption, BundleArgument, ConfigArgument, JsonOption, SignatureOption
 from askance.engines import Engine
 
 app = typer.Typer(
@@ -38,33 +38,12 @@ def _root(
         print(context.get_help())  # noqa: T201
 
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-
-
 def _host_and_port(target: str) -> str:
     """Refuse what is not HOST:PORT before a connection fails for a reason that says less."""
     host, colon, port = target.rpartition(":")
     if not host or not colon or not port.isdigit() or "/" in target:
         raise typer.BadParameter(f"expected HOST:PORT, got {target!r}")
     return target
-
-
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-factory",
-        metavar="MODULE:CALLABLE",
-        help="May be imported to build the bundle's classifier.",
-    ),
-]
-SignatureOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--require-signature",
-        metavar="KEYRING",
-        help="Take only what one of these public keys (PEM) has signed.",
-    ),
-]
 
 
 @app.command(short_help="The whole job on handwritten digits, in a minute.")
@@ -82,23 +61,16 @@ def demo(
     with also_as_json(json, figures.as_json()):
         print_demo(figures)
     if report is not None:
-        _keep(report, figures.report)
-
-
-def _keep(path: Path, page: bytes) -> None:
-    """Write a page, which shows images and so is its owner's alone, and say where it is."""
-    from askance.output import console
-    from askance.writing import SECRET, write_whole
-
-    write_whole(path, page, SECRET)
-    what = "picture" if path.suffix.lower() == ".png" else "page"
-    console.print(f"{what}: {path}{', for a browser' if what == 'page' else ''}", soft_wrap=True, markup=False)
+        picturing.keep(report, figures.report)
 
 
 app.command(short_help="Write a first config for a classifier.")(drafting.init)
 app.command(short_help="Print a config that comes along.")(drafting.config)
 app.command(short_help="The layers of a classifier, and what can tap them.")(drafting.layers)
 app.command(short_help="All that is wrong with a config.")(drafting.validate)
+app.command(short_help="What each detector has seen in one image, in words and pictures.")(picturing.explain)
+app.command(short_help="Draw a bundle's report anew.")(picturing.report)
+app.command(short_help="The source papers' figures, of a bundle.")(picturing.figures)
 app.add_typer(reviewing.app, name="review", short_help="What a server has kept for people to look at.")
 
 
@@ -106,13 +78,17 @@ app.add_typer(reviewing.app, name="review", short_help="What a server has kept f
 def train(
     config: ConfigArgument,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also keep the weights of each epoch, for askance figures."),
+    ] = None,
 ) -> None:
     """Train one of the example classifiers and write its weights where CONFIG says."""
     from askance.calibration.config import load_config
     from askance.calibration.training import train as train_classifier
     from askance.output import console
 
-    result = train_classifier(load_config(config), overwrite=overwrite)
+    result = train_classifier(load_config(config), overwrite=overwrite, checkpoints=checkpoints)
     console.print(
         f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
         f"on {result['test_images']} unseen ones; weights in {result['weights']}"
@@ -346,65 +322,6 @@ def inspect(
 
         images = verify_graphs(Bundle.of(opened), trusting(allow_factory or ()))
         console.print(f"{'verified':12}{images} images judged by its graph as by torch")
-
-
-@app.command(short_help="What each detector has seen in one image, in words and pictures.")
-def explain(
-    bundle: BundleArgument,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.html|FILE.png", help="Also draw a page, or a picture, of it.")
-    ] = None,
-    noise: Annotated[
-        list[float] | None,
-        typer.Option(min=0, metavar="SIGMA", help="Also 200 copies with such noise, in pixel values; repeatable."),
-    ] = None,
-    toward: Annotated[
-        str | None,
-        typer.Option(metavar="CLASS|all", help="Also the way to another class, and what error is expected on it."),
-    ] = None,
-    allow_factory: AllowOption = None,
-    require_signature: SignatureOption = None,
-) -> None:
-    """Screen IMAGE with BUNDLE, here, and say in words what each detector has seen."""
-    from askance.explained import in_words
-    from askance.output import console
-    from askance.screened import ScreenedClassifier
-    from askance.screening.bundle import SealedBundle
-
-    opened = SealedBundle.open(bundle, require_signature=require_signature)
-    with ScreenedClassifier(opened, allowed_factories=allow_factory or ()) as screen:
-        answer = screen(image, explain=True)
-        words = in_words(answer, screen.class_names)
-    for line in words:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    if out is None and not noise and toward is None:
-        return
-    from askance.calibration import explaining
-
-    assert answer.prediction is not None
-    pixels, predicted = explaining.pixels_of(opened, image), answer.prediction.index
-    targets = [] if toward is None else explaining.targets_of(opened, toward, predicted)
-    wandering = explaining.wander(opened, pixels, noise or [], targets, allow_factory or ())
-    for line in explaining.in_words(wandering, predicted, screen.class_names):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    if out is not None:
-        from askance.calibration.report import explained
-
-        drawn = explained(opened, pixels, answer, words, wandering, as_file=out.suffix.lower() == ".png")
-        _keep(out, drawn)
-
-
-@app.command(short_help="Draw a bundle's report anew.")
-def report(
-    bundle: BundleArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="Where the page goes.")] = Path("report.html"),
-) -> None:
-    """Draw the report of BUNDLE anew, as this askance draws it, from the figures that it holds."""
-    from askance.calibration.report import redrawn
-    from askance.screening.bundle import SealedBundle
-
-    _keep(out, redrawn(SealedBundle.open(bundle)).encode())
 
 
 @app.command(short_help="Sign a bundle.")

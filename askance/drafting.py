@@ -8,14 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from askance.arguments import ConfigArgument, JsonOption, in_a_folder
 from askance.reading import text_of
-
-
-def in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a path whose folder does not exist, before any work is done rather than after."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.absolute().parent}")
-    return path
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -61,7 +55,6 @@ def _part(text: str) -> str | int:
 
 
 TrainedOn = Literal["train", "none", "all"]
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML config, such as configs/digits.toml.")]
 FACTORY_HELP = (
     "Builds it: my_package.models:build, torchvision:resnet18, timm:NAME, transformers:NAME, or an example's name."
 )
@@ -91,10 +84,6 @@ NamesOption = Annotated[
         help="In the order of the logits; a file has one on each line [default: the data's own].",
         parser=_names,
     ),
-]
-JsonOption = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.", callback=in_a_folder),
 ]
 DataOption = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from askance.drafting import JsonOption
+from askance.arguments import JsonOption
 from askance.errors import AskanceError, did_you_mean
 
 if TYPE_CHECKING:

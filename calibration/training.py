@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as save_safetensors
@@ -15,7 +18,7 @@ from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
 from askance.errors import ConfigError
 from askance.screening.preprocessing import Preprocessing
-from askance.writing import reserved
+from askance.writing import reserved, write_whole
 
 
 def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images, batch_size: int = 500) -> float:
@@ -29,9 +32,20 @@ def accuracy(classifier: nn.Module, preprocessing: Preprocessing, images: Images
 
 
 def fit_classifier(
-    classifier: nn.Module, preprocessing: Preprocessing, images: Images, config: TrainingConfig
+    classifier: nn.Module,
+    preprocessing: Preprocessing,
+    images: Images,
+    config: TrainingConfig,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Train in place: SGD with momentum at a constant rate, cross-entropy, batches shuffled by the seed.
+
+    Args:
+        classifier: in place.
+        preprocessing: in front of it.
+        images: to learn.
+        config: how.
+        after_epoch: called after each with its number, and with 0 before the first.
 
     Returns:
         The classifier, in eval mode.
@@ -39,6 +53,8 @@ def fit_classifier(
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=config.learning_rate, momentum=config.momentum)
     classifier.train()
+    if after_epoch is not None:
+        after_epoch(0)
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(len(images), generator=generator)
         total = torch.zeros(())
@@ -50,11 +66,17 @@ def fit_classifier(
             optimizer.step()
             total += loss.detach() * len(batch)
         say(f"epoch {epoch}/{config.epochs}: training loss {float(total) / len(images):.4f}")
+        if after_epoch is not None:
+            after_epoch(epoch)
     return classifier.eval()
 
 
 def train(
-    config: Config, splits: dict[str, Images] | None = None, *, overwrite: bool = False
+    config: Config,
+    splits: dict[str, Images] | None = None,
+    *,
+    overwrite: bool = False,
+    checkpoints: Path | None = None,
 ) -> dict[str, float | int | str]:
     """Train the config's classifier on its `train` split and write the weights to `classifier.weights`.
 
@@ -62,6 +84,7 @@ def train(
         config: of the calibration.
         splits: already loaded; else they are loaded.
         overwrite: replace weights that are there.
+        checkpoints: a folder that keeps the weights of each epoch, from before the first (epoch-000.safetensors) on.
 
     Returns:
         {"train_images", "test_images" (all that calibrate, fuse and evaluate), "accuracy" on them, "weights"}.
@@ -86,7 +109,12 @@ def train(
         classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
         select_output(classifier, config.classifier.output)
         with reserved(path, len(saved(classifier))) as write:
-            fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training)
+
+            def keep(epoch: int) -> None:
+                if checkpoints is not None:
+                    write_whole(checkpoints / f"epoch-{epoch:03}.safetensors", saved(classifier))
+
+            fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training, keep)
             write(saved(classifier))
     parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
     unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)

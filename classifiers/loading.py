@@ -15,6 +15,7 @@ from askance.classifiers.checkpoints import fitting
 from askance.classifiers.digits import DigitsCNN
 from askance.classifiers.lenet import LeNet
 from askance.classifiers.modules import in_eval_mode, unwrapped
+from askance.classifiers.net1 import Net1
 from askance.classifiers.resnet import resnet20, resnet32, resnet44, resnet56
 from askance.classifiers.shared_state import undone
 from askance.classifiers.torchvision_compat import prepare_torchvision
@@ -29,6 +30,7 @@ EXAMPLES: Mapping[str, Factory] = {
     "resnet44": resnet44,
     "resnet56": resnet56,
     "allconv": AllConv,
+    "net1": Net1,
 }
 """The example classifiers by the names that configs use."""
 

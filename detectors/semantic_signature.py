@@ -27,6 +27,7 @@ FEWEST_CLASSES = 5  # three concepts must remain beside each pair
 PERMUTATIONS = 1000  # of the concepts, for the null of the 2 vs 2 test
 DRAWS = 5  # images per concept, one at a time, as in the paper
 SHOWN = 10  # classes that an error names
+MIDDLE = (0.025, 0.975)  # of the null, what 95% of it lies between
 NUMBERS = 2**20  # of each table that is held at once
 MOST_CONCEPTS = 100  # of the 2 vs 2 test, drawn from more classes: its null tests every pair a thousand times
 
@@ -263,20 +264,38 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
         profile = {layer: float(outcomes[:, i].mean()) for i, layer in enumerate(self.layers)}
         return {"layers": accuracy, "one_versus_two": profile}
 
-    @torch.no_grad()
     def semantic_accuracy(self, stream: CaptureStream, seed: int = 0) -> dict[str, dict[str, float]]:
-        """2-vs-2 accuracy of every layer over several draws of one image per class, of 100 classes where there are
-        more, with permutation p-values.
+        """2-vs-2 accuracy of every layer, with permutation p-values, corrected over layers by
+        Benjamini-Hochberg-Yekutieli (paper 003, section 4.1).
 
-        The null permutes the concepts of the word vectors 1,000 times; p-values are corrected over layers by
-        Benjamini-Hochberg-Yekutieli (paper 003, section 4.1). Two walks.
+        Args:
+            stream, seed: as for `semantic_tests`.
+
+        Returns:
+            {layer: {"two_versus_two", "p_value"}}.
+
+        Raises:
+            DataError: as of `semantic_tests`.
+        """
+        tests = self.semantic_tests(stream, seed)
+        p_values = corrected(torch.tensor([one["p_value"] for one in tests.values()], dtype=torch.float64)).tolist()
+        return {
+            layer: {"two_versus_two": one["two_versus_two"], "p_value": p}
+            for (layer, one), p in zip(tests.items(), p_values, strict=True)
+        }
+
+    @torch.no_grad()
+    def semantic_tests(self, stream: CaptureStream, seed: int = 0) -> dict[str, dict[str, float]]:
+        """2-vs-2 accuracy of every layer over several draws of one image per class, of 100 classes where there are
+        more, beside 1,000 permutations of the concepts of the word vectors. Two walks.
 
         Args:
             stream: Captures with labels.
             seed: of the draws and permutations.
 
         Returns:
-            {layer: {"two_versus_two", "p_value"}}.
+            {layer: {"two_versus_two", "p_value" (not corrected), "chance_low", "chance_high"}}; 95% of the permutations
+            pass a share of the tests between the last two.
 
         Raises:
             DataError: the stream is empty, has no labels, or shows fewer than four classes.
@@ -298,20 +317,21 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
         tests = DRAWS * math.comb(len(present), 2)
         orders = torch.stack([torch.randperm(len(present), generator=generator) for _ in range(PERMUTATIONS)])
         at_once = max(1, NUMBERS // (DRAWS * len(present) ** 2))  # permutations
-        accuracies, p_values = [], []
+        found = {}
         for layer in self.layers:
             draws = Rows.of(correlations(shown[layer].unflatten(0, (DRAWS, 1, len(present)))))
             passed = int(two_versus_two(draws, word).sum())
             null = torch.cat(
                 [two_versus_two(draws, word.shuffled(some)).sum(dim=(0, 2)) for some in orders.split(at_once)]
             )
-            accuracies.append(passed / tests)
-            p_values.append((1 + int((null >= passed).sum())) / (PERMUTATIONS + 1))
-        p_values = corrected(torch.tensor(p_values, dtype=torch.float64)).tolist()
-        return {
-            layer: {"two_versus_two": accuracy, "p_value": p}
-            for layer, accuracy, p in zip(self.layers, accuracies, p_values, strict=True)
-        }
+            low, high = (null.double() / tests).quantile(torch.tensor(MIDDLE, dtype=torch.float64)).tolist()
+            found[layer] = {
+                "two_versus_two": passed / tests,
+                "p_value": (1 + int((null >= passed).sum())) / (PERMUTATIONS + 1),
+                "chance_low": low,
+                "chance_high": high,
+            }
+        return found
 
     def doubts(self, figures: Mapping[str, Any], classes: int) -> dict[str, str]:  # noqa: ARG002
         """Layers that pass no more of the 2 vs 2 tests than chance would."""

@@ -6,6 +6,8 @@ ability and vulnerabilities to adversarial perturbations".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +147,16 @@ class TorusMap(nn.Module):
         distance: Tensor = torch.linalg.vector_norm(offset, dim=1)
         return distance.to(standardised.dtype)
 
-    def train_units(self, codes: Tensor, *, epochs: int, radius_end: float, seed: int, chunk: int = 2048) -> None:
+    def train_units(
+        self,
+        codes: Tensor,
+        *,
+        epochs: int,
+        radius_end: float,
+        seed: int,
+        chunk: int = 2048,
+        after_epoch: Callable[[], None] | None = None,
+    ) -> None:
         """Batch SOM: w_u = sum_b n(u, bmu(b)) z_b / sum_b n(u, bmu(b)), a Gaussian neighbourhood n on the torus.
 
         Args:
@@ -154,6 +165,7 @@ class TorusMap(nn.Module):
             radius_end: the last radius, in units of the grid.
             seed: of the initial units, codes drawn without replacement.
             chunk: rows at a time.
+            after_epoch: called after each, when the map can be asked.
         """
         chunks = codes.split(chunk)
         count, first = codes.shape[0], codes[0].double()
@@ -183,7 +195,9 @@ class TorusMap(nn.Module):
                 sums += block_sums
                 hits += block_hits
             self.move(sums, hits, radius)
-        self.widen()
+            self.widen()
+            if after_epoch is not None:
+                after_epoch()
 
     def batch_sums(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         """What one epoch needs of standardised codes [B, D]: their sum per best matching unit [U, D], and hits [U].

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from askance.detectors import CaptureStream, SelfOrganizingMap
 from askance.detectors.self_organizing_map import layer_code
-from askance.detectors.torus_map import class_center, grid_positions, torus_distance
+from askance.detectors.torus_map import TorusMap, class_center, grid_positions, torus_distance
 from askance.inside.data import Codes
 
 DECIMALS = 4
@@ -49,6 +49,39 @@ def codes(detector: SelfOrganizingMap, images: CaptureStream, labels: Tensor, cl
             quantization_error=round(quantization, DECIMALS),
             topographic_error=round(topographic, DECIMALS),
         )
+    return found
+
+
+@torch.no_grad()
+def quantization_errors(
+    detector: SelfOrganizingMap, fitted: CaptureStream, images: CaptureStream
+) -> dict[str, tuple[float, ...]]:
+    """The quantization error of images after each epoch of maps that learn anew from others, by layer.
+
+    Args:
+        detector: whose options the maps learn by.
+        fitted: what they learn from; its codes are held in memory.
+        images: what is measured.
+    """
+    options, found = detector.options, {}
+    learned, others = (
+        {layer: torch.cat([layer_code(c, layer) for c in stream]) for layer in detector.layers}
+        for stream in (fitted, images)
+    )
+    for layer in detector.layers:
+        layer_map, errors = TorusMap(options.side), list[float]()
+
+        def note(layer_map: TorusMap = layer_map, errors: list[float] = errors, layer: str = layer) -> None:
+            errors.append(round(layer_map.quality(layer_map.standardise(others[layer]))[0], DECIMALS))
+
+        layer_map.train_units(
+            learned[layer],
+            epochs=options.epochs,
+            radius_end=options.radius_end,
+            seed=options.seed,
+            after_epoch=note,
+        )
+        found[layer] = tuple(errors)
     return found
 
 

@@ -21,6 +21,7 @@ from askance.classifiers import (
     CifarResNet,
     DigitsCNN,
     LeNet,
+    Net1,
     build_classifier,
     load_weights,
     resnet20,
@@ -87,6 +88,7 @@ SHAPES: list[tuple[str, Callable[[], nn.Module], tuple[int, int, int], int]] = [
     ("resnet44", resnet44, (3, 32, 32), 658_586),
     ("resnet56", resnet56, (3, 32, 32), 853_018),
     ("allconv", AllConv, (3, 32, 32), 1_628_042),
+    ("net1", Net1, (1, 28, 28), 601_210),
 ]
 
 
@@ -119,6 +121,7 @@ TAPS: list[tuple[str, tuple[int, int, int], dict[str, int]]] = [
     ),
     ("resnet44", (3, 32, 32), {"conv1": 16384, "layer1": 16384, "layer2": 8192, "layer3": 4096, "linear": 10}),
     ("allconv", (3, 32, 32), {"elu3": 96 * 256, "elu6": 192 * 64, "pool": 192, "elu7": 512, "fc3": 512, "fc4": 10}),
+    ("net1", (1, 28, 28), {**{f"elu{at}": 200 for at in range(1, 13)}, "fc13": 10}),
 ]  # fmt: skip
 
 
@@ -130,11 +133,11 @@ def test_every_layer_can_be_tapped(name: str, shape: tuple[int, int, int], sizes
     assert {layer: capture.flat(layer).shape for layer in sizes} == {layer: (2, size) for layer, size in sizes.items()}
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "lenet", "allconv"])
+@pytest.mark.parametrize("name", ["digits_cnn", "lenet", "allconv", "net1"])
 def test_every_leaf_module_runs_exactly_once(name: str) -> None:
     classifier = build_classifier(name, {})
     layers = [layer for layer, module in classifier.named_modules() if layer and not list(module.children())]
-    shape = {"digits_cnn": (1, 8, 8), "lenet": (1, 28, 28), "allconv": (3, 32, 32)}[name]
+    shape = {"digits_cnn": (1, 8, 8), "lenet": (1, 28, 28), "allconv": (3, 32, 32), "net1": (1, 28, 28)}[name]
     with torch.no_grad(), Tap(classifier, layers) as tap:
         assert list(tap(torch.rand(1, *shape)).activations) == layers
 

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tables import replace_section
 from torch import Tensor
 
-from askance.calibration.attacks import PGD
-from askance.calibration.cache import attack_cache
-from askance.calibration.config import load_config
-from askance.calibration.data import load_splits
 from askance.calibration.harness import targets
-from askance.calibration.images import Images, ImageStream
 from askance.calibration.markdown import number, table
-from askance.calibration.metrics import detection
-from askance.calibration.progress import Tracked, say
-from askance.calibration.suite import AttackJob, Target, run
-from askance.classifiers import build_classifier
+from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.progress import say
 from askance.detectors import (
-    Bundle,
+    Detector,
     Introspection,
     LibraryNetwork,
     LibraryNetworkOptions,
     SelfOrganizingMap,
     SemanticSignature,
-    Tap,
 )
+from askance.detectors.introspection import log_error
+from askance.papers import Study
+from askance.screening.bundle import SealedBundle
+from askance.screening.kinds.introspection import ERROR_FLOOR
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "papers.md"
-ATTACKED = 200  # images, as the reference figures have
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "papers.md"
 RANKS = (1, 3, 5, 7, 9)  # of the targets, by similarity of their words to the true class's
+COMPARED = 1000  # images of `evaluate`
+CODE_NEIGHBORS = 20  # rows that the library network's code, as published, goes by, with a softmax
+SAMPLED = (None, 2000, 500, 100)  # neurons of a layer that libraries look at
+FEWEST = 20  # images, below which no AUROC is said
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,12 @@ class Case:
         sets: thresholds, a number per layer (Lee 2019, Table 1, and its author's code).
         fit_images: of the fit split, for the libraries; None: all.
         neighbors: k.
-        budgets: of PGD, by name.
-        step: of PGD.
     """
 
     layers: tuple[str, ...]
     sets: Mapping[str, tuple[float, ...]]
     fit_images: int | None
     neighbors: int
-    budgets: Mapping[str, float]
-    step: float
 
 
 CASES = {
@@ -73,8 +71,6 @@ CASES = {
         },
         None,
         3,
-        {".05": 0.05, ".1": 0.1, ".2": 0.2, ".3": 0.3},
-        0.01,
     ),
     "cifar10": Case(
         ("conv1", "layer1", "layer2", "layer3", "linear"),
@@ -97,130 +93,174 @@ CASES = {
         },
         10_000,
         8,
-        {"2/255": 2 / 255, "4/255": 4 / 255, "8/255": 8 / 255, "16/255": 16 / 255},
-        1 / 255,
     ),
 }
 
 
-class Study:
-    """A bundle's classifier, its data, and PGD at every budget on the same images."""
+class Reproduction:
+    """A bundle's classifier and detectors beside what the papers say of theirs."""
 
-    def __init__(self, name: str, bundle: Bundle) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         self.case = CASES[name]
-        config = load_config(ROOT / "configs" / f"{name}.toml")
-        self.splits = load_splits(config.data, config.splits, config.classifier.preprocessing)
-        entry = bundle.manifest.classifier
-        self.detectors = bundle.detectors()
-        self.classifier = bundle.classifier(build_classifier)
-        self.tap = Tap(self.classifier, [*entry.layers], entry.preprocessing.normalize)
-        self.target = Target(entry.factory, entry.arguments, bundle.tensors(entry), entry.preprocessing)
-        self.clean = self.splits["evaluate"]
-        capture = torch.cat([c.predicted for c in self.stream(self.clean)])
-        self.starts = self.clean[capture == self.clean.y][:ATTACKED]
+        self.study = Study(SealedBundle.open(folder))
+        self.clean = self.study.splits["evaluate"]
+        self.shades = 1 if self.clean.x.shape[1] == 1 else 255
+        self.attacked = {budget: self.study.pgd(budget) for budget in self.study.budgets}
 
-    def stream(self, images: Images, pixels: Tensor | None = None) -> ImageStream:
-        """Captures of images, or of pixels in their place."""
-        return ImageStream(self.tap, images, 100, pixels)
+    def budget(self, value: float) -> str:
+        """As the papers write it."""
+        return f"PGD {value:g}" if self.shades == 1 else f"PGD {round(255 * value)}/255"
 
-    def pgd(self, epsilon: float, rank: int | None = None) -> Tensor:
-        """PGD's images, untargeted or aimed by word similarity."""
-        options = PGD(name="pgd", kind="pgd", epsilon=epsilon, step_size=self.case.step, target_rank=rank)
-        labels = self.starts.y
-        if rank is not None:
-            signature = self.detectors[SemanticSignature.kind]
-            assert isinstance(signature, SemanticSignature)
-            labels = targets(signature.word_correlations, labels, rank)
-        return run(self.target, [AttackJob(options, self.starts.pixels(), labels)], attack_cache())[0]
+    def fooled(self, detector: Detector, score: Callable[[Any], Tensor]) -> dict[float, NDArray[Any]]:
+        """Scores of the images that PGD fools the classifier with, by budget."""
+        found = {}
+        for budget, pixels in self.attacked.items():
+            captures = list(self.study.stream(detector.layers, self.study.right, pixels))
+            wrong = torch.cat([c.predicted for c in captures]) != self.study.right.y
+            found[budget] = torch.cat([score(c) for c in captures])[wrong].numpy()
+        return found
+
+    def cells(self, detector: Detector, score: Callable[[Any], Tensor]) -> list[str]:
+        """AUROC by budget, with its interval and how many images it rests on."""
+        images = self.clean[:COMPARED]
+        clean = torch.cat([score(c) for c in self.study.stream(detector.layers, images)]).numpy()
+        return [told(clean, attacked) for attacked in self.fooled(detector, score).values()]
+
+    @property
+    def budgets(self) -> list[str]:
+        """Of PGD, as the papers write them."""
+        return [self.budget(value) for value in self.attacked]
+
+
+def told(clean: NDArray[Any], attacked: NDArray[Any]) -> str:
+    """AUROC, its 95% interval, and how many attacked images there are; of too few only that."""
+    count = f"{len(attacked)} images"
+    if len(attacked) < FEWEST:
+        return f"<sub>{count}</sub>"
+    pair = clean.astype(np.float64), attacked.astype(np.float64)
+    figures, intervals = detection(*pair), detection_intervals(*pair)
+    assert figures is not None
+    assert intervals is not None
+    low, high = intervals["auroc"]
+    return f"{number(figures['auroc'])} <sub>{number(low)} to {number(high)}, {count}</sub>"
+
+
+def shares(agreement: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]:
+    """Rows and agreement of each layer."""
+    return (
+        " / ".join(str(row["rows"]) for row in agreement.values()),
+        " / ".join(f"{100 * row['top1']:.1f}" for row in agreement.values()),
+        " / ".join(f"{100 * row['top3']:.1f}" for row in agreement.values()),
+    )
+
+
+def as_its_code_has_it(detector: LibraryNetwork) -> LibraryNetwork:
+    """The same libraries by the 20 most similar rows, and a softmax of the answers."""
+    other = copy.copy(detector)
+    other.options = detector.options.model_copy(update={"neighbors": CODE_NEIGHBORS, "softmax": True})
+    return other
+
+
+HEAD = ("set", "thresholds", "rows", "agreement, top 1, %", "top 3, %")
 
 
 @torch.no_grad()
-def library(study: Study) -> str:
+def library(made: Reproduction) -> str:
     """Rows, agreement and the AUROC of CPL for every set of thresholds."""
-    case, rows = study.case, []
+    case, study, rows = made.case, made.study, []
     fit = study.splits["fit"][: case.fit_images]
-    attacked = {name: study.pgd(epsilon) for name, epsilon in case.budgets.items()}
     for name, thresholds in case.sets.items():
-        options = LibraryNetworkOptions(
-            thresholds=dict(zip(case.layers, thresholds, strict=True)), neighbors=case.neighbors
-        )
-        detector = LibraryNetwork(options).fit(Tracked(study.stream(fit), f"library, set {name}"))
-        agreement = detector.agreement(study.stream(study.clean[:1000]))
-        scores = torch.cat([detector.score(c) for c in study.stream(study.clean[:1000])])
-        cells = []
-        for pixels in attacked.values():
-            captures = list(study.stream(study.starts, pixels))
-            wrong = torch.cat([c.predicted for c in captures]) != study.starts.y
-            found = detection(scores, torch.cat([detector.score(c) for c in captures])[wrong])
-            cells.append(number(found["auroc"]) if found else "")
-        rows.append(
-            (
-                name,
-                " ".join(f"{t:.2f}".lstrip("0") for t in thresholds),
-                " / ".join(str(row["rows"]) for row in agreement.values()),
-                " / ".join(f"{100 * row['top1']:.1f}" for row in agreement.values()),
-                " / ".join(f"{100 * row['top3']:.1f}" for row in agreement.values()),
-                *cells,
-            )
-        )
-    head = ("set", "thresholds", "rows", "agreement, top 1, %", "top 3, %")
-    return table((*head, *(f"CPL, PGD {name}" for name in case.budgets)), rows)
+        say(f"library, set {name}")
+        by_layer = dict(zip(case.layers, thresholds, strict=True))
+        options = LibraryNetworkOptions(thresholds=by_layer, neighbors=case.neighbors)
+        detector = LibraryNetwork(options).fit(study.stream(case.layers, fit))
+        for how, one in (("", detector), (", as its code has it", as_its_code_has_it(detector))):
+            agreement = one.agreement(study.stream(case.layers, made.clean[:COMPARED]))
+            theta = " ".join(f"{t:.2f}".lstrip("0") for t in thresholds)
+            rows.append((f"{name}{how}", theta, *shares(agreement), *made.cells(one, one.score)))
+    return table((*HEAD, *(f"CPL, {budget}" for budget in made.budgets)), rows)
 
 
 @torch.no_grad()
-def introspection(study: Study) -> str:
-    """The estimated error of right and wrong answers, by predicted class."""
-    detector = study.detectors[Introspection.kind]
-    assert isinstance(detector, Introspection)
-    captures = list(study.stream(study.clean))
-    estimates = torch.cat([detector.score(c) for c in captures])
+def sampling(made: Reproduction) -> str:
+    """What looking at some neurons of each layer costs, in agreement and in AUROC, with the bundle's thresholds."""
+    study, rows = made.study, []
+    own = study.detector(LibraryNetwork)
+    assert own is not None
+    fit = study.splits["fit"][: made.case.fit_images]
+    for count in SAMPLED:
+        say(f"library, {count} neurons")
+        options = own.options.model_copy(update={"sampled_neurons": count})
+        detector = LibraryNetwork(options).fit(study.stream(own.layers, fit))
+        agreement = detector.agreement(study.stream(own.layers, made.clean[:COMPARED]))
+        rows.append((f"{count or 'all'}", *shares(agreement), *made.cells(detector, detector.score)))
+    return table(("neurons of a layer", *HEAD[2:], *(f"CPL, {budget}" for budget in made.budgets)), rows)
+
+
+@torch.no_grad()
+def introspection(made: Reproduction) -> str:
+    """The error that both estimators expect of right and wrong answers, by predicted class."""
+    detector = made.study.detector(Introspection)
+    assert detector is not None
+    captures = list(made.study.stream(detector.layers, made.clean))
+    readings = [detector.read(c) for c in captures]
+    reads = detector.options.estimator_reads
+    estimates = {
+        name: torch.cat([one.components[f"estimated_error{'' if name == reads else f':{name}'}"] for one in readings])
+        for name in ("latent", "hidden")
+    }
     predicted = torch.cat([c.predicted for c in captures])
-    right = predicted == study.clean.y
-    rows = []
-    for name, where in [("all", torch.ones_like(right))] + [
-        (label, predicted == k) for k, label in enumerate(study.clean.classes)
-    ]:
-        found = [estimates[where & kind] for kind in (right, ~right)]
-        rows.append(
-            (name, *(f"{float(e.median()):.2f} ({len(e)})" if len(e) else "- (0)" for e in found)),
+    right = predicted == made.clean.y
+    classes = [("all", torch.ones_like(right)), *((n, predicted == k) for k, n in enumerate(made.clean.classes))]
+    rows = [
+        (
+            name,
+            f"{int((where & right).sum())} / {int((where & ~right).sum())}",
+            *(
+                f"{float(e[where & kind].median()):.2f}" if bool((where & kind).any()) else "-"
+                for e in estimates.values()
+                for kind in (right, ~right)
+            ),
         )
-    return table(("predicted class", "right: median log10 e (images)", "wrong: median log10 e (images)"), rows)
+        for name, where in classes
+    ]
+    ranks = [told(e[right].numpy(), e[~right].numpy()) for e in estimates.values()]
+    rows.append(("AUROC of mistakes", "", "", ranks[0], "", ranks[1]))
+    errors = torch.cat([log_error(c.logits, c.labels) for c in captures if c.labels is not None])
+    floor = float((errors <= np.log10(ERROR_FLOOR) + 1e-6).double().mean())
+    said = f"\n\nOf the errors that the estimators are to learn, {floor:.0%} are at the floor of {ERROR_FLOOR:g}."
+    head = ("predicted class", "right / wrong", "by z: right", "wrong", "by the hidden layer: right", "wrong")
+    return table(head, rows) + said
 
 
 @torch.no_grad()
-def maps(study: Study) -> str:
+def maps(made: Reproduction) -> str:
     """The AUROC of each layer's BMU distance, by budget."""
-    detector = study.detectors[SelfOrganizingMap.kind]
+    detector = made.study.detector(SelfOrganizingMap)
+    assert detector is not None
+    rows = []
+    for layer in detector.layers:
 
-    def distances(images: Images, pixels: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        captures = list(study.stream(images, pixels))
-        parts = [detector.components(c) for c in captures]
-        wrong = torch.cat([c.predicted for c in captures]) != images.y
-        return {layer: torch.cat([part[f"bmu_distance:{layer}"] for part in parts]) for layer in detector.layers}, wrong
+        def score(capture: Any, name: str = f"bmu_distance:{layer}") -> Tensor:
+            return detector.components(capture)[name]
 
-    clean, _ = distances(study.clean, None)
-    columns = {}
-    for name, epsilon in study.case.budgets.items():
-        attacked, wrong = distances(study.starts, study.pgd(epsilon))
-        found = {layer: detection(clean[layer], values[wrong]) for layer, values in attacked.items()}
-        columns[name] = {layer: number(f["auroc"]) if f else "" for layer, f in found.items()}
-    rows = [(layer, *(column[layer] for column in columns.values())) for layer in detector.layers]
-    return table(("layer", *(f"PGD {name}" for name in columns)), rows)
+        rows.append((layer, *made.cells(detector, score)))
+    return table(("layer", *made.budgets), rows)
 
 
 @torch.no_grad()
-def signature(study: Study) -> str:
+def signature(made: Reproduction) -> str:
     """How often each layer still speaks for the true class against the target, by the target's similarity."""
-    detector = study.detectors[SemanticSignature.kind]
-    assert isinstance(detector, SemanticSignature)
-    strongest = list(study.case.budgets.values())[-1]
+    study = made.study
+    detector = study.detector(SemanticSignature)
+    assert detector is not None
     columns = {}
     for rank in RANKS:
-        pixels, aims = study.pgd(strongest, rank), targets(detector.word_correlations, study.starts.y, rank)
-        captures = list(study.stream(study.starts, pixels))
+        aims = targets(detector.word_correlations, study.right.y, rank)
+        captures = list(study.stream(detector.layers, study.right, study.pgd(study.budgets[-1], aims)))
         margins = torch.cat([detector.pair_margins(c) for c in captures])
         hit = torch.cat([c.predicted for c in captures]) == aims
-        against = margins.gather(2, study.starts.y[:, None, None].expand(-1, margins.shape[1], 1)).squeeze(2)[hit]
+        against = margins.gather(2, study.right.y[:, None, None].expand(-1, margins.shape[1], 1)).squeeze(2)[hit]
         columns[f"rank {rank} ({int(hit.sum())})"] = (against < 0).double().mean(dim=0)
     rows = [
         (layer, *(f"{100 * float(c[i]):.0f}%" for c in columns.values())) for i, layer in enumerate(detector.layers)
@@ -230,10 +270,10 @@ def signature(study: Study) -> str:
 
 def main(name: str, folder: str) -> None:
     """Write every section of one data set."""
-    study = Study(name, Bundle.open(Path(folder)))
-    for part in (maps, introspection, signature, library):
+    made = Reproduction(name, Path(folder))
+    for part in (maps, introspection, signature, library, sampling):
         say(f"{name}: {part.__name__}")
-        replace_section(PAGE, f"{name} {part.__name__}", part(study))
+        replace_section(PAGE, f"{name} {part.__name__}", part(made))
 
 
 if __name__ == "__main__":

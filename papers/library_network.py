@@ -1,0 +1,159 @@
+"""Paper 000, J. H. Lee, "Library network, a possible path to explainable neural networks" (2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.progress import say
+from askance.colours import ATTACKED, CLEAN, COLOURS, of_class
+from askance.detectors import LibraryNetwork
+from askance.inside.libraries import THETAS, Agreement, Libraries, libraries, most_confusing
+from askance.papers.plates import Plate, sheet
+from askance.papers.study import Study
+
+ROWS = (30, 100, 300, 1000, 3000)  # of libraries, as far as there are FEWEST times as many images
+FEWEST = 4
+NAMED = 20  # classes at most, along an axis
+FEWEST_ATTACKED = 20  # images, below which AUROC says little
+
+
+def plates(study: Study) -> Iterator[Plate]:
+    """Figs. 2 (4 of ResNet), 3 and 5; Fig. 1 is a diagram."""
+    detector = study.detector(LibraryNetwork)
+    if detector is None:
+        return
+    say(f"libraries of {len(study.fitted)} images")
+    layers = detector.layers
+    wanted = [rows for rows in ROWS if FEWEST * rows <= len(study.fitted)]
+    found = libraries(
+        layers,
+        wanted,
+        detector.options.neighbors,
+        study.stream(layers, study.fitted),
+        study.stream(layers, study.seen),
+    )
+    yield sizes(found)
+    yield confusion(found, study.class_names)
+    yield from agreement(study, detector)
+
+
+def sizes(found: Libraries) -> Plate:
+    """Fig. 2: size and agreement against the threshold."""
+    figure, parts = sheet(1, 3)
+    for place, (layer, points) in enumerate(found.curves.items()):
+        drawn = np.array([(point.theta, point.rows, point.top1, point.top3) for point in points]).T
+        for axes, values in zip(parts, drawn[1:], strict=True):
+            axes.plot(drawn[0], values, "o-", color=of_class(place), markersize=3, label=layer)
+    for axes, label in zip(
+        parts, ("rows", "share, best answer is the prediction", "share, one of the best three"), strict=True
+    ):
+        axes.set(xlabel="threshold", ylabel=label)
+    parts[0].set_yscale("log")
+    parts[0].legend(fontsize=7)
+    shrinking = {theta: list(found.sizes(theta).values()) for theta in THETAS}
+    holds = all(a > b for rows in shrinking.values() for a, b in pairwise(rows))
+    said = ", ".join(
+        f"{' > ' if holds else ', '}".join(map(str, rows)) + f" rows at {t}" for t, rows in shrinking.items()
+    )
+    return Plate(
+        "fig-2-size-and-agreement",
+        figure,
+        "at one threshold earlier layers need larger libraries: their patterns are more diverse",
+        said,
+        holds,
+    )
+
+
+def confusion(found: Libraries, class_names: Sequence[str]) -> Plate:
+    """Fig. 3: what confuses the libraries of each layer, at two thresholds."""
+    layers = list(found.curves)
+    figure, parts = sheet(len(found.confusion), len(layers), width=3.2, height=3.2)
+    worst: dict[str, list[str]] = {layer: [] for layer in layers}
+    for row, (theta, by_layer) in enumerate(found.confusion.items()):
+        for column, layer in enumerate(layers):
+            index = np.array(by_layer[layer], dtype=float)
+            axes = parts[row * len(layers) + column]
+            beside = np.where(np.eye(len(index), dtype=bool), np.nan, index)
+            drawn = axes.imshow(beside, cmap="cividis", vmin=0)
+            figure.colorbar(drawn, ax=axes, shrink=0.7)
+            axes.set(title=f"{layer}, {theta:g}", xlabel="what is confused with it", ylabel="true class")
+            if len(class_names) <= NAMED:
+                axes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=6)
+                axes.set_yticks(range(len(class_names)), class_names, fontsize=6)
+            worst[layer].append(class_names[most_confusing(by_layer[layer])])
+    told = "; ".join(f"{layer}: {' and '.join(dict.fromkeys(names))}" for layer, names in worst.items())
+    steady = all(len(set(names)) == 1 for names in worst.values())
+    return Plate(
+        "fig-3-confusion",
+        figure,
+        "the class that confuses a layer's library most is the same at either threshold",
+        f"the greatest mean confusion index beside the diagonal is that of {told}",
+        steady,
+    )
+
+
+def agreement(study: Study, detector: LibraryNetwork) -> Iterator[Plate]:
+    """Fig. 5: CPL of clean and attacked images, and how well it tells them apart by budget."""
+    if not len(study.right):
+        return
+    found = agreements(study, detector)
+    aurocs: dict[float, tuple[float, float, float, int]] = {}
+    clean = -np.array(found.clean)
+    for budget, attacked in found.attacked.items():
+        if len(attacked) >= FEWEST_ATTACKED:
+            pair = clean, -np.array(attacked)
+            figures, intervals = detection(*pair), detection_intervals(*pair)
+            assert figures is not None
+            assert intervals is not None
+            aurocs[budget] = (figures["auroc"], *intervals["auroc"], len(attacked))
+    figure, (histogram, curve) = sheet(1, 2)
+    strongest = max(found.attacked)
+    least = min(min(values, default=1.0) for values in (found.clean, found.attacked[strongest]))
+    bins = np.linspace(min(least, 0.99), 1, 41).tolist()
+    for values, colour, label in (
+        (found.clean, CLEAN, "clean"),
+        (found.attacked[strongest], ATTACKED, f"PGD at {strongest:.3g}"),
+    ):
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            histogram.hist(values, bins=bins, weights=weights, alpha=0.6, color=colour, label=label)
+    histogram.set(xlabel="CPL, mean cosine of the layers' answers", ylabel="share of images")
+    histogram.legend(fontsize=8)
+    if aurocs:
+        budgets, figures_of = list(aurocs), list(aurocs.values())
+        spread = [[f[0] - f[1] for f in figures_of], [f[2] - f[0] for f in figures_of]]
+        curve.errorbar(
+            budgets, [f[0] for f in figures_of], spread, fmt="o-", color=COLOURS[LibraryNetwork.kind], capsize=3
+        )
+    curve.axhline(0.5, color=CLEAN, lw=1)
+    curve.set(xlabel="budget of PGD, pixel values (L-infinity)", ylabel="AUROC of 1 - CPL, 95% interval")
+    told = ", ".join(f"{f[0]:.2f} ({f[1]:.2f} to {f[2]:.2f}, {f[3]} images) at {b:.3g}" for b, f in aurocs.items())
+    yield Plate(
+        "fig-5-agreement",
+        figure,
+        "attacks make the layers' answers disagree",
+        f"AUROC of 1 - CPL is {told}" if aurocs else "PGD fooled too few images to tell",
+        all(low > 0.5 for _, low, _, _ in aurocs.values()) if aurocs else None,
+    )
+
+
+@torch.no_grad()
+def agreements(study: Study, detector: LibraryNetwork) -> Agreement:
+    """CPL of the images seen, and of those that PGD fools the classifier with."""
+
+    def cpl(pixels: torch.Tensor | None) -> list[float]:
+        images = study.seen if pixels is None else study.right
+        parts = []
+        for capture in study.stream(detector.layers, images, pixels):
+            assert capture.labels is not None
+            values = detector.read(capture).evidence["cpl"]
+            parts.append(values if pixels is None else values[capture.predicted != capture.labels])
+        return [round(value, 6) for value in torch.cat(parts).tolist()]
+
+    attacked: Mapping[float, list[float]] = {budget: cpl(study.pgd(budget)) for budget in study.budgets}
+    return Agreement.model_validate({"clean": cpl(None), "attacked": attacked})
