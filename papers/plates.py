@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ class Plate:
 
 
 def keep_plates(plates: Iterable[Plate], folder: Path, title: str) -> list[Plate]:
-    """Write plates as they come, and a page (figures.md) of them all in the end; only the owner may read them.
+    """Write plates as they come, and in the end what is said of them all, for people (figures.md) and for programs
+    (figures.json); only the owner may read them.
 
     Raises:
         FileError: a file cannot be written.
@@ -68,6 +70,8 @@ def keep_plates(plates: Iterable[Plate], folder: Path, title: str) -> list[Plate
         lines += [f"![{plate.name}]({plate.name}.png)", ""]
         lines += [f"The paper: {plate.claim}. Here that **{plate.verdict}**: {plate.found}.", ""]
     write_whole(folder / "figures.md", "\n".join(lines).encode(), SECRET)
+    said = [{"name": p.name, "claim": p.claim, "verdict": p.verdict, "found": p.found} for p in kept]
+    write_whole(folder / "figures.json", json.dumps(said, indent=1).encode(), SECRET)
     return kept
 
 

@@ -124,8 +124,10 @@ def test_plates_are_written_as_points_and_as_lines_the_same_each_time(tmp_path: 
     plate = Plate("fig-1", figure, "lines rise", "this one does", True)
     (kept,) = keep_plates([plate], tmp_path, "Paper")
     assert kept is plate
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig-1.png", "fig-1.svg", "figures.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig-1.png", "fig-1.svg", "figures.json", "figures.md"]
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+    said = [{"name": "fig-1", "claim": "lines rise", "verdict": "holds", "found": "this one does"}]
+    assert json.loads((tmp_path / "figures.json").read_text()) == said
     assert "The paper: lines rise. Here that **holds**: this one does." in (tmp_path / "figures.md").read_text()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     keep_plates([plate], tmp_path, "Paper")

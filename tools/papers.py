@@ -1,9 +1,13 @@
-"""The papers' own scores, reproduced, into docs/papers.md: python tools/papers.py mnist|cifar10 BUNDLE."""
+"""The papers, reproduced, into docs/papers.md: their own scores by python tools/papers.py mnist|cifar10 BUNDLE, what is
+said of their figures by python tools/papers.py figures NAME=FOLDER..., of what `askance figures --paper all` has drawn.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,8 +272,34 @@ def signature(made: Reproduction) -> str:
     return table(("layer", *columns), rows)
 
 
-def main(name: str, folder: str) -> None:
-    """Write every section of one data set."""
+def figures(folders: Mapping[str, Path]) -> str:
+    """What the papers claim of each figure, and what is so of each classifier."""
+    claims: dict[tuple[str, str], str] = {}
+    said: dict[tuple[str, str], list[str]] = {}
+    for name, folder in folders.items():
+        for file in sorted(folder.glob("*/figures.json")):
+            for one in json.loads(file.read_text()):
+                key = file.parent.name, one["name"]
+                claims[key] = one["claim"]
+                said.setdefault(key, []).append(f"- {name}: **{one['verdict']}**: {one['found']}.")
+    return "\n\n".join(
+        f"**{paper}, {name}**: {claims[paper, name]}.\n\n" + "\n".join(map(wrapped, said[paper, name]))
+        for paper, name in sorted(said)
+    )
+
+
+def wrapped(line: str) -> str:
+    """A line of a list as docs have it."""
+    return textwrap.fill(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def main(name: str, *of: str) -> None:
+    """Write every section of one data set, or what is said of figures."""
+    if name == "figures":
+        pairs = (one.partition("=") for one in of)
+        replace_section(PAGE, "figures", figures({label: Path(folder) for label, _, folder in pairs}))
+        return
+    (folder,) = of
     made = Reproduction(name, Path(folder))
     for part in (maps, introspection, signature, library, sampling):
         say(f"{name}: {part.__name__}")
@@ -277,4 +307,4 @@ def main(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

@@ -173,6 +173,7 @@ class Figures:
             "verdicts": {name: series.sum("askance_verdicts_total", verdict=name) for name in SCREENED},
             "unscreened": series.sum("askance_unscreened_total"),
             "blocked": series.sum("askance_blocked_total"),
+            "kept": series.sum("askance_reviews_total", outcome="kept"),
             "points": known,
             "detectors": [
                 {

@@ -58,10 +58,9 @@ async function mark(id, word) {
 }
 
 async function review(now) {
-  by("review").hidden = !now.reviews;
-  const total = now.verdicts.SUSPECT + now.verdicts.ADVERSARIAL;
-  if (!now.reviews || reviewed === total) return;
-  reviewed = total;
+  by("review").hidden = !now.reviewing;
+  if (!now.reviewing || reviewed === now.kept) return;
+  reviewed = now.kept;
   const kept = await (await fetch("live/review")).json();
   put("kept", ...kept.map((one) => make("li", {class: one.verdict},
     make("img", {src: `live/review/${one.id}/image`, alt: `request ${one.request_id}`, loading: "lazy", width: 96, height: 96}),
