@@ -46,7 +46,12 @@ class Libraries(Part):
 
 
 def libraries(
-    layers: Sequence[str], rows: Sequence[int], neighbors: int, fitted: CaptureStream, images: CaptureStream
+    layers: Sequence[str],
+    rows: Sequence[int],
+    neighbors: int,
+    fitted: CaptureStream,
+    images: CaptureStream,
+    sample: tuple[CaptureStream, int] | None = None,
 ) -> Libraries:
     """Libraries of about so many rows each, and those by THETAS.
 
@@ -56,6 +61,8 @@ def libraries(
         neighbors: k, of the answers.
         fitted: what they are built from.
         images: others, with labels, by which they are compared.
+        sample: some of what they are built from, and of how many; thresholds for so many rows are found by these, or by
+            all of them.
 
     Raises:
         DataError: a stream is empty.
@@ -63,7 +70,10 @@ def libraries(
     curves: dict[str, list[LibraryPoint]] = {layer: [] for layer in layers}
     confusion = {}
     for options in _options(tuple(layers), rows, neighbors):
-        detector = LibraryNetwork(options).fit(fitted)
+        detector = LibraryNetwork(options)
+        if sample is not None:
+            detector.settle(*sample)
+        detector.fit(fitted)
         assert detector.options.thresholds is not None
         for layer, figures in detector.agreement(images).items():
             theta = detector.options.thresholds[layer]

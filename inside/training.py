@@ -54,23 +54,20 @@ class Record:
         return shares
 
 
-def record(layers: Sequence[str], epochs: Sequence[CaptureStream], seed: int = 0) -> Record:
+def record(options: IntrospectionOptions, epochs: Sequence[CaptureStream]) -> Record:
     """Learn one map of the activations of all epochs, and place the images on it at each.
 
     Args:
-        layers: that are autoencoded, as introspection does.
+        options: of introspection; the map has two dimensions, whatever they say.
         epochs: Captures of the same images, with labels, one stream for each epoch.
-        seed: of the training.
 
     Raises:
         DataError: there are no epochs, or too few images.
     """
     if not epochs:
         raise DataError("no epochs were kept")
-    options = IntrospectionOptions(
-        hidden_layers=tuple(layers), latent_dimensions=MAP_DIMENSIONS, cycles=CYCLES, seed=seed
-    )
-    detector = Introspection(options).fit(Joined(epochs))
+    quickly = options.model_copy(update={"latent_dimensions": MAP_DIMENSIONS, "cycles": CYCLES})
+    detector = Introspection(quickly).fit(Joined(epochs))
     with torch.no_grad():
         points = [torch.cat([detector.map_points(capture) for capture in stream]) for stream in epochs]
     return Record(torch.stack(points), torch.cat([labels_of(capture) for capture in epochs[0]]))

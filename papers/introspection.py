@@ -16,10 +16,10 @@ from matplotlib.collections import Collection
 from torch import Tensor
 
 from askance.calibration.images import Images
+from askance.calibration.metrics import detection, detection_intervals
 from askance.calibration.progress import say
 from askance.colours import GREEN, RED, of_class
 from askance.detectors import Introspection
-from askance.detectors.statistics import auroc
 from askance.drawing.insides import within
 from askance.inside.activations import MAP_DIMENSIONS, introspected, sorted_network
 from askance.inside.data import EDGE, ActivationMap, Cloud, ErrorEstimates, SortedLayer, Trajectory
@@ -85,8 +85,8 @@ def activation_maps(
         "mistakes lie where the map says that an error is to be expected",
         "there are too few mistakes to tell"
         if ranks is None
-        else f"the error expected at its place ranks a mistake above a right answer in {ranks:.0%} of pairs (AUROC)",
-        None if ranks is None else ranks > 0.5,
+        else f"the error expected at its place ranks mistakes above right answers with an AUROC of {_told(ranks)}",
+        None if ranks is None else _above_chance(ranks),
     )
 
 
@@ -97,7 +97,7 @@ def _over_training(study: Study, detector: Introspection) -> Plate | None:
     if not kept:
         return None
     say(f"activations of {len(kept)} epochs")
-    found = record(detector.layers, [study.stream(detector.layers, some, classifier=one.classifier) for one in kept])
+    found = record(detector.options, [study.stream(detector.layers, some, classifier=one.classifier) for one in kept])
     figure, (axes,) = sheet(width=5.5, height=5.0)
     for image in range(min(len(found.labels), DRAWN_LINES)):
         line = np.array([within(point) for point in found.points[:, image].tolist()])
@@ -244,21 +244,34 @@ def violins(errors: ErrorEstimates, labels: Tensor, right: Tensor, class_names: 
         "fig-7-violins",
         figure,
         "a greater error is expected of mistakes than of right answers",
-        "AUROC of mistakes: " + ", ".join(f"{name} {value:.2f}" for name, value in known.items()) + f"; medians by the "
+        "AUROC of mistakes: " + ", ".join(f"{name} {_told(one)}" for name, one in known.items()) + f"; medians by the "
         f"hidden layer {medians[0]:.2f} (right) and {medians[1]:.2f} (wrong)"
         if known
         else "there are too few mistakes to tell",
-        all(value > 0.5 for value in known.values()) if known else None,
+        _above_chance(known["hidden"]) if known else None,
     )
 
 
-def _ranking(values: Sequence[float], right: Tensor) -> float | None:
-    """AUROC of mistakes; None of too few."""
+def _ranking(values: Sequence[float], right: Tensor) -> tuple[float, float, float] | None:
+    """AUROC of mistakes and its 95% interval; None of too few."""
     wrong = int((~right).sum())
     if wrong < FEWEST_MISTAKES or wrong == len(right):
         return None
-    expected = torch.tensor(values)
-    return auroc(expected[right], expected[~right])
+    expected = np.array(values)
+    pair = expected[right.numpy()], expected[~right.numpy()]
+    figures, intervals = detection(*pair), detection_intervals(*pair)
+    assert figures is not None
+    assert intervals is not None
+    return figures["auroc"], *intervals["auroc"]
+
+
+def _told(ranks: tuple[float, float, float]) -> str:
+    return f"{ranks[0]:.2f} ({ranks[1]:.2f} to {ranks[2]:.2f})"
+
+
+def _above_chance(ranks: tuple[float, float, float]) -> bool | None:
+    """Whether an AUROC is; None where its interval does not tell."""
+    return None if ranks[1] <= 0.5 <= ranks[2] else ranks[0] > 0.5
 
 
 def _ground(axes: Axes, drawn: ActivationMap) -> None:

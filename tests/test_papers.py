@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -16,10 +17,17 @@ from askance.calibration.config import load_config
 from askance.calibration.images import ImageStream
 from askance.calibration.inputs import load_inputs
 from askance.calibration.training import train
-from askance.detectors import LibraryNetwork, LibraryNetworkOptions, SelfOrganizingMap, SemanticSignature, Tap
+from askance.detectors import (
+    LibraryNetwork,
+    LibraryNetworkOptions,
+    SelfOrganizingMap,
+    SelfOrganizingMapOptions,
+    SemanticSignature,
+    Tap,
+)
 from askance.detectors.self_organizing_map import layer_code
 from askance.errors import BundleError, ConfigError, DataError
-from askance.inside.codes import quantization_errors
+from askance.inside.codes import codes, quantization_errors
 from askance.inside.libraries import THETAS, libraries, most_confusing
 from askance.inside.semantics import Rivalry, rivalry, semantics
 from askance.inside.training import Record
@@ -112,9 +120,9 @@ def test_the_last_quantization_error_is_that_of_the_map(study: Study) -> None:
     fitted, seen = (study.stream(detector.layers, images) for images in (study.fitted, study.seen))
     found = quantization_errors(detector, fitted, seen)
     for layer, layer_map in detector.layer_maps().items():
-        codes = torch.cat([layer_code(capture, layer) for capture in seen])
+        seen_codes = torch.cat([layer_code(capture, layer) for capture in seen])
         assert len(found[layer]) == detector.options.epochs
-        assert found[layer][-1] == pytest.approx(layer_map.quality(layer_map.standardise(codes))[0], rel=0.02)
+        assert found[layer][-1] == pytest.approx(layer_map.quality(layer_map.standardise(seen_codes))[0], rel=0.02)
         assert found[layer][-1] < found[layer][0]
 
 
@@ -253,3 +261,22 @@ def test_lenets_early_layers_are_diverse_and_confused_by_nine(data_root: Path, m
             assert most_confusing(found.confusion[theta][layer]) == 9, (theta, layer)
             row = [value for k, value in enumerate(found.confusion[theta][layer][4]) if k != 4]
             assert row[8] == max(value for value in row if value is not None), (theta, layer)
+
+
+@pytest.mark.acceptance
+@pytest.mark.data
+def test_lenets_codes_go_from_diverse_to_homogeneous(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paper 004: the deeper the layer, the more a unit tells of the class, and the nearer together its codes lie."""
+    monkeypatch.setenv("ASKANCE_DATA", str(data_root))
+    config = load_config(CONFIGS / "mnist.toml")
+    inputs, options = load_inputs(config), config.detectors.wanted()[SelfOrganizingMap.kind]
+    assert isinstance(options, SelfOrganizingMapOptions)
+    with Tap(inputs.classifier, options.map_layers, inputs.preprocessing.normalize) as tap:
+        fitted, seen = (ImageStream(tap, inputs.splits[name][:12_000]) for name in ("fit", "evaluate"))
+        found = codes(SelfOrganizingMap(options).fit(fitted), seen, seen.images.y, 10)
+    information = [one.information for one in found.values()]
+    spreads = [fmean(spread for spread in one.spreads if spread is not None) for one in found.values()]
+    assert information == pytest.approx([0.69, 0.83, 0.94, 0.98], abs=0.05)
+    assert information == sorted(information)
+    assert spreads == sorted(spreads, reverse=True)
+    assert (spreads[0], spreads[-1]) == pytest.approx((3.1, 1.7), abs=0.3)

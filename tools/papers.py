@@ -32,6 +32,7 @@ from askance.detectors import (
     SemanticSignature,
 )
 from askance.detectors.introspection import log_error
+from askance.detectors.short_list import ShortList
 from askance.papers import Study
 from askance.screening.bundle import SealedBundle
 from askance.screening.kinds.introspection import ERROR_FLOOR
@@ -41,6 +42,7 @@ RANKS = (1, 3, 5, 7, 9)  # of the targets, by similarity of their words to the t
 COMPARED = 1000  # images of `evaluate`
 CODE_NEIGHBORS = 20  # rows that the library network's code, as published, goes by, with a softmax
 SAMPLED = (None, 2000, 500, 100)  # neurons of a layer that libraries look at
+LONGER = 3  # times as many cycles, and as much patience
 FEWEST = 20  # images, below which no AUROC is said
 
 
@@ -109,6 +111,7 @@ class Reproduction:
         self.study = Study(SealedBundle.open(folder))
         self.clean = self.study.splits["evaluate"]
         self.shades = 1 if self.clean.x.shape[1] == 1 else 255
+        self.learned = self.study.splits.get("held_out", self.study.splits["fit"])
         self.attacked = {budget: self.study.pgd(budget) for budget in self.study.budgets}
 
     def budget(self, value: float) -> str:
@@ -160,8 +163,10 @@ def shares(agreement: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]
 
 def as_its_code_has_it(detector: LibraryNetwork) -> LibraryNetwork:
     """The same libraries by the 20 most similar rows, and a softmax of the answers."""
-    other = copy.copy(detector)
+    other = copy.deepcopy(detector)
     other.options = detector.options.model_copy(update={"neighbors": CODE_NEIGHBORS, "softmax": True})
+    for one in other.layer_libraries().values():
+        one.short_list = ShortList()  # made for fewer rows
     return other
 
 
@@ -207,12 +212,11 @@ def introspection(made: Reproduction) -> str:
     detector = made.study.detector(Introspection)
     assert detector is not None
     captures = list(made.study.stream(detector.layers, made.clean))
-    readings = [detector.read(c) for c in captures]
-    reads = detector.options.estimator_reads
-    estimates = {
-        name: torch.cat([one.components[f"estimated_error{'' if name == reads else f':{name}'}"] for one in readings])
-        for name in ("latent", "hidden")
-    }
+    with torch.enable_grad():
+        longer = detector.with_longer_training(made.study.stream(detector.layers, made.learned), LONGER)
+    estimates = [torch.cat([one.estimate_at(one.map_points(c)) for c in captures]) for one in (detector, longer)]
+    of_hidden = "estimated_error" if detector.options.estimator_reads == "hidden" else "estimated_error:hidden"
+    estimates.append(torch.cat([detector.components(c)[of_hidden] for c in captures]))
     predicted = torch.cat([c.predicted for c in captures])
     right = predicted == made.clean.y
     classes = [("all", torch.ones_like(right)), *((n, predicted == k) for k, n in enumerate(made.clean.classes))]
@@ -222,18 +226,19 @@ def introspection(made: Reproduction) -> str:
             f"{int((where & right).sum())} / {int((where & ~right).sum())}",
             *(
                 f"{float(e[where & kind].median()):.2f}" if bool((where & kind).any()) else "-"
-                for e in estimates.values()
+                for e in estimates
                 for kind in (right, ~right)
             ),
         )
         for name, where in classes
     ]
-    ranks = [told(e[right].numpy(), e[~right].numpy()) for e in estimates.values()]
-    rows.append(("AUROC of mistakes", "", "", ranks[0], "", ranks[1]))
+    ranks = [told(e[right].numpy(), e[~right].numpy()) for e in estimates]
+    rows.append(("AUROC of mistakes", "", *(cell for rank in ranks for cell in ("", rank))))
     errors = torch.cat([log_error(c.logits, c.labels) for c in captures if c.labels is not None])
     floor = float((errors <= np.log10(ERROR_FLOOR) + 1e-6).double().mean())
     said = f"\n\nOf the errors that the estimators are to learn, {floor:.0%} are at the floor of {ERROR_FLOOR:g}."
-    head = ("predicted class", "right / wrong", "by z: right", "wrong", "by the hidden layer: right", "wrong")
+    by = ("by z: right", "wrong", f"by z, learned {LONGER} times as long: right", "wrong", "by the hidden layer: right")
+    head = ("predicted class", "right / wrong", *by, "wrong")
     return table(head, rows) + said
 
 
@@ -283,7 +288,12 @@ def figures(folders: Mapping[str, Path]) -> str:
                 claims[key] = one["claim"]
                 said.setdefault(key, []).append(f"- {name}: **{one['verdict']}**: {one['found']}.")
     return "\n\n".join(
-        f"**{paper}, {name}**: {claims[paper, name]}.\n\n" + "\n".join(map(wrapped, said[paper, name]))
+        "\n\n".join(
+            [
+                textwrap.fill(f"**{paper}, {name}**: {claims[paper, name]}.", 120, break_on_hyphens=False),
+                "\n".join(map(wrapped, said[paper, name])),
+            ]
+        )
         for paper, name in sorted(said)
     )
 

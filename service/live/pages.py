@@ -146,7 +146,9 @@ class Pages:
         with self._lock:
             if time.monotonic() - self._made >= EVENT_SECONDS / 2:
                 shown = self._sources.figures.now(*self._sources.notes())
-                self._event = b"data: " + orjson.dumps(shown | {"reviewing": self._sources.review is not None}) + b"\n\n"
+                self._event = (
+                    b"data: " + orjson.dumps(shown | {"reviewing": self._sources.review is not None}) + b"\n\n"
+                )
                 self._made = time.monotonic()
             return self._event
 
