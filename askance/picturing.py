@@ -117,7 +117,7 @@ def figures(
                 f"{plate.name}: {plate.verdict}: {plate.found}", soft_wrap=True, markup=False, highlight=False
             )
         said = (
-            f"{len(plates)} figures, as PNG and SVG, and figures.md"
+            f"{len(plates)} figures, as PNG and SVG, and README.md"
             if plates
             else "none: the bundle has no such detector"
         )

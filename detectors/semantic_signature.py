@@ -269,13 +269,14 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
         Benjamini-Hochberg-Yekutieli (paper 003, section 4.1).
 
         Args:
-            stream, seed: as for `semantic_tests`.
+            stream: Captures with labels.
+            seed: of the draws and permutations.
 
         Returns:
             {layer: {"two_versus_two", "p_value"}}.
 
         Raises:
-            DataError: as of `semantic_tests`.
+            DataError: the stream is empty, has no labels, or shows fewer than four classes.
         """
         tests = self.semantic_tests(stream, seed)
         p_values = corrected(torch.tensor([one["p_value"] for one in tests.values()], dtype=torch.float64)).tolist()

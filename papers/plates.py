@@ -54,7 +54,7 @@ class Plate:
 
 
 def keep_plates(plates: Iterable[Plate], folder: Path, title: str) -> list[Plate]:
-    """Write plates as they come, and in the end what is said of them all, for people (figures.md) and for programs
+    """Write plates as they come, and in the end what is said of them all, for people (README.md) and for programs
     (figures.json); only the owner may read them.
 
     Raises:
@@ -69,7 +69,7 @@ def keep_plates(plates: Iterable[Plate], folder: Path, title: str) -> list[Plate
     for plate in kept:
         lines += [f"![{plate.name}]({plate.name}.png)", ""]
         lines += [f"The paper: {plate.claim}. Here that **{plate.verdict}**: {plate.found}.", ""]
-    write_whole(folder / "figures.md", "\n".join(lines).encode(), SECRET)
+    write_whole(folder / "README.md", "\n".join(lines).encode(), SECRET)
     said = [{"name": p.name, "claim": p.claim, "verdict": p.verdict, "found": p.found} for p in kept]
     write_whole(folder / "figures.json", json.dumps(said, indent=1).encode(), SECRET)
     return kept

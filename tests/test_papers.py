@@ -132,11 +132,11 @@ def test_plates_are_written_as_points_and_as_lines_the_same_each_time(tmp_path: 
     plate = Plate("fig-1", figure, "lines rise", "this one does", True)
     (kept,) = keep_plates([plate], tmp_path, "Paper")
     assert kept is plate
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig-1.png", "fig-1.svg", "figures.json", "figures.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "fig-1.png", "fig-1.svg", "figures.json"]
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
     said = [{"name": "fig-1", "claim": "lines rise", "verdict": "holds", "found": "this one does"}]
     assert json.loads((tmp_path / "figures.json").read_text()) == said
-    assert "The paper: lines rise. Here that **holds**: this one does." in (tmp_path / "figures.md").read_text()
+    assert "The paper: lines rise. Here that **holds**: this one does." in (tmp_path / "README.md").read_text()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     keep_plates([plate], tmp_path, "Paper")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -216,7 +216,7 @@ def test_the_command_says_what_holds(
     assert run(["figures", bundle, "--paper", "004", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "fig-1: holds: they do\nfig-2: open: or less\n" in printed
-    assert f"paper 004: 2 figures, as PNG and SVG, and figures.md in {out}" in printed
+    assert f"paper 004: 2 figures, as PNG and SVG, and README.md in {out}" in printed
     assert run(["figures", bundle, "--paper", "04", "--out", str(out)]) == 2
     assert "unknown '04': did you mean '004'?" in capsys.readouterr().err
 
