@@ -1,12 +1,14 @@
 """Short list: the rows of a large library that are most similar to a pattern, found without a full look at each.
 
-Rows are compared in a few dimensions, their leading singular vectors, and the best of them in all. Of very many rows
-only those are compared that stand in the cells around the nearest centres. FAISS calls the two "PCA64,Flat,RFlat" and
-"PCA64,IVF,RFlat" (J. Johnson, M. Douze and H. Jegou, "Billion-scale similarity search with GPUs", 2019); here they are
-tensor operations, which a graph can hold.
+Rows are compared in a few dimensions, their leading singular vectors, and the best of them in all; of very many rows,
+where that is less, only those that stand in the cells around the nearest centres. FAISS calls the two
+"PCA64,Flat,RFlat" and "PCA64,IVF,RFlat" (J. Johnson, M. Douze and H. Jegou, "Billion-scale similarity search with
+GPUs", 2019); here they are tensor operations, which a graph can hold.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 DIMENSIONS = 64
 LARGE = 2**22  # numbers of all rows, 16 MiB: from there on no cache holds them, and a look at each waits for memory
-LONG = 2**15  # rows above which they stand in cells: of one image, fewer are compared as soon all at once
+LONG = 10_000  # rows above which cells are tried, too: fewer are compared as soon all at once
 DECOMPOSED = 1024  # rows behind the singular vectors
 ROUNDS = 10  # of k-means
 FULLEST = 2  # times the mean, the most rows of a cell: a look at one takes as long as at the fullest
@@ -24,6 +26,7 @@ RECALL = 0.998  # the least share of the nearest rows to be found: CPL changes w
 LEAST, MOST = 2, 128  # times as many rows as are wanted, compared in full
 WORTH = 3  # times fewer numbers to look at than there are in all rows
 GATHERED = 32  # numbers of a whole matrix that take as long as one from here and there: no two images share those
+ALONE = 6  # the same for one image, for which a matrix waits for memory, too
 
 
 def is_large(rows: Tensor) -> bool:
@@ -59,7 +62,7 @@ class ShortList(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, rows: Tensor, patterns: Tensor, count: int) -> ShortList:
+    def of(cls, rows: Tensor, patterns: Tensor, count: int) -> Self:
         """The one that with the least effort finds nearly all of the `count` nearest rows of patterns.
 
         Args:
@@ -70,22 +73,35 @@ class ShortList(nn.Module):
         Returns:
             An empty one for rows that are not large (`is_large`), and where it would have to look at too many.
         """
-        made = cls()
         if not is_large(rows):
-            return made
-        made.axes = _leading(rows)
-        made.reduced = rows @ made.axes
+            return cls()
+        axes = _leading(rows)
+        reduced = rows @ axes
+        tried = [cls._over(axes, reduced)]
         if len(rows) > LONG:
-            made.centres, made.cells = _cells(made.reduced, count)
-        looked_at, listed = min(1, len(made.cells)), MOST * count
-        while made._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
+            tried.append(cls._over(axes, reduced, *_cells(reduced, count)))
+        found = [one for one in tried if one._settle_for(rows, patterns, count)]
+        return min(found, key=lambda one: one._takes(rows, *one._effort, each=ALONE), default=cls())
+
+    @classmethod
+    def _over(cls, axes: Tensor, reduced: Tensor, centres: Tensor | None = None, cells: Tensor | None = None) -> Self:
+        made = cls()
+        made.axes, made.reduced = axes, reduced
+        if centres is not None and cells is not None:
+            made.centres, made.cells = centres, cells
+        return made
+
+    def _settle_for(self, rows: Tensor, patterns: Tensor, count: int) -> bool:
+        """Settle for the least effort that finds nearly all; whether that is worth it."""
+        looked_at, listed = min(1, len(self.cells)), MOST * count
+        while self._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
             looked_at *= 2
-            if not looked_at or not made._is_worth(looked_at, LEAST * count, rows):
-                return cls()
+            if not 0 < looked_at <= len(self.cells) or not self._is_worth(rows, looked_at, LEAST * count):
+                return False
         listed = LEAST * count
-        while made._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
+        while self._recall_by(looked_at, listed, rows, patterns, count) < RECALL:
             listed *= 2
-        return made if made._is_worth(looked_at, listed, rows) else cls()
+        return self._is_worth(rows, *self._effort)
 
     def _recall_by(self, looked_at: int, listed: int, rows: Tensor, patterns: Tensor, count: int) -> float:
         """The recall with so much effort, which it keeps."""
@@ -94,13 +110,15 @@ class ShortList(nn.Module):
         self.settle()
         return self.recall(rows, patterns, count)
 
-    def _is_worth(self, looked_at: int, listed: int, rows: Tensor) -> bool:
+    def _is_worth(self, rows: Tensor, looked_at: int, listed: int) -> bool:
         """Whether so much effort is less than a look at every row."""
-        if looked_at > len(self.cells):
-            return False
+        return WORTH * self._takes(rows, looked_at, listed, each=GATHERED) <= rows.numel()
+
+    def _takes(self, rows: Tensor, looked_at: int, listed: int, *, each: int) -> int:
+        """How many numbers of a whole matrix so much effort takes as long as; one from here and there as `each`."""
         compared = self.centres if looked_at else self.reduced
         gathered = looked_at * self.cells.shape[-1] * len(self) + listed * rows.shape[1]
-        return WORTH * (self.axes.numel() + compared.numel() + GATHERED * gathered) <= rows.numel()
+        return self.axes.numel() + compared.numel() + each * gathered
 
     def settle(self) -> None:
         """Derive from the buffers what a look-up needs as plain numbers."""

@@ -164,6 +164,7 @@ def long(trained: Trained) -> LibraryNetwork:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(short_list, "LARGE", 400 * 64)
         patched.setattr(short_list, "LONG", 600)
+        patched.setattr(short_list, "ALONE", 1)
         patched.setattr(short_list, "WORTH", 0)  # so few rows are not
         return made.fit(trained.captures("train"), trained.captures("calibrate"))
 
@@ -175,6 +176,8 @@ def test_large_libraries_alone_have_one(trained: Trained, long: LibraryNetwork) 
     }
     assert all((rows > 400 and layer != "fc2") == (cells > 0) for layer, (rows, cells) in lengths.items())
     assert {cells > 0 for _, cells in lengths.values()} == {True, False}
+    cells = [len(one.short_list.cells) for one in long.layer_libraries().values() if len(one.short_list)]
+    assert {count > 0 for count in cells} == {True, False}
     recall = long.diagnose(trained.captures("train"), trained.captures("evaluate"))["recall"]
     assert set(recall) == {layer for layer, (_, cells) in lengths.items() if cells}
     assert min(recall.values()) > 0.97
