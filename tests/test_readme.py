@@ -103,11 +103,16 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     block = README[README.index("## Use") :]
     lines = re.findall(r"^askance ([^#\n]+?)\s*#", block[: block.index("```\n\n")], re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["train", "calibrate", "inspect", "explain", "serve", "screen"]
-    train, calibrate, inspect, explain, serve, screen = (["-m", "askance", *shlex.split(line)] for line in lines)
-    for command in (train, calibrate, inspect, explain):
-        said = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
-    assert "library network (" in said
+    names = ["train", "calibrate", "inspect", "explain", "figures", "serve", "screen"]
+    assert [line.split()[0] for line in lines] == names
+    *before, serve, screen = (["-m", "askance", *shlex.split(line)] for line in lines)
+    said = {
+        name: subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
+        for name, command in zip(names, before, strict=False)
+    }
+    assert "library network (" in said["explain"]
+    assert "paper 004: 5 figures" in said["figures"]
+    assert (tmp_path / "figures" / "unfolded.svg").exists()
     with started([*serve, "--port", "0", "--metrics-port", "0"]) as (process, serving):
         assert isinstance(serving, Serving)
         done = subprocess.run(
