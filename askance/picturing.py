@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ def keep(path: Path, page: bytes) -> None:
     write_whole(path, page, SECRET)
     what = "picture" if path.suffix.lower() == ".png" else "page"
     console.print(f"{what}: {path}{', for a browser' if what == 'page' else ''}", soft_wrap=True, markup=False)
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    from askance.output import console
+
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def explain(
@@ -39,7 +48,6 @@ def explain(
 ) -> None:
     """Screen IMAGE with BUNDLE, here, and say in words what each detector has seen."""
     from askance.explained import in_words
-    from askance.output import console
     from askance.screened import ScreenedClassifier
     from askance.screening.bundle import SealedBundle
 
@@ -47,8 +55,7 @@ def explain(
     with ScreenedClassifier(opened, allowed_factories=allow_factory or ()) as screen:
         answer = screen(image, explain=True)
         words = in_words(answer, screen.class_names)
-    for line in words:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    _say(words)
     if out is None and not noise and toward is None:
         return
     from askance.calibration import explaining
@@ -57,8 +64,7 @@ def explain(
     pixels, predicted = explaining.pixels_of(opened, image), answer.prediction.index
     targets = [] if toward is None else explaining.targets_of(opened, toward, predicted)
     wandering = explaining.wander(opened, pixels, noise or [], targets, allow_factory or ())
-    for line in explaining.in_words(wandering, predicted, screen.class_names):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    _say(explaining.in_words(wandering, predicted, screen.class_names))
     if out is not None:
         from askance.calibration.report import explained
 
@@ -99,7 +105,6 @@ def figures(
     000: library networks, 001: introspection, 003: the semantic signature, 004: self-organizing maps.
     """
     from askance.errors import did_you_mean
-    from askance.output import console
     from askance.papers import PAPERS, Study, keep_plates
     from askance.screening.bundle import SealedBundle
 
@@ -112,13 +117,6 @@ def figures(
     for number in wanted:
         folder = out / number if len(wanted) > 1 else out
         plates = keep_plates(PAPERS[number](study), folder, f"Paper {number}: {study.name}")
-        for plate in plates:
-            console.print(
-                f"{plate.name}: {plate.verdict}: {plate.found}", soft_wrap=True, markup=False, highlight=False
-            )
-        said = (
-            f"{len(plates)} figures, as PNG and SVG, and README.md"
-            if plates
-            else "none: the bundle has no such detector"
-        )
-        console.print(f"paper {number}: {said}{f' in {folder}' if plates else ''}", soft_wrap=True, markup=False)
+        _say(f"{plate.name}: {plate.verdict}: {plate.found}" for plate in plates)
+        kept = f"{len(plates)} figures, as PNG and SVG, and README.md in {folder}"
+        _say([f"paper {number}: {kept if plates else 'none: the bundle has no such detector'}"])

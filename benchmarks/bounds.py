@@ -21,7 +21,7 @@ from askance.calibration.attacks import StoppedPGD
 from askance.calibration.config import load_config
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs, load_inputs
-from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.metrics import separation
 from askance.calibration.progress import say
 from askance.detectors import (
     Detector,
@@ -120,11 +120,8 @@ def trial(inputs: CalibrationInputs) -> Trial:
 
 def detected(clean: Floats, attacked: Floats) -> Detected:
     """How well a reading tells them apart."""
-    pair = clean.astype("f8"), attacked.astype("f8")
-    figures, intervals = detection(*pair), detection_intervals(*pair)
-    assert figures is not None
-    assert intervals is not None
-    return Detected(figures["auroc"], intervals["auroc"])
+    auroc, *interval = separation(clean.astype("f8"), attacked.astype("f8"))
+    return Detected(auroc, (interval[0], interval[1]))
 
 
 def libraries(trial: Trial, options: Any, rows: int) -> dict[str, Any]:

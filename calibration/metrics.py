@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,27 @@ def detection_intervals(clean: Scores, attacked: Scores, seed: int = 0) -> dict[
         low, high = np.percentile(values, [tail, 100 - tail])
         bounds[name] = (float(low), float(high))
     return bounds
+
+
+class Separation(NamedTuple):
+    """AUROC of scores, and its 95% interval, each in [0, 1]."""
+
+    auroc: float
+    low: float
+    high: float
+
+    @property
+    def in_words(self) -> str:
+        """For people: 0.84 (0.78 to 0.89)."""
+        return f"{self.auroc:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def separation(clean: Scores, attacked: Scores) -> Separation:
+    """How well scores tell the attacked from the clean, of which there are some each; as for `detection`."""
+    figures, intervals = detection(clean, attacked), detection_intervals(clean, attacked)
+    assert figures is not None
+    assert intervals is not None
+    return Separation(figures["auroc"], *intervals["auroc"])
 
 
 @lru_cache(maxsize=16)

@@ -180,8 +180,7 @@ class Introspection(ExplainedByOptions[IntrospectionOptions]):
         made.options = options.model_copy(update=longer)
         h, targets, _ = made._features(clean)
         generator = torch.Generator().manual_seed(options.seed)
-        with torch.no_grad():
-            latent = torch.cat([made._encode((block - made.mean) / made.scale)[1] for block in h.split(4096)])
+        _, latent = made._encoded(h)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             made.latent_estimator = dense(options.latent_dimensions, 1)
@@ -190,9 +189,7 @@ class Introspection(ExplainedByOptions[IntrospectionOptions]):
         return made
 
     def _train_estimators(self, h: Tensor, targets: Tensor, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            blocks = [self._encode((block - self.mean) / self.scale) for block in h.split(4096)]
-        hidden, latent = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        hidden, latent = self._encoded(h)
         training, validation = self._split(h.shape[0], generator)
         for estimator, inputs in ((self.latent_estimator, latent), (self.hidden_estimator, hidden)):
             self._train_estimator(estimator, inputs, targets, training, validation, generator)
@@ -218,6 +215,13 @@ class Introspection(ExplainedByOptions[IntrospectionOptions]):
 
     def _schedule(self) -> dict[str, Any]:
         return self.options.model_dump(include={"cycles", "cycle_steps", "peak_learning_rate", "patience"})
+
+    @torch.no_grad()
+    def _encoded(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden layer and z of activations as they come, [N, D_h], possibly on disk."""
+        blocks = [self._encode((block - self.mean) / self.scale) for block in h.split(4096)]
+        hidden, latent = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return hidden, latent
 
     def _encode(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.autoencoder.hidden(standardised)

@@ -63,6 +63,12 @@ def two_versus_two(image: Rows, word: Rows) -> Tensor:
     return matches(image, word)[..., above[0], above[1]]
 
 
+def over_layers(tests: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The p-values of `SemanticSignature.semantic_tests`, corrected for the number of layers, {layer: p}."""
+    p_values = torch.tensor([one["p_value"] for one in tests.values()], dtype=torch.float64)
+    return dict(zip(tests, corrected(p_values).tolist(), strict=True))
+
+
 def _labels(capture: Capture) -> Tensor:
     if capture.labels is None:
         raise DataError("reference activations come from labelled inputs: this stream has no labels")
@@ -279,10 +285,9 @@ class SemanticSignature(ExplainedByOptions[SemanticSignatureOptions]):
             DataError: the stream is empty, has no labels, or shows fewer than four classes.
         """
         tests = self.semantic_tests(stream, seed)
-        p_values = corrected(torch.tensor([one["p_value"] for one in tests.values()], dtype=torch.float64)).tolist()
+        p_values = over_layers(tests)
         return {
-            layer: {"two_versus_two": one["two_versus_two"], "p_value": p}
-            for (layer, one), p in zip(tests.items(), p_values, strict=True)
+            layer: {"two_versus_two": one["two_versus_two"], "p_value": p_values[layer]} for layer, one in tests.items()
         }
 
     @torch.no_grad()

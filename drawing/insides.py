@@ -15,6 +15,7 @@ from askance.inside.data import EDGE, ActivationMap, Codes, ErrorEstimates, Insi
 
 SHADES = "Cividis"  # which the colour-blind see as others do
 DIVERGING = "RdBu"
+Z1, Z2 = "z1 (prior's standard deviations)", "z2 (prior's standard deviations)"
 MOST_CLASSES = 20  # that are drawn one by one
 
 
@@ -50,8 +51,8 @@ def activation_map(inside: Inside, drawn: ActivationMap) -> Panel:
             colorbar={"title": {"text": "expected error (log10)", "side": "right"}},
             hoverinfo="skip",
         ),
-        x="z1 (prior's standard deviations)",
-        y="z2 (prior's standard deviations)",
+        x=Z1,
+        y=Z2,
     )
     cut = [within(point) for point in drawn.points]
     names = inside.class_names

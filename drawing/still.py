@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from askance.answers import Answer
 from askance.colours import CLEAN, COLOURS, RED, of_class
-from askance.drawing.insides import within
+from askance.drawing.insides import Z1, Z2, within
 from askance.inside.data import EDGE, ActivationMap, Inside, Wandering
 
 SIZE = (13.0, 8.0)  # inches
@@ -60,29 +61,36 @@ def still(
 
 
 def _map(axes: Axes, inside: Inside, drawn: ActivationMap, at: Sequence[float], wandering: Wandering) -> None:
-    background = np.array(drawn.background)
-    axes.imshow(background, extent=(-EDGE, EDGE, -EDGE, EDGE), origin="lower", cmap="Greys", alpha=0.6)
-    points = np.array([within(point) for point in drawn.points])
-    axes.scatter(points[:, 0], points[:, 1], s=4, c=[of_class(k) for k in inside.labels])
+    ground(axes, drawn)
+    dots(axes, drawn.points, inside.labels, s=4)
     for cloud in wandering.clouds:
-        copies = np.array([within(point) for point in cloud.points])
-        colours = [of_class(k) for k in cloud.predicted]
-        axes.scatter(copies[:, 0], copies[:, 1], s=14, marker="D", c=colours, edgecolors="black", linewidths=0.4)
+        dots(axes, cloud.points, cloud.predicted, s=14, marker="D", edgecolors="black", linewidths=0.4)
     for way in wandering.trajectories:
-        line = np.array([within(point) for point in way.points])
+        line = placed(way.points)
         axes.plot(
             line[:, 0], line[:, 1], color=of_class(way.target), lw=2, label=f"to {inside.class_names[way.target]}"
         )
     first, second = within(at)
     axes.scatter(first, second, s=120, marker="X", c=RED, edgecolors="white", label="this image")
     axes.legend(loc="upper right", fontsize=7)
-    axes.set(
-        title="on the activation map",
-        xlabel="z1 (prior's standard deviations)",
-        ylabel="z2 (prior's standard deviations)",
-        xlim=(-EDGE, EDGE),
-        ylim=(-EDGE, EDGE),
-    )
+    axes.set(title="on the activation map")
+
+
+def ground(axes: Axes, drawn: ActivationMap) -> None:
+    """The error that is expected at the places of an activation map, dark where it is great."""
+    axes.imshow(np.array(drawn.background), extent=(-EDGE, EDGE, -EDGE, EDGE), origin="lower", cmap="Greys", alpha=0.6)
+    axes.set(xlabel=Z1, ylabel=Z2, xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE))
+
+
+def dots(axes: Axes, points: Iterable[Sequence[float]], classes: Iterable[int], **how: Any) -> None:
+    """Points on an activation map, in the colours of classes."""
+    at = placed(points)
+    axes.scatter(at[:, 0], at[:, 1], c=[of_class(k) for k in classes], **how)
+
+
+def placed(points: Iterable[Sequence[float]]) -> NDArray[np.float64]:
+    """Points on an activation map as they are drawn, [N, 2]: on its border where they lie further out."""
+    return np.array([within(point) for point in points])
 
 
 def _profile(axes: Axes, inside: Inside, layers: Sequence[str], shares: Sequence[float]) -> None:

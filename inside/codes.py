@@ -63,26 +63,24 @@ def quantization_errors(
         fitted: what they learn from; its codes are held in memory.
         images: what is measured.
     """
-    options, found = detector.options, {}
+    options = detector.options
+
+    def learn(learned: Tensor, others: Tensor) -> tuple[float, ...]:
+        layer_map, errors = TorusMap(options.side), list[float]()
+        layer_map.train_units(
+            learned,
+            epochs=options.epochs,
+            radius_end=options.radius_end,
+            seed=options.seed,
+            after_epoch=lambda: errors.append(round(layer_map.quality(layer_map.standardise(others))[0], DECIMALS)),
+        )
+        return tuple(errors)
+
     learned, others = (
         {layer: torch.cat([layer_code(c, layer) for c in stream]) for layer in detector.layers}
         for stream in (fitted, images)
     )
-    for layer in detector.layers:
-        layer_map, errors = TorusMap(options.side), list[float]()
-
-        def note(layer_map: TorusMap = layer_map, errors: list[float] = errors, layer: str = layer) -> None:
-            errors.append(round(layer_map.quality(layer_map.standardise(others[layer]))[0], DECIMALS))
-
-        layer_map.train_units(
-            learned[layer],
-            epochs=options.epochs,
-            radius_end=options.radius_end,
-            seed=options.seed,
-            after_epoch=note,
-        )
-        found[layer] = tuple(errors)
-    return found
+    return {layer: learn(learned[layer], others[layer]) for layer in detector.layers}
 
 
 def information(hits: Tensor) -> float:

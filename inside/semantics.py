@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from askance.detectors import CaptureStream, SemanticSignature, SemanticSignatureOptions
-from askance.detectors.statistics import corrected
+from askance.detectors.semantic_signature import over_layers
 from askance.inside.data import Part, Share
 
 AT_ONCE = 8  # layers, whose activations are in memory together
@@ -69,10 +69,12 @@ def semantics(
         detector = SemanticSignature(SemanticSignatureOptions(semantic_layers=some))
         detector.word_correlations = words
         found |= detector.semantic_tests(stream_of(some))
-    p_values = corrected(torch.tensor([one["p_value"] for one in found.values()], dtype=torch.float64)).tolist()
+    p_values = over_layers(found)
     return {
-        layer: LayerSemantics(accuracy=one["two_versus_two"], p_value=p, chance=(one["chance_low"], one["chance_high"]))
-        for (layer, one), p in zip(found.items(), p_values, strict=True)
+        layer: LayerSemantics(
+            accuracy=one["two_versus_two"], p_value=p_values[layer], chance=(one["chance_low"], one["chance_high"])
+        )
+        for layer, one in found.items()
     }
 
 

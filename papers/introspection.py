@@ -11,16 +11,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from torch import Tensor
 
 from askance.calibration.images import Images
-from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.metrics import Separation, separation
 from askance.calibration.progress import say
 from askance.colours import GREEN, RED, of_class
 from askance.detectors import Introspection
-from askance.drawing.insides import within
+from askance.drawing.insides import Z1, Z2, within
+from askance.drawing.still import dots, ground, placed
 from askance.inside.activations import MAP_DIMENSIONS, introspected, sorted_network
 from askance.inside.data import EDGE, ActivationMap, Cloud, ErrorEstimates, SortedLayer, Trajectory
 from askance.inside.training import record
@@ -33,7 +33,6 @@ FOLLOWED, RECORDED = 3, 400  # images of Fig. 6, and of Fig. 2a
 DRAWN_LINES = 150  # of them
 MOST_TARGETS = 9  # of each image of Fig. 6
 FEWEST_MISTAKES = 5
-Z1, Z2 = "z1 (prior's standard deviations)", "z2 (prior's standard deviations)"
 
 
 def plates(study: Study) -> Iterator[Plate]:
@@ -43,8 +42,7 @@ def plates(study: Study) -> Iterator[Plate]:
         return
     say(f"activations of {len(study.seen)} images")
     drawn, errors = introspected(detector, study.stream(detector.layers, study.seen))
-    predicted = torch.cat([capture.predicted for capture in study.stream((), study.seen)])
-    right = predicted == study.seen.y
+    right = study.predicted == study.seen.y
     flat = detector.options.latent_dimensions == MAP_DIMENSIONS
     if flat and (trained := _over_training(study, detector)) is not None:
         yield trained
@@ -67,12 +65,12 @@ def activation_maps(
 ) -> Plate:
     """Fig. 2b to d: where images lie, and the error that is expected there."""
     figure, (learned, others) = sheet(1, 2, width=5.2, height=4.6)
-    _ground(learned, fitted)
-    _points(learned, fitted, study.fitted.y)
+    ground(learned, fitted)
+    dots(learned, fitted.points, study.fitted.y[: len(fitted.points)].tolist(), s=4)
     learned.set_title("fitted on")
-    _ground(others, seen)
-    _points(others, seen, study.seen.y)
-    wrong = np.array([within(point) for point, fine in zip(seen.points, right.tolist(), strict=True) if not fine])
+    ground(others, seen)
+    dots(others, seen.points, study.seen.y.tolist(), s=4)
+    wrong = placed(point for point, fine in zip(seen.points, right.tolist(), strict=True) if not fine)
     if len(wrong):
         others.scatter(wrong[:, 0], wrong[:, 1], s=40, facecolors="none", edgecolors=RED, label="mistakes")
         others.legend(fontsize=8)
@@ -85,7 +83,7 @@ def activation_maps(
         "mistakes lie where the map says that an error is to be expected",
         "there are too few mistakes to tell"
         if ranks is None
-        else f"the error expected at its place ranks mistakes above right answers with an AUROC of {_told(ranks)}",
+        else f"the error expected at its place ranks mistakes above right answers with an AUROC of {ranks.in_words}",
         None if ranks is None else _above_chance(ranks),
     )
 
@@ -100,7 +98,7 @@ def _over_training(study: Study, detector: Introspection) -> Plate | None:
     found = record(detector.options, [study.stream(detector.layers, some, classifier=one.classifier) for one in kept])
     figure, (axes,) = sheet(width=5.5, height=5.0)
     for image in range(min(len(found.labels), DRAWN_LINES)):
-        line = np.array([within(point) for point in found.points[:, image].tolist()])
+        line = placed(found.points[:, image].tolist())
         axes.plot(line[:, 0], line[:, 1], color=of_class(int(found.labels[image])), lw=0.5, alpha=0.5)
         axes.scatter(line[-1, 0], line[-1, 1], color=of_class(int(found.labels[image])), s=8)
     axes.set(xlabel=Z1, ylabel=Z2, xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE))
@@ -147,7 +145,7 @@ def samples(study: Study, detector: Introspection, drawn: ActivationMap, right: 
         picture(top, image)
         true, given = int(images.y[column]), int(capture.predicted[column])
         top.set_title(f"{study.class_names[true]}, taken for {study.class_names[given]}", fontsize=8)
-        _ground(below, drawn)
+        ground(below, drawn)
         below.scatter(*within(drawn.points[row]), s=90, marker="X", color=RED, edgecolors="white")
     return Plate(
         "fig-4-samples",
@@ -164,9 +162,8 @@ def constellations(study: Study, detector: Introspection, drawn: ActivationMap) 
     clouds = [cloud(tap, detector, image, sigma) for sigma in SIGMAS]
     figure, parts = sheet(1, len(clouds), width=3.2, height=3.4)
     for axes, one in zip(parts, clouds, strict=True):
-        _ground(axes, drawn)
-        points = np.array([within(point) for point in one.points])
-        axes.scatter(points[:, 0], points[:, 1], s=8, c=[of_class(k) for k in one.predicted])
+        ground(axes, drawn)
+        dots(axes, one.points, one.predicted, s=8)
         axes.set_title(f"sigma {one.sigma:g}")
     spreads = [_spread(one) for one in clouds]
     return Plate(
@@ -191,13 +188,13 @@ def ways(study: Study, detector: Introspection, drawn: ActivationMap) -> Plate:
     some = study.right[:FOLLOWED]
     found: list[Trajectory] = []
     figure, (axes, errors) = sheet(1, 2, width=5.2, height=4.6)
-    _ground(axes, drawn)
+    ground(axes, drawn)
     for image, label in zip(some.pixels(), some.y.tolist(), strict=True):
         others = [k for k in range(len(names)) if k != label][:MOST_TARGETS]
         for target in others:
             way = trajectory(tap, detector, image, target)
             found.append(way)
-            line = np.array([within(point) for point in way.points])
+            line = placed(way.points)
             axes.plot(line[:, 0], line[:, 1], color=of_class(target), lw=0.8)
             errors.plot(np.linspace(0, 1, len(way.errors)), way.errors, color=of_class(target), lw=0.8)
         start = within(way.points[0])
@@ -244,7 +241,9 @@ def violins(errors: ErrorEstimates, labels: Tensor, right: Tensor, class_names: 
         "fig-7-violins",
         figure,
         "a greater error is expected of mistakes than of right answers",
-        "AUROC of mistakes: " + ", ".join(f"{name} {_told(one)}" for name, one in known.items()) + f"; medians by the "
+        "AUROC of mistakes: "
+        + ", ".join(f"{name} {one.in_words}" for name, one in known.items())
+        + f"; medians by the "
         f"hidden layer {medians[0]:.2f} (right) and {medians[1]:.2f} (wrong)"
         if known
         else "there are too few mistakes to tell",
@@ -252,34 +251,15 @@ def violins(errors: ErrorEstimates, labels: Tensor, right: Tensor, class_names: 
     )
 
 
-def _ranking(values: Sequence[float], right: Tensor) -> tuple[float, float, float] | None:
-    """AUROC of mistakes and its 95% interval; None of too few."""
+def _ranking(values: Sequence[float], right: Tensor) -> Separation | None:
+    """How well values tell mistakes from right answers; None of too few."""
     wrong = int((~right).sum())
     if wrong < FEWEST_MISTAKES or wrong == len(right):
         return None
     expected = np.array(values)
-    pair = expected[right.numpy()], expected[~right.numpy()]
-    figures, intervals = detection(*pair), detection_intervals(*pair)
-    assert figures is not None
-    assert intervals is not None
-    return figures["auroc"], *intervals["auroc"]
+    return separation(expected[right.numpy()], expected[~right.numpy()])
 
 
-def _told(ranks: tuple[float, float, float]) -> str:
-    return f"{ranks[0]:.2f} ({ranks[1]:.2f} to {ranks[2]:.2f})"
-
-
-def _above_chance(ranks: tuple[float, float, float]) -> bool | None:
+def _above_chance(ranks: Separation) -> bool | None:
     """Whether an AUROC is; None where its interval does not tell."""
-    return None if ranks[1] <= 0.5 <= ranks[2] else ranks[0] > 0.5
-
-
-def _ground(axes: Axes, drawn: ActivationMap) -> None:
-    axes.imshow(np.array(drawn.background), extent=(-EDGE, EDGE, -EDGE, EDGE), origin="lower", cmap="Greys", alpha=0.6)
-    axes.set(xlabel=Z1, ylabel=Z2, xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE))
-
-
-def _points(axes: Axes, drawn: ActivationMap, labels: Tensor) -> None:
-    points = np.array([within(point) for point in drawn.points])
-    colours = [of_class(k) for k in labels[: len(points)].tolist()]
-    axes.scatter(points[:, 0], points[:, 1], s=4, c=colours)
+    return None if ranks.low <= 0.5 <= ranks.high else ranks.auroc > 0.5

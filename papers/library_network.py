@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.images import Images
+from askance.calibration.metrics import separation
 from askance.calibration.progress import say
 from askance.colours import ATTACKED, CLEAN, COLOURS, of_class
 from askance.detectors import LibraryNetwork
@@ -105,15 +107,11 @@ def agreement(study: Study, detector: LibraryNetwork) -> Iterator[Plate]:
     if not len(study.right):
         return
     found = agreements(study, detector)
-    aurocs: dict[float, tuple[float, float, float, int]] = {}
-    clean = -np.array(found.clean)
-    for budget, attacked in found.attacked.items():
-        if len(attacked) >= FEWEST_ATTACKED:
-            pair = clean, -np.array(attacked)
-            figures, intervals = detection(*pair), detection_intervals(*pair)
-            assert figures is not None
-            assert intervals is not None
-            aurocs[budget] = (figures["auroc"], *intervals["auroc"], len(attacked))
+    aurocs = {
+        budget: separation(-np.array(found.clean), -np.array(attacked))
+        for budget, attacked in found.attacked.items()
+        if len(attacked) >= FEWEST_ATTACKED
+    }
     figure, (histogram, curve) = sheet(1, 2)
     strongest = max(found.attacked)
     least = min(min(values, default=1.0) for values in (found.clean, found.attacked[strongest]))
@@ -128,20 +126,21 @@ def agreement(study: Study, detector: LibraryNetwork) -> Iterator[Plate]:
     histogram.set(xlabel="CPL, mean cosine of the layers' answers", ylabel="share of images")
     histogram.legend(fontsize=8)
     if aurocs:
-        budgets, figures_of = list(aurocs), list(aurocs.values())
-        spread = [[f[0] - f[1] for f in figures_of], [f[2] - f[0] for f in figures_of]]
-        curve.errorbar(
-            budgets, [f[0] for f in figures_of], spread, fmt="o-", color=COLOURS[LibraryNetwork.kind], capsize=3
-        )
+        middle, low, high = np.array(list(aurocs.values())).T
+        spread, colour = [middle - low, high - middle], COLOURS[LibraryNetwork.kind]
+        curve.errorbar(list(aurocs), middle, spread, fmt="o-", color=colour, capsize=3)
     curve.axhline(0.5, color=CLEAN, lw=1)
     curve.set(xlabel="budget of PGD, pixel values (L-infinity)", ylabel="AUROC of 1 - CPL, 95% interval")
-    told = ", ".join(f"{f[0]:.2f} ({f[1]:.2f} to {f[2]:.2f}, {f[3]} images) at {b:.3g}" for b, f in aurocs.items())
+    told = ", ".join(
+        f"{one.auroc:.2f} ({one.low:.2f} to {one.high:.2f}, {len(found.attacked[budget])} images) at {budget:.3g}"
+        for budget, one in aurocs.items()
+    )
     yield Plate(
         "fig-5-agreement",
         figure,
         "attacks make the layers' answers disagree",
         f"AUROC of 1 - CPL is {told}" if aurocs else "PGD fooled too few images to tell",
-        all(low > 0.5 for _, low, _, _ in aurocs.values()) if aurocs else None,
+        all(one.low > 0.5 for one in aurocs.values()) if aurocs else None,
     )
 
 
@@ -149,14 +148,10 @@ def agreement(study: Study, detector: LibraryNetwork) -> Iterator[Plate]:
 def agreements(study: Study, detector: LibraryNetwork) -> Agreement:
     """CPL of the images seen, and of those that PGD fools the classifier with."""
 
-    def cpl(pixels: torch.Tensor | None) -> list[float]:
-        images = study.seen if pixels is None else study.right
-        parts = []
-        for capture in study.stream(detector.layers, images, pixels):
-            assert capture.labels is not None
-            values = detector.read(capture).evidence["cpl"]
-            parts.append(values if pixels is None else values[capture.predicted != capture.labels])
-        return [round(value, 6) for value in torch.cat(parts).tolist()]
+    def cpl(images: Images, pixels: Tensor | None = None) -> tuple[float, ...]:
+        stream = study.stream(detector.layers, images, pixels)
+        values = [value for capture in stream for value in detector.read(capture).evidence["cpl"].tolist()]
+        return tuple(round(value, 6) for value in values)
 
-    attacked: Mapping[float, list[float]] = {budget: cpl(study.pgd(budget)) for budget in study.budgets}
-    return Agreement.model_validate({"clean": cpl(None), "attacked": attacked})
+    attacked = {budget: cpl(*study.fooled(budget)) for budget in study.budgets}
+    return Agreement(clean=cpl(study.seen), attacked=attacked)

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 
 from askance.calibration.progress import say
 from askance.colours import COLOURS, of_class
@@ -75,7 +76,7 @@ def unfolded(found: Mapping[str, Codes], class_names: Sequence[str]) -> Plate:
     for axes, (layer, one) in zip(parts, found.items(), strict=True):
         hits = np.array(one.fitted)
         own = np.where(hits.sum(axis=0) > 0, hits.argmax(axis=0), -1).reshape(one.side, one.side)
-        colours = np.array([[*_rgb(of_class(k))] if k >= 0 else [1, 1, 1] for k in own.ravel()])
+        colours = np.array([to_rgb(of_class(k) if k >= 0 else "white") for k in own.ravel()])
         tiled = np.tile(colours.reshape(one.side, one.side, 3), (TILES, TILES, 1))
         axes.imshow(tiled)
         for cut in (one.side, 2 * one.side):
@@ -98,10 +99,6 @@ def unfolded(found: Mapping[str, Codes], class_names: Sequence[str]) -> Plate:
         ", ".join(f"in {layer} {one.purity:.0%} lie on units of their class" for layer, one in found.items()),
         all(one.purity > 0.5 for one in found.values()),
     )
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
 
 
 def learning(errors: Mapping[str, Sequence[float]]) -> Plate:
@@ -171,15 +168,12 @@ def vulnerability(study: Study, found: Mapping[str, Codes]) -> Iterator[Plate]:
     )
 
 
-@torch.no_grad()
 def successes(study: Study) -> Success:
     """How often PGD fools the classifier, by true class, at a budget that tells them apart."""
     for budget in study.budgets:
-        fooled = torch.cat([c.predicted for c in study.stream((), study.right, study.pgd(budget))]) != study.right.y
-        if float(fooled.double().mean()) >= TRIED:
+        fooled, _ = study.fooled(budget)
+        if len(fooled) >= TRIED * len(study.right):
             break
-    by_class = [
-        float(fooled[study.right.y == k].double().mean()) if bool((study.right.y == k).any()) else None
-        for k in range(len(study.class_names))
-    ]
-    return Success(attack=f"PGD at {budget:.3g}", by_class=tuple(by_class))
+    counts = [torch.bincount(images.y, minlength=len(study.class_names)).tolist() for images in (fooled, study.right)]
+    by_class = tuple(own / tried if tried else None for own, tried in zip(*counts, strict=True))
+    return Success(attack=f"PGD at {budget:.3g}", by_class=by_class)

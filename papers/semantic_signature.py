@@ -159,27 +159,29 @@ def mistakes(own: Rivalry) -> Plate:
 
 def targeted(study: Study, detector: SemanticSignature) -> Iterator[Plate]:
     """Figs. 6 and 7: images led to a target, by the target's rank."""
-    strongest = study.budgets[-1]
-    ranks = [rank for rank in RANKS if rank < len(study.class_names)]
     found: dict[int, Rivalry] = {}
     shown: list[tuple[Tensor, int, int]] = []
-    for rank in ranks:
-        aims = targets(detector.word_correlations, study.right.y, rank)
-        pixels = study.pgd(strongest, aims)
-        predicted = torch.cat([c.predicted for c in study.stream((), study.right, pixels)])
-        hit = predicted == aims
-        if not bool(hit.any()):
+    for rank, images, pixels, aims in led(study, detector):
+        one = rivalry(detector, study.stream(detector.layers, images, pixels))
+        if one is None:
             continue
-        led: Images = study.right[hit]
-        one = rivalry(detector, study.stream(detector.layers, led, pixels[hit]))
-        if one is not None:
-            found[rank] = one
-        shown.append((pixels[hit][0], int(led.y[0]), int(aims[hit][0])))
-        shown.append((pixels[hit][-1], int(led.y[-1]), int(aims[hit][-1])))
+        found[rank] = one
+        shown += [(pixels[at], int(images.y[at]), int(aims[at])) for at in (0, -1)]
     if not found:
         return
-    yield _by_rank(found, strongest)
-    yield _samples(shown[:SAMPLES], study.class_names, strongest)
+    yield _by_rank(found, study.budgets[-1])
+    yield _samples(shown[:SAMPLES], study.class_names, study.budgets[-1])
+
+
+def led(study: Study, detector: SemanticSignature) -> Iterator[tuple[int, Images, Tensor, Tensor]]:
+    """By the rank of the target: the images that PGD at the strongest budget leads there, as they were; what it makes
+    of them, as pixels; and the targets, [N].
+    """
+    for rank in (rank for rank in RANKS if rank < len(study.class_names)):
+        aims = targets(detector.word_correlations, study.right.y, rank)
+        pixels = study.pgd(study.budgets[-1], aims)
+        hit = study.predictions(study.right, pixels) == aims
+        yield rank, study.right[hit], pixels[hit], aims[hit]
 
 
 def _by_rank(found: Mapping[int, Rivalry], budget: float) -> Plate:

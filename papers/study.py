@@ -151,17 +151,29 @@ class Study:
         return [one for one in layers_of(self.classifier, self._entry.preprocessing, pixels) if not one.fault]
 
     @cached_property
+    def predicted(self) -> Tensor:
+        """What the classifier takes the images seen for, [N]."""
+        return self.predictions(self.seen)
+
+    def predictions(self, images: Images, pixels: Tensor | None = None) -> Tensor:
+        """What the classifier takes images for, or pixels in their place, [N]."""
+        return torch.cat([capture.predicted for capture in self.stream((), images, pixels)])
+
+    @cached_property
     def right(self) -> Images:
         """Of the images seen, the first that the classifier takes for what they are."""
-        predicted = torch.cat([capture.predicted for capture in self.stream((), self.seen)])
-        return self.seen[predicted == self.seen.y][:ATTACKED]
+        return self.seen[self.predicted == self.seen.y][:ATTACKED]
 
-    def pgd(self, epsilon: float, aims: Tensor | None = None) -> Tensor:
-        """What PGD makes of `right`, as pixels; towards classes, if there are aims."""
-        options: dict[str, Any] = {"epsilon": epsilon, "steps": STEPS, "step_size": epsilon / 10}
-        attack: Attack = PGD(name="pgd", kind="pgd", target_rank=None if aims is None else 1, **options)
+    def fooled(self, budget: float) -> tuple[Images, Tensor]:
+        """Of `right`, those that PGD fools the classifier with, and what it makes of them, as pixels."""
+        pixels = self.pgd(budget)
+        wrong = self.predictions(self.right, pixels) != self.right.y
+        return self.right[wrong], pixels[wrong]
+
+    @cached_property
+    def _target(self) -> Target:
         entry = self._entry
-        target = Target(
+        return Target(
             entry.factory,
             entry.arguments,
             self.bundle.tensors(entry),
@@ -169,9 +181,14 @@ class Study:
             None if entry.factory else self.classifier,
             entry.output,
         )
+
+    def pgd(self, epsilon: float, aims: Tensor | None = None) -> Tensor:
+        """What PGD makes of `right`, as pixels; towards classes, if there are aims."""
+        options: dict[str, Any] = {"epsilon": epsilon, "steps": STEPS, "step_size": epsilon / 10}
+        attack: Attack = PGD(name="pgd", kind="pgd", target_rank=None if aims is None else 1, **options)
         labels = self.right.y if aims is None else aims
         say(f"PGD at {epsilon:.3g}, {len(labels)} images")
-        return run(target, [AttackJob(attack, self.right.pixels(), labels)], attack_cache())[0]
+        return run(self._target, [AttackJob(attack, self.right.pixels(), labels)], attack_cache())[0]
 
     def checkpoints(self) -> Iterator[Checkpoint]:
         """The classifier at each epoch that was kept, the first first.

@@ -19,7 +19,14 @@ from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from askance.calibration.metrics import detection, detection_intervals, flag_rate_interval, worst_case
+from askance.calibration.metrics import (
+    Separation,
+    detection,
+    detection_intervals,
+    flag_rate_interval,
+    separation,
+    worst_case,
+)
 from askance.calibration.scoring import Scores
 from askance.calibration.stages import Stages, alone_in
 from askance.calibration.word_vectors import class_vectors
@@ -170,6 +177,16 @@ def test_bootstrap_intervals_cover_and_narrow() -> None:
     assert more is not None
     assert more["auroc"][1] - more["auroc"][0] < 0.5 * np.mean(widths)
     assert detection_intervals(torch.empty(0), torch.ones(1)) is None
+
+
+def test_separation_is_the_auroc_of_detection_in_words() -> None:
+    g = np.random.default_rng(0)
+    pair = g.normal(size=50), g.normal(1, size=40)
+    figures, intervals = detection(*pair), detection_intervals(*pair)
+    assert figures is not None
+    assert intervals is not None
+    assert separation(*pair) == (figures["auroc"], *intervals["auroc"])
+    assert Separation(0.8449, 0.78, 0.891).in_words == "0.84 (0.78 to 0.89)"
 
 
 def test_flag_rate_interval_by_hand() -> None:

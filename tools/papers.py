@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tables import replace_section
 from torch import Tensor
 
-from askance.calibration.harness import targets
+from askance.calibration.images import Images
 from askance.calibration.markdown import number, table
-from askance.calibration.metrics import detection, detection_intervals
+from askance.calibration.metrics import separation
 from askance.calibration.progress import say
 from askance.detectors import (
     Detector,
@@ -33,12 +33,13 @@ from askance.detectors import (
 )
 from askance.detectors.introspection import log_error
 from askance.detectors.short_list import ShortList
+from askance.inside.semantics import rivalry
 from askance.papers import Study
+from askance.papers.semantic_signature import led
 from askance.screening.bundle import SealedBundle
 from askance.screening.kinds.introspection import ERROR_FLOOR
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "papers.md"
-RANKS = (1, 3, 5, 7, 9)  # of the targets, by similarity of their words to the true class's
 COMPARED = 1000  # images of `evaluate`
 CODE_NEIGHBORS = 20  # rows that the library network's code, as published, goes by, with a softmax
 SAMPLED = (None, 2000, 500, 100)  # neurons of a layer that libraries look at
@@ -112,31 +113,26 @@ class Reproduction:
         self.clean = self.study.splits["evaluate"]
         self.shades = 1 if self.clean.x.shape[1] == 1 else 255
         self.learned = self.study.splits.get("held_out", self.study.splits["fit"])
-        self.attacked = {budget: self.study.pgd(budget) for budget in self.study.budgets}
+        self.fooled = {budget: self.study.fooled(budget) for budget in self.study.budgets}
 
     def budget(self, value: float) -> str:
         """As the papers write it."""
         return f"PGD {value:g}" if self.shades == 1 else f"PGD {round(255 * value)}/255"
 
-    def fooled(self, detector: Detector, score: Callable[[Any], Tensor]) -> dict[float, NDArray[Any]]:
-        """Scores of the images that PGD fools the classifier with, by budget."""
-        found = {}
-        for budget, pixels in self.attacked.items():
-            captures = list(self.study.stream(detector.layers, self.study.right, pixels))
-            wrong = torch.cat([c.predicted for c in captures]) != self.study.right.y
-            found[budget] = torch.cat([score(c) for c in captures])[wrong].numpy()
-        return found
-
     def cells(self, detector: Detector, score: Callable[[Any], Tensor]) -> list[str]:
         """AUROC by budget, with its interval and how many images it rests on."""
-        images = self.clean[:COMPARED]
-        clean = torch.cat([score(c) for c in self.study.stream(detector.layers, images)]).numpy()
-        return [told(clean, attacked) for attacked in self.fooled(detector, score).values()]
+
+        def scores(images: Images, pixels: Tensor | None = None) -> NDArray[Any]:
+            parts = [score(capture) for capture in self.study.stream(detector.layers, images, pixels)]
+            return torch.cat([torch.empty(0), *parts]).numpy()
+
+        clean = scores(self.clean[:COMPARED])
+        return [told(clean, scores(*fooled)) for fooled in self.fooled.values()]
 
     @property
     def budgets(self) -> list[str]:
         """Of PGD, as the papers write them."""
-        return [self.budget(value) for value in self.attacked]
+        return [self.budget(value) for value in self.fooled]
 
 
 def told(clean: NDArray[Any], attacked: NDArray[Any]) -> str:
@@ -144,12 +140,8 @@ def told(clean: NDArray[Any], attacked: NDArray[Any]) -> str:
     count = f"{len(attacked)} images"
     if len(attacked) < FEWEST:
         return f"<sub>{count}</sub>"
-    pair = clean.astype(np.float64), attacked.astype(np.float64)
-    figures, intervals = detection(*pair), detection_intervals(*pair)
-    assert figures is not None
-    assert intervals is not None
-    low, high = intervals["auroc"]
-    return f"{number(figures['auroc'])} <sub>{number(low)} to {number(high)}, {count}</sub>"
+    auroc, low, high = separation(clean.astype(np.float64), attacked.astype(np.float64))
+    return f"{number(auroc)} <sub>{number(low)} to {number(high)}, {count}</sub>"
 
 
 def shares(agreement: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]:
@@ -263,18 +255,13 @@ def signature(made: Reproduction) -> str:
     study = made.study
     detector = study.detector(SemanticSignature)
     assert detector is not None
-    columns = {}
-    for rank in RANKS:
-        aims = targets(detector.word_correlations, study.right.y, rank)
-        captures = list(study.stream(detector.layers, study.right, study.pgd(study.budgets[-1], aims)))
-        margins = torch.cat([detector.pair_margins(c) for c in captures])
-        hit = torch.cat([c.predicted for c in captures]) == aims
-        against = margins.gather(2, study.right.y[:, None, None].expand(-1, margins.shape[1], 1)).squeeze(2)[hit]
-        columns[f"rank {rank} ({int(hit.sum())})"] = (against < 0).double().mean(dim=0)
-    rows = [
-        (layer, *(f"{100 * float(c[i]):.0f}%" for c in columns.values())) for i, layer in enumerate(detector.layers)
-    ]
-    return table(("layer", *columns), rows)
+    found = {
+        rank: rivalry(detector, study.stream(detector.layers, images, pixels))
+        for rank, images, pixels, _ in led(study, detector)
+    }
+    columns = {rank: one for rank, one in found.items() if one is not None}
+    rows = [(layer, *(f"{one.shares[layer]:.0%}" for one in columns.values())) for layer in detector.layers]
+    return table(("layer", *(f"rank {rank} ({one.images})" for rank, one in columns.items())), rows)
 
 
 def figures(folders: Mapping[str, Path]) -> str:
