@@ -9,11 +9,13 @@ docs/results/speed.json", and so on.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from tables import RESULTS, replace_section
 
 from askance.calibration.markdown import table
@@ -236,6 +238,8 @@ def draw_growth(curves: dict[str, Any]) -> None:
         straight = [times[-1] * size / sizes[-1] for size in sizes]
         axes.plot(sizes, straight, "--", color="grey", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xlim(left=10 ** int(math.log10(sizes[0])) * 0.8)
+        axes.xaxis.set_minor_formatter(NullFormatter())  # names of less than a power of ten stand on one another
         axes.set_title(f"power {curve['exponent']:.2f}", fontsize=9)
         axes.grid(visible=True, linewidth=0.3)
     panels[0].set_ylabel("ms")
