@@ -97,6 +97,10 @@ def figures(
         Path | None,
         typer.Option(metavar="FOLDER", help="Also those over training: what askance train --checkpoints kept."),
     ] = None,
+    permuted: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also that of permuted labels: what --permuted-labels kept."),
+    ] = None,
     allow_factory: AllowOption = None,
     require_signature: SignatureOption = None,
 ) -> None:
@@ -112,7 +116,11 @@ def figures(
     if unknown := [number for number in wanted if number not in PAPERS]:
         raise typer.BadParameter(f"--paper: unknown {unknown[0]!r}: {did_you_mean(unknown[0], [*PAPERS, 'all'])}")
     study = Study(
-        SealedBundle.open(bundle, require_signature=require_signature), config, checkpoints, allow_factory or ()
+        SealedBundle.open(bundle, require_signature=require_signature),
+        config,
+        checkpoints,
+        permuted,
+        allow_factory or (),
     )
     for number in wanted:
         folder = out / number if len(wanted) > 1 else out

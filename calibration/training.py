@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -96,34 +97,92 @@ def train(
     """
     path = config.classifier.weights
     if config.splits.train is None:
-        raise ConfigError("the key 'splits.train' is missing: it says which images the classifier is trained on")
+        raise _nothing_to_learn()
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"askance train writes safetensors: set classifier.weights to a .safetensors path, not {path}"
         )
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists: training would replace these weights; add --overwrite if that is meant")
-    splits = load_splits(config.data, config.splits, config.classifier.preprocessing) if splits is None else splits
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        classifier = build_classifier(config.classifier.factory, config.classifier.arguments)
-        select_output(classifier, config.classifier.output)
-        with reserved(path, len(saved(classifier))) as write:
-
-            def keep(epoch: int) -> None:
-                if checkpoints is not None:
-                    write_whole(checkpoints / f"epoch-{epoch:03}.safetensors", saved(classifier))
-
-            fit_classifier(classifier, config.classifier.preprocessing, splits["train"], config.training, keep)
-            write(saved(classifier))
-    parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
-    unseen = Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
+    preprocessing = config.classifier.preprocessing
+    splits = load_splits(config.data, config.splits, preprocessing) if splits is None else splits
+    with _begun(config) as classifier, reserved(path, len(saved(classifier))) as write:
+        keep = None if checkpoints is None else _keeping(classifier, checkpoints)
+        fit_classifier(classifier, preprocessing, splits["train"], config.training, keep)
+        write(saved(classifier))
+    unseen = _unseen(splits)
     return {
         "train_images": len(splits["train"]),
         "test_images": len(unseen),
-        "accuracy": accuracy(classifier, config.classifier.preprocessing, unseen),
+        "accuracy": accuracy(classifier, preprocessing, unseen),
         "weights": str(path),
     }
+
+
+def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None = None) -> dict[str, float | int]:
+    """Train the config's classifier on its `train` split with the labels permuted, and keep each epoch's weights alone.
+
+    There is nothing to learn but the images by heart: what such a network's layers know is what training does not give
+    (Zhang et al., "Understanding deep learning requires rethinking generalization", 2017).
+
+    Args:
+        config: of the calibration.
+        checkpoints: the folder that keeps them, as `train` does.
+        splits: already loaded; else they are loaded.
+
+    Returns:
+        {"train_images", "learned" (the share whose permuted label it has learned), "test_images", "accuracy" on these}.
+
+    Raises:
+        ConfigError: no split is to be trained on.
+        DataError: the data cannot be used.
+        FileError: the weights cannot be written.
+    """
+    if config.splits.train is None:
+        raise _nothing_to_learn()
+    preprocessing = config.classifier.preprocessing
+    splits = load_splits(config.data, config.splits, preprocessing) if splits is None else splits
+    images = splits["train"]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.training.seed))
+    permuted = Images(images.x, images.y[order], images.classes)
+    with _begun(config) as classifier:
+        fit_classifier(classifier, preprocessing, permuted, config.training, _keeping(classifier, checkpoints))
+    unseen = _unseen(splits)
+    return {
+        "train_images": len(permuted),
+        "learned": accuracy(classifier, preprocessing, permuted),
+        "test_images": len(unseen),
+        "accuracy": accuracy(classifier, preprocessing, unseen),
+    }
+
+
+@contextmanager
+def _begun(config: Config) -> Iterator[nn.Module]:
+    """The config's classifier before any training, which is seeded as long as this lasts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        yield select_output(
+            build_classifier(config.classifier.factory, config.classifier.arguments), config.classifier.output
+        )
+
+
+def _keeping(classifier: nn.Module, folder: Path) -> Callable[[int], None]:
+    """Keeps a classifier's weights of each epoch."""
+
+    def keep(epoch: int) -> None:
+        write_whole(folder / f"epoch-{epoch:03}.safetensors", saved(classifier))
+
+    return keep
+
+
+def _unseen(splits: dict[str, Images]) -> Images:
+    """All images that neither training nor detectors see."""
+    parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
+    return Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
+
+
+def _nothing_to_learn() -> ConfigError:
+    return ConfigError("the key 'splits.train' is missing: it says which images the classifier is trained on")
 
 
 def saved(classifier: nn.Module) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -31,7 +32,7 @@ SHADES = "cividis"
 
 
 def plates(study: Study) -> Iterator[Plate]:
-    """Figs. 1 (2 of Inception), 3 (10 for longer), 4 (5), 6, 7 and 8 (9)."""
+    """Figs. 1 (2 of Inception), 3 (10 for longer), 4 (5), 6, 7, 8 (9), and what section 5.1 says of permuted labels."""
     detector = study.detector(SemanticSignature)
     if detector is None:
         return
@@ -40,8 +41,11 @@ def plates(study: Study) -> Iterator[Plate]:
     found = semantics(layers, detector.word_correlations, lambda some: study.stream(some, study.seen))
     yield by_layer(found, len(study.class_names))
     yield diagram(found, len(study.class_names))
-    if (over_training := _over_training(study, detector)) is not None:
-        yield over_training
+    true, permuted = (_followed(study, detector, permuted=way) for way in (False, True))
+    if true is not None:
+        yield over_training(true, len(study.class_names))
+    if permuted is not None:
+        yield of_permuted_labels(permuted, true, len(study.class_names))
     own = rivalry(detector, study.stream(detector.layers, study.seen))
     if own is not None:
         yield mistakes(own)
@@ -107,36 +111,78 @@ def diagram(found: Mapping[str, LayerSemantics], classes: int) -> Plate:
     )
 
 
-def _over_training(study: Study, detector: SemanticSignature) -> Plate | None:
-    """Fig. 3: 2 vs 2 of some layers, and the error, over training."""
-    epochs, errors = [], []
-    curves: dict[str, list[float]] = {layer: [] for layer in detector.layers}
-    for checkpoint in study.checkpoints():
-        epochs.append(checkpoint.epoch)
+@dataclass(frozen=True)
+class Training:
+    """How a network comes to what it knows.
+
+    Attributes:
+        epochs: that were kept, E.
+        errors: the share of unseen images that are mistaken, at each.
+        tests: 2 vs 2 at each, by layer.
+    """
+
+    epochs: list[int]
+    errors: list[float]
+    tests: dict[str, list[float]]
+
+    def mean(self, at: int) -> float:
+        """2 vs 2 over the layers at an epoch."""
+        return fmean(values[at] for values in self.tests.values())
+
+
+def _followed(study: Study, detector: SemanticSignature, *, permuted: bool) -> Training | None:
+    """The checkpoints' 2 vs 2, of unseen images by what they are; None without checkpoints."""
+    found = Training([], [], {layer: [] for layer in detector.layers})
+    for checkpoint in study.checkpoints(permuted=permuted):
+        found.epochs.append(checkpoint.epoch)
         stream = study.stream(detector.layers, study.seen, classifier=checkpoint.classifier)
         predicted = torch.cat([capture.predicted for capture in stream])
-        errors.append(float((predicted != study.seen.y).double().mean()))
+        found.errors.append(float((predicted != study.seen.y).double().mean()))
         for layer, one in detector.semantic_tests(stream).items():
-            curves[layer].append(one["two_versus_two"])
-    if not epochs:
-        return None
+            found.tests[layer].append(one["two_versus_two"])
+    return found if found.epochs else None
+
+
+def over_training(found: Training, classes: int) -> Plate:
+    """Fig. 3: 2 vs 2 of some layers, and the error, over training."""
     figure, (error, accuracy) = sheet(1, 2)
-    error.plot(epochs, errors, "o-", color=COLOUR, markersize=3)
+    error.plot(found.epochs, found.errors, "o-", color=COLOUR, markersize=3)
     error.set(xlabel="epoch", ylabel="share of unseen images that are mistaken", ylim=(0, 1))
-    for place, (layer, values) in enumerate(curves.items()):
-        accuracy.plot(epochs, values, "o-", color=of_class(place), markersize=3, label=layer)
-    accuracy.axhline(0.5, color=CLEAN, lw=1)
-    accuracy.set(xlabel="epoch", ylabel="2-vs-2 accuracy (share of pairs)", ylim=(0, 1.02))
-    accuracy.legend(fontsize=7)
-    first, last = (fmean(values[at] for values in curves.values()) for at in (0, -1))
+    _curves(accuracy, found, "epoch")
+    first, last = found.mean(0), found.mean(-1)
     return Plate(
         "fig-3-over-training",
         figure,
         "layers come to know of meaning while the network is trained",
-        f"over its layers 2 vs 2 is {first:.0%} at epoch {epochs[0]} and {last:.0%} at epoch {epochs[-1]}, where "
-        f"{errors[-1]:.1%} of unseen images are mistaken",
-        None if len(study.class_names) < FEW_CLASSES else last > first,
+        f"over its layers 2 vs 2 is {first:.0%} at epoch {found.epochs[0]} and {last:.0%} at epoch {found.epochs[-1]}, "
+        f"where {found.errors[-1]:.1%} of unseen images are mistaken",
+        None if classes < FEW_CLASSES else last > first,
     )
+
+
+def of_permuted_labels(permuted: Training, true: Training | None, classes: int) -> Plate:
+    """Section 5.1: 2 vs 2 of a network that learns permuted labels, beside one that learns the true ones."""
+    shown = {"permuted labels": permuted} | ({} if true is None else {"true labels": true})
+    figure, parts = sheet(1, len(shown))
+    for axes, (name, one) in zip(parts, shown.items(), strict=True):
+        _curves(axes, one, f"epoch, {name}")
+    told = " and ".join(f"{one.mean(-1):.0%} by {name}" for name, one in shown.items())
+    begun = f"{permuted.mean(0):.0%} at epoch {permuted.epochs[0]}"
+    return Plate(
+        "permuted-labels",
+        figure,
+        "a network that learns permuted labels by heart learns nothing of meaning",
+        f"over its layers 2 vs 2 is {begun}, and in the end {told}",
+        None if classes < FEW_CLASSES or true is None else permuted.mean(-1) < true.mean(-1),
+    )
+
+
+def _curves(axes: Axes, found: Training, label: str) -> None:
+    for place, (layer, values) in enumerate(found.tests.items()):
+        axes.plot(found.epochs, values, "o-", color=of_class(place), markersize=3, label=layer)
+    axes.axhline(0.5, color=CLEAN, lw=1)
+    axes.set(xlabel=label, ylabel="2-vs-2 accuracy (share of pairs)", ylim=(0, 1.02))
+    axes.legend(fontsize=7)
 
 
 def mistakes(own: Rivalry) -> Plate:

@@ -57,6 +57,7 @@ class Study:
         sealed: the bundle.
         config: of other images than its own.
         checkpoints: a folder that `askance train --checkpoints` has filled.
+        permuted: the same with `--permuted-labels`.
         allowed_factories: as for `askance.open`.
 
     Raises:
@@ -69,6 +70,7 @@ class Study:
         sealed: SealedBundle,
         config: Path | None = None,
         checkpoints: Path | None = None,
+        permuted: Path | None = None,
         allowed_factories: Collection[str] = (),
     ) -> None:
         self.bundle = Bundle.of(sealed)
@@ -79,7 +81,7 @@ class Study:
         self.classifier = self.bundle.classifier(self._build)
         self._detectors = self.bundle.detectors()
         self.splits = self._images(config)
-        self._checkpoints = checkpoints
+        self._checkpoints, self._permuted = checkpoints, permuted
         self._taps: dict[tuple[str, ...], Tap] = {}
 
     def _images(self, config: Path | None) -> dict[str, Images]:
@@ -190,17 +192,18 @@ class Study:
         say(f"PGD at {epsilon:.3g}, {len(labels)} images")
         return run(self._target, [AttackJob(attack, self.right.pixels(), labels)], attack_cache())[0]
 
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        """The classifier at each epoch that was kept, the first first.
+    def checkpoints(self, *, permuted: bool = False) -> Iterator[Checkpoint]:
+        """The classifier at each epoch that was kept, the first first; or the one that learned permuted labels.
 
         Raises:
             ConfigError: the folder holds none.
         """
-        if self._checkpoints is None:
+        folder, option = (self._permuted, "--permuted") if permuted else (self._checkpoints, "--checkpoints")
+        if folder is None:
             return
-        files = sorted(self._checkpoints.glob("epoch-*.safetensors"))
+        files = sorted(folder.glob("epoch-*.safetensors"))
         if not files:
-            raise ConfigError(f"--checkpoints: {self._checkpoints} holds none: askance train --checkpoints keeps them")
+            raise ConfigError(f"{option}: {folder} holds none: askance train --checkpoints keeps them")
         for file in files:
             built = self._build(self._entry.factory, self._entry.arguments, load_weights(file))
             yield Checkpoint(int(file.stem.removeprefix("epoch-")), select_output(built, self._entry.output))

@@ -16,6 +16,7 @@ import pytest
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from service_support import tiny_served
 
+from askance.colours import COLOURS
 from askance.service.observability.metrics import Metrics
 from askance.service.protocols import METHODS
 
@@ -115,6 +116,21 @@ def test_panels_have_places_of_their_own() -> None:
         )
     assert max(taken.values()) == 1
     assert len(taken) == 24 * (1 + max(y for _, y in taken))  # and there are no holes
+
+
+@pytest.mark.parametrize("name", [name for name in COLOURS if not name.startswith("fused_")])
+def test_a_detector_has_its_own_colour(name: str) -> None:
+    """The same in every panel that tells detectors apart, and on every page and picture."""
+    for panel in PANELS:
+        legends = {target["legendFormat"] for target in panel["targets"] if "{{detector}}" in target["legendFormat"]}
+        if legends and not (name == "fused" and 'detector!="fused"' in panel["targets"][0]["expr"]):
+            matchers = {"byName": name, "byRegexp": f"/^{name},/"}
+            (colour,) = (
+                override["properties"]
+                for override in panel["fieldConfig"]["overrides"]
+                if override["matcher"]["options"] == matchers[override["matcher"]["id"]]
+            )
+            assert colour == [{"id": "color", "value": {"mode": "fixed", "fixedColor": COLOURS[name]}}]
 
 
 def test_every_panel_says_what_it_shows() -> None:

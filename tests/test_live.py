@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
+import shutil
+import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from calibration_support import DigitsRun
+from calibration_support import DigitsRun, changed
 from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect
@@ -42,6 +46,7 @@ from askance.service.observability.metrics import BundleDescription, Metrics
 TOKEN, DIGEST = new_token()
 OTHER, OTHER_DIGEST = new_token()
 TINY = "service_support:TinyClassifier"
+OBSERVABILITY = Path(__file__).resolve().parent.parent / "docs" / "observability.md"
 CLIENTS = [
     {"name": "operator", "token_sha256": DIGEST, "roles": ["admin"]},
     {"name": "camera", "token_sha256": OTHER_DIGEST, "roles": ["predict"]},
@@ -335,6 +340,22 @@ def looked_at(browser: Browser, guarded: Guarded, width: int, scheme: Any) -> tu
     return page, said
 
 
+@pytest.fixture
+def proxied(guarded: Guarded, tmp_path: Path) -> Iterator[Guarded]:
+    """The same behind HAProxy, by the configuration in the docs."""
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not installed: apt-get install haproxy")
+    text = re.search(r"```haproxy\n(.*?)```", OBSERVABILITY.read_text(), re.DOTALL)
+    assert text is not None
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        places = ("127.0.0.1:8080", f"fd@{listening.fileno()}"), ("127.0.0.1:9500", guarded.url.removeprefix("http://"))
+        (tmp_path / "haproxy.cfg").write_text(changed(text[1], *places))
+        command = ["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")]
+        with subprocess.Popen(command, pass_fds=[listening.fileno()], stdout=subprocess.DEVNULL) as process:
+            yield replace(guarded, url=f"http://127.0.0.1:{listening.getsockname()[1]}/askance")
+            process.terminate()
+
+
 def ask(guarded: Guarded, images: Tensor, times: int) -> None:
     with askance.Client(guarded.target, credentials=askance.Credentials(token=OTHER)) as client:
         for _ in range(times):
@@ -387,6 +408,25 @@ def test_everybody_can_read_it(guarded: Guarded, browser: Browser, width: int, s
     page.wait_for_timeout(2500)
     assert page.evaluate("document.documentElement.scrollHeight") == before, "nothing jumps"
     assert said == []
+    page.close()
+
+
+def test_it_works_behind_a_proxy_under_a_path_of_its_own(proxied: Guarded, browser: Browser) -> None:
+    ask(proxied, proxied.attacked[:10], 1)
+    page, said = looked_at(browser, proxied, 1400, "light")
+    kept = page.locator("#kept > li").first
+    kept.scroll_into_view_if_needed()
+    expect(kept.locator("img")).to_have_js_property("naturalWidth", 8)
+    image = kept.locator("img").get_attribute("src")
+    this = page.locator(f'#kept > li:has(img[src="{image}"])')
+    this.get_by_role("button", name="unsure").click()
+    this.locator("button[aria-pressed=true] >> text=unsure").wait_for()
+    before = int(page.locator("#totals dd").first.inner_text())
+    ask(proxied, proxied.clean[:10], 1)
+    expect(page.locator("#totals dd").first).to_have_text(f"{before + 10}")
+    assert said == []
+    assert got(proxied.url.removesuffix("/askance") + "/", basic(TOKEN))[0] == 403
+    assert got(proxied.url, basic(TOKEN))[0] == 200
     page.close()
 
 

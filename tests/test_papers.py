@@ -14,9 +14,10 @@ from PIL import Image
 
 from askance.__main__ import run
 from askance.calibration.config import load_config
+from askance.calibration.data import load_splits
 from askance.calibration.images import ImageStream
 from askance.calibration.inputs import load_inputs
-from askance.calibration.training import train
+from askance.calibration.training import memorise, train
 from askance.detectors import (
     LibraryNetwork,
     LibraryNetworkOptions,
@@ -154,6 +155,15 @@ def checkpoints(digits_run: DigitsRun, tmp_path_factory: pytest.TempPathFactory)
     return folder / "kept"
 
 
+@pytest.fixture(scope="module")
+def permuted(digits_run: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same network, which has learned permuted labels for two epochs."""
+    folder = tmp_path_factory.mktemp("permuted")
+    training = digits_run.config.training.model_copy(update={"epochs": 2})
+    memorise(digits_run.config.model_copy(update={"training": training}), folder)
+    return folder
+
+
 NAMED = {
     "000": {"fig-2-size-and-agreement", "fig-3-confusion", "fig-5-agreement"},
     "001": {
@@ -172,6 +182,7 @@ NAMED = {
         "fig-6-targeted",
         "fig-7-samples",
         "fig-8-diagram",
+        "permuted-labels",
     },
     "004": {"densities", "homogeneity", "quantization-error", "unfolded", "vulnerability"},
 }
@@ -179,11 +190,16 @@ NAMED = {
 
 @pytest.mark.parametrize("number", PAPERS)
 def test_the_figures_of_a_paper(
-    number: str, digits_run: DigitsRun, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: str,
+    digits_run: DigitsRun,
+    checkpoints: Path,
+    permuted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("askance.papers.introspection.FOLLOWED", 1)
     monkeypatch.setattr("askance.inside.training.CYCLES", 1)
-    study = Study(SealedBundle.open(digits_run.bundle.path), checkpoints=checkpoints)
+    study = Study(SealedBundle.open(digits_run.bundle.path), checkpoints=checkpoints, permuted=permuted)
     plates = {plate.name: plate for plate in keep_plates(PAPERS[number](study), tmp_path, number)}
     assert set(plates) == NAMED[number]
     for plate in plates.values():
@@ -237,9 +253,30 @@ def test_other_images_than_a_bundle_was_made_of_are_refused(
 
 
 def test_a_folder_without_checkpoints_is_refused(digits_run: DigitsRun, tmp_path: Path) -> None:
-    study = Study(SealedBundle.open(digits_run.bundle.path), checkpoints=tmp_path)
-    with pytest.raises(ConfigError, match="holds none"):
-        list(study.checkpoints())
+    study = Study(SealedBundle.open(digits_run.bundle.path), checkpoints=tmp_path, permuted=tmp_path)
+    for permuted, option in ((False, "--checkpoints"), (True, "--permuted")):
+        with pytest.raises(ConfigError, match=f"^{option}: .* holds none"):
+            list(study.checkpoints(permuted=permuted))
+
+
+def test_permuted_labels_are_learned_by_heart(
+    digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few enough images are, which says nothing of others; the config's weights stay as they are."""
+    config = digits_run.config
+    weights = config.classifier.weights.read_bytes()
+    splits = load_splits(config.data, config.splits, config.classifier.preprocessing)
+    training = config.training.model_copy(update={"epochs": 100})
+    found = memorise(
+        config.model_copy(update={"training": training}), tmp_path, splits | {"train": splits["train"][:50]}
+    )
+    assert found["train_images"] == 50
+    assert found["learned"] > 0.9
+    assert found["accuracy"] < 0.3
+    assert len(list(tmp_path.iterdir())) == 101
+    assert config.classifier.weights.read_bytes() == weights
+    assert run(["train", str(digits_run.config_path), "--permuted-labels"]) == 2
+    assert "--permuted-labels: name a folder for the weights, --checkpoints FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.acceptance

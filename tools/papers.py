@@ -1,5 +1,6 @@
 """The papers, reproduced, into docs/papers.md: their own scores by python tools/papers.py mnist|cifar10 BUNDLE, what is
-said of their figures by python tools/papers.py figures NAME=FOLDER..., of what `askance figures --paper all` has drawn.
+said of their figures by python tools/papers.py figures NAME=FOLDER..., of what `askance figures --paper all` has drawn,
+and codes of several classifiers side by side by python tools/papers.py architectures NAME=BUNDLE...
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ import copy
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from askance.calibration.markdown import number, table
 from askance.calibration.metrics import separation
 from askance.calibration.progress import say
 from askance.detectors import (
-    Detector,
+    Capture,
+    CaptureStream,
     Introspection,
     LibraryNetwork,
     LibraryNetworkOptions,
@@ -32,19 +35,25 @@ from askance.detectors import (
     SemanticSignature,
 )
 from askance.detectors.introspection import log_error
+from askance.detectors.library import activation_pattern
 from askance.detectors.short_list import ShortList
+from askance.inside.codes import correlation
+from askance.inside.data import Inside
 from askance.inside.semantics import rivalry
 from askance.papers import Study
 from askance.papers.semantic_signature import led
-from askance.screening.bundle import SealedBundle
+from askance.screening.bundle import INSIDE, SealedBundle
 from askance.screening.kinds.introspection import ERROR_FLOOR
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "papers.md"
 COMPARED = 1000  # images of `evaluate`
 CODE_NEIGHBORS = 20  # rows that the library network's code, as published, goes by, with a softmax
 SAMPLED = (None, 2000, 500, 100)  # neurons of a layer that libraries look at
+ACROSS = (500, 100, 20)  # neurons of each layer, at most, that libraries across layers look at
 LONGER = 3  # times as many cycles, and as much patience
 FEWEST = 20  # images, below which no AUROC is said
+Draws = Mapping[str, Mapping[str, Tensor]]
+"""{draw: {layer: positions of its neurons}}."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,11 @@ class Reproduction:
         """As the papers write it."""
         return f"PGD {value:g}" if self.shades == 1 else f"PGD {round(255 * value)}/255"
 
-    def cells(self, detector: Detector, score: Callable[[Any], Tensor]) -> list[str]:
-        """AUROC by budget, with its interval and how many images it rests on."""
+    def cells(self, layers: Sequence[str], score: Callable[[Any], Tensor], draws: Draws | None = None) -> list[str]:
+        """AUROC by budget, with its interval and how many images it rests on; of draws of neurons, if there are any."""
 
         def scores(images: Images, pixels: Tensor | None = None) -> NDArray[Any]:
-            parts = [score(capture) for capture in self.study.stream(detector.layers, images, pixels)]
+            parts = [score(capture) for capture in drawn(self.study.stream(layers, images, pixels), draws)]
             return torch.cat([torch.empty(0), *parts]).numpy()
 
         clean = scores(self.clean[:COMPARED])
@@ -178,7 +187,7 @@ def library(made: Reproduction) -> str:
         for how, one in (("", detector), (", as its code has it", as_its_code_has_it(detector))):
             agreement = one.agreement(study.stream(case.layers, made.clean[:COMPARED]))
             theta = " ".join(f"{t:.2f}".lstrip("0") for t in thresholds)
-            rows.append((f"{name}{how}", theta, *shares(agreement), *made.cells(one, one.score)))
+            rows.append((f"{name}{how}", theta, *shares(agreement), *made.cells(one.layers, one.score)))
     return table((*HEAD, *(f"CPL, {budget}" for budget in made.budgets)), rows)
 
 
@@ -194,8 +203,55 @@ def sampling(made: Reproduction) -> str:
         options = own.options.model_copy(update={"sampled_neurons": count})
         detector = LibraryNetwork(options).fit(study.stream(own.layers, fit))
         agreement = detector.agreement(study.stream(own.layers, made.clean[:COMPARED]))
-        rows.append((f"{count or 'all'}", *shares(agreement), *made.cells(detector, detector.score)))
+        rows.append((f"{count or 'all'}", *shares(agreement), *made.cells(own.layers, detector.score)))
     return table(("neurons of a layer", *HEAD[2:], *(f"CPL, {budget}" for budget in made.budgets)), rows)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A stream in which each draw is a layer: neurons of all layers, each layer's part of unit length."""
+
+    stream: CaptureStream
+    draws: Draws
+
+    def __iter__(self) -> Iterator[Capture]:
+        for capture in self.stream:
+            joined = {
+                name: torch.cat([activation_pattern(capture.flat(layer)[:, at]) for layer, at in of.items()], dim=1)
+                for name, of in self.draws.items()
+            }
+            yield replace(capture, activations=joined)
+
+
+def drawn(stream: CaptureStream, draws: Draws | None) -> CaptureStream:
+    """A stream, or what is drawn of it."""
+    return stream if draws is None else Drawn(stream, draws)
+
+
+@torch.no_grad()
+def across(made: Reproduction) -> str:
+    """What libraries know that sample neurons across all layers: as many as there are layers, as large on average."""
+    study, rows = made.study, []
+    own = study.detector(LibraryNetwork)
+    assert own is not None
+    fit = study.stream(own.layers, study.splits["fit"][: made.case.fit_images])
+    seen = study.stream(own.layers, made.clean[:COMPARED])
+    widths = {layer: part.shape[1] for layer in own.layers for part in [next(iter(seen)).flat(layer)]}
+    generator = torch.Generator().manual_seed(own.options.seed)
+    for count in ACROSS:
+        say(f"libraries across layers, {count} neurons of each")
+        draws = {
+            f"draw {i + 1}": {at: torch.randperm(n, generator=generator)[:count] for at, n in widths.items()}
+            for i in range(len(own.layers))
+        }
+        size = round(fmean(own.sizes().values()))
+        options = LibraryNetworkOptions(
+            thresholds=None, rows=size, library_layers=tuple(draws), neighbors=own.options.neighbors
+        )
+        detector = LibraryNetwork(options).fit(drawn(fit, draws))
+        agreement = detector.agreement(drawn(seen, draws))
+        rows.append((f"{count}", *shares(agreement), *made.cells(own.layers, detector.score, draws)))
+    return table(("neurons of each layer", *HEAD[2:], *(f"CPL, {budget}" for budget in made.budgets)), rows)
 
 
 @torch.no_grad()
@@ -245,7 +301,7 @@ def maps(made: Reproduction) -> str:
         def score(capture: Any, name: str = f"bmu_distance:{layer}") -> Tensor:
             return detector.components(capture)[name]
 
-        rows.append((layer, *made.cells(detector, score)))
+        rows.append((layer, *made.cells(detector.layers, score)))
     return table(("layer", *made.budgets), rows)
 
 
@@ -285,6 +341,23 @@ def figures(folders: Mapping[str, Path]) -> str:
     )
 
 
+def architectures(bundles: Mapping[str, Path]) -> str:
+    """How homogeneous each layer's codes are, and whether classes of homogeneous codes are attacked more easily."""
+    rows = []
+    for name, folder in bundles.items():
+        inside = Inside.model_validate_json(SealedBundle.open(folder).content(INSIDE))
+        for layer, one in inside.codes.items():
+            spread = fmean([value for value in one.spreads if value is not None])
+            success = inside.success
+            r = None if success is None else correlation(list(zip(one.spreads, success.by_class, strict=True)))
+            tells = "-" if r is None else f"{r[0]:.2f} <sub>{r[1]:.2f} to {r[2]:.2f}</sub>"
+            rows.append(
+                (name, layer, number(one.information), number(one.purity), f"{spread:.1f} of {one.side}", tells)
+            )
+    head = ("classifier", "layer", "information", "purity", "spread of a class, units", "success by spread, r")
+    return table(head, rows)
+
+
 def wrapped(line: str) -> str:
     """A line of a list as docs have it."""
     return textwrap.fill(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -292,13 +365,13 @@ def wrapped(line: str) -> str:
 
 def main(name: str, *of: str) -> None:
     """Write every section of one data set, or what is said of figures."""
-    if name == "figures":
+    if (whole := {"figures": figures, "architectures": architectures}.get(name)) is not None:
         pairs = (one.partition("=") for one in of)
-        replace_section(PAGE, "figures", figures({label: Path(folder) for label, _, folder in pairs}))
+        replace_section(PAGE, name, whole({label: Path(folder) for label, _, folder in pairs}))
         return
     (folder,) = of
     made = Reproduction(name, Path(folder))
-    for part in (maps, introspection, signature, library, sampling):
+    for part in (maps, introspection, signature, library, sampling, across):
         say(f"{name}: {part.__name__}")
         replace_section(PAGE, f"{name} {part.__name__}", part(made))
 
