@@ -23,6 +23,26 @@ CLEAN, ATTACKED = "#8c96a3", FUSED
 CLASSES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee8866", "#44bb99", "#aaaa00")
 """P. Tol's bright and light schemes; of more classes they come again."""
 GREEN, AMBER, RED = "#1a7f37", "#9a6700", "#cf222e"
+INKS = {
+    "ink": ("#1d2733", "#e6edf3"),
+    "faint": ("#57616d", "#9aa7b4"),
+    "rule": ("#d3dae1", "#38424d"),
+    "paper": ("#ffffff", "#12171d"),
+    "card": ("#f6f8fa", "#1b222a"),
+    "link": ("#0a58a3", "#7db9f5"),
+    "baseline": ("#8a4d00", "#e3a86b"),
+    "green": ("#1a7f37", "#56c26d"),
+    "amber": ("#8a5a00", "#e0a83a"),
+    "red": ("#c11c28", "#ff7b76"),
+}
+"""Of a page's text and rules, each by day and by night; all can be read on `paper` and on `card`."""
+
+
+def stylesheet() -> str:
+    """The colours of pages as CSS variables."""
+    day, night = (" ".join(f"--{name}: {of[at]};" for name, of in INKS.items()) for at in (0, 1))
+    band = f"--band: {CLEAN}; --fused: {FUSED};"
+    return f":root {{ {day} {band} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {night} }} }}\n"
 
 
 def of_scorers(names: Sequence[str]) -> dict[str, str]:

@@ -53,16 +53,16 @@ def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
     (logits, readings), (others, other_readings) = screen.reader(images), reader(images)
     other_readings = {name: but_for_a_step(one, readings[name]) for name, one in other_readings.items()}
     one, other = in_numbers(readings, logits), in_numbers(other_readings, others)
-    decided = ~screen.undecided(one, readings)
+    bounds = calibration.bounds(one, slack_of(readings))
+    decided = ~screen.undecided(one, readings, bounds)
     found = []
     if (one.predicted != other.predicted)[decided].any():
         found.append("another class")
     if not (_alike(others, logits) and _alike(reader.classify(images), logits)):
         found.append("other logits")
     tables, judged = {**calibration.tables, **calibration.judged}, calibration.judge(other)
-    ends = calibration.ends(one, slack_of(readings))
     for name, (scores, p) in calibration.judge(one).items():
-        (low, high), (other_scores, other_p) = ends[name], judged[name]
+        (_, low, high), (other_scores, other_p) = bounds[name], judged[name]
         off = np.abs(other_scores - scores)
         among = (low <= other_scores) & (other_scores <= high)
         known = np.isfinite(scores)

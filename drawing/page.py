@@ -11,7 +11,7 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from askance.answers import FUSED
-from askance.colours import in_words
+from askance.colours import in_words, stylesheet
 from askance.drawing import detection, insides
 from askance.drawing.panels import Panel
 from askance.drawing.summary import Light, trust, words
@@ -54,6 +54,7 @@ def assembled(title: str, summary: str, tables: str, panels: Sequence[Panel]) ->
     sections = [_section(place, panel, figures) for place, panel in enumerate(panels)]
     return Template((files("askance.drawing") / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"askance: {title}"),
+        colours=stylesheet(),
         summary=summary,
         tables=tables,
         panels="\n".join(sections),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,36 +22,39 @@ def logsumexp(values: Doubles) -> Doubles:
     return found
 
 
-class SortedRows:
-    """F sorted rows, in which values are ranked by one search, however many rows there are.
+class Ranks:
+    """How many numbers of tables others pass, row by row, found by one search, however many rows and tables there are.
 
-    Each number becomes an integer that orders as it does, with its row above its bits: the rows are then one sorted
-    array, and a search in it costs what one in a single row does.
+    Each number becomes an integer that orders as it does, its row above its bits, and below them whether its equal
+    passes it: all tables are then one sorted array, and beside each place in it stands how many of each lie before.
 
     Args:
-        rows: float32 [F, n], each ascending.
+        tables: float32 [F, n_t] each.
+        tolerance: of each row, [F], >= 0: by how much a number has to pass one of a table to count as greater or less.
     """
 
-    def __init__(self, rows: NDArray[np.float32]) -> None:
-        self.length = rows.shape[1]
-        self._starts = np.arange(len(rows), dtype=np.int64)[:, None]
-        self._keys = self._key(rows, self._starts).ravel()
+    def __init__(self, tables: Sequence[NDArray[np.float32]], tolerance: NDArray[np.float32]) -> None:
+        self._starts = np.arange(len(tolerance), dtype=np.int64)[:, None]
+        off = tolerance[:, None]
+        parts = [part for table in tables for part in (self._key(table + off) + 1, self._key(table - off))]
+        keys = np.concatenate(parts, axis=1)
+        order = keys.argsort(axis=1, kind="stable")
+        kinds = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])[order]
+        self._length = keys.shape[1]
+        self._keys = np.take_along_axis(keys, order, axis=1).ravel()
+        self._counts = np.zeros((len(keys), self._length + 1, len(parts)), dtype=np.int32)
+        for kind in range(len(parts)):
+            np.cumsum(kinds == kind, axis=1, out=self._counts[:, 1:, kind])
 
-    def less(self, values: NDArray[np.float32], rows: NDArray[np.intp] | slice = slice(None)) -> Ints:
-        """How many numbers of its row are less than each value, [S, B] for S of the rows -> [S, B]."""
-        return self._count(values, rows, "left")
+    def __call__(self, values: NDArray[np.float32]) -> list[tuple[Ints, Ints]]:
+        """Of each table: how many numbers of its row are less than each value, and how many at most as great, but for
+        the tolerance, [F, B] -> [F, B] each.
+        """
+        places = np.searchsorted(self._keys, self._key(values) + 1) - self._starts * self._length
+        counts = self._counts[self._starts, places]
+        return [(counts[..., at], counts[..., at + 1]) for at in range(0, counts.shape[-1], 2)]
 
-    def at_most(self, values: NDArray[np.float32], rows: NDArray[np.intp] | slice = slice(None)) -> Ints:
-        """The same of those that are at most as great."""
-        return self._count(values, rows, "right")
-
-    def _count(self, values: NDArray[np.float32], rows: NDArray[np.intp] | slice, side: Any) -> Ints:
-        starts = self._starts[rows]
-        found: Ints = np.searchsorted(self._keys, self._key(values, starts), side) - starts * self.length
-        return found
-
-    @staticmethod
-    def _key(values: NDArray[np.float32], starts: Ints) -> Ints:
+    def _key(self, values: NDArray[np.float32]) -> Ints:
         bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)  # -0 and 0 are the same number
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative numbers order the other way round
-        return ordered + (starts << 32)
+        return (ordered + (self._starts << 32)) << 1

@@ -11,9 +11,9 @@ from askance.errors import CalibrationError, listed, printable
 from askance.judgement.arrays import Doubles, Floats
 from askance.judgement.conditioning import Conditioning
 from askance.judgement.conformal import table
-from askance.judgement.margins import NOISE, around, margins, nudged, spread
+from askance.judgement.margins import NOISE, Bounds, around, margins, nudged, spread
 from askance.judgement.readings import Readings
-from askance.judgement.surprisal import Surprisal
+from askance.judgement.surprisal import Sides, Surprisal
 
 
 class Surprisals(NamedTuple):
@@ -63,12 +63,12 @@ class Background:
         self.clean = clean
         self.benign = benign
         self.doubts = doubts
-        either_way, spreads = np.ones(len(clean), dtype=np.bool_), spread(clean)
-        tolerance = 2 * NOISE * spreads
+        of_clean = np.concatenate([clean, doubts])
+        # a benign change excuses no doubt: what stands for it is never asked for
+        of_benign = [np.concatenate([benign, np.zeros_like(benign[:1])])] if benign.shape[1] else []
+        spreads = spread(of_clean)
         self._spreads = spreads[: len(names)]
-        self._among_clean = Surprisal(clean, either_way, tolerance)
-        self._among_benign = Surprisal(benign, either_way, tolerance) if benign.shape[1] else None
-        self._doubt = Surprisal(doubts, ~either_way[:1], 2 * NOISE * spread(doubts))
+        self._among = Surprisal([of_clean, *of_benign], (2 * NOISE * spreads).astype(np.float32))
         lower = np.array([name in self.two_sided for name in names])
         sides = np.concatenate([np.ones_like(lower), np.ones_like(lower), lower, lower])
         as_they_are = np.tile(np.concatenate([np.ones_like(lower), np.zeros_like(lower)]), 2)
@@ -117,34 +117,37 @@ class Background:
         """
         return _completed(self.conditioning, self._raw(readings), readings.logits)
 
-    def ends(self, readings: Readings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The same as low, and as high, as the margins of the components and of the logits allow."""
-        ends, answers = around(self._raw(readings), self._spreads), nudged(readings.logits)
-        raw, logits = (
-            np.concatenate([end for end in ends for _ in answers], axis=1),
-            np.concatenate(answers * len(ends)),
-        )
-        completed = _completed(self.conditioning, raw, logits).reshape(
-            -1, len(ends), len(answers), len(readings.logits)
-        )
-        return completed[:, 0].min(axis=1), completed[:, 1].max(axis=1)
+    def bounds(self, readings: Readings) -> Bounds[NDArray[np.float32]]:
+        """The same, and as low and as high as the margins of the components and of the logits allow."""
+        raw, answers = self._raw(readings), nudged(readings.logits)
+        low, high = around(raw, self._spreads)
+        ways = len(answers)
+        completed = _completed(
+            self.conditioning,
+            np.concatenate([raw, *[low] * ways, *[high] * ways], axis=1),
+            np.concatenate([readings.logits, *answers, *answers]),
+        ).reshape(-1, 1 + 2 * ways, len(readings.logits))
+        values, least, most = completed[:, 0], completed[:, 1 : 1 + ways], completed[:, 1 + ways :]
+        return Bounds(values, least.min(axis=1), most.max(axis=1))
 
     def _raw(self, readings: Readings) -> NDArray[np.float32]:
         if missing := [name for name in self.names if name not in readings.components]:
             raise CalibrationError(f"the fused score was calibrated on {printable(listed(missing))}, which nobody read")
         return readings.stacked(self.names)
 
-    def beside_clean(self, values: NDArray[np.float32]) -> Doubles:
-        """How surprising the readings among `values` are, above and below, among clean images, float64 [4F, B]."""
-        return self._among_clean(values[:-1])
-
     def surprisals(self, values: NDArray[np.float32]) -> Surprisals:
         """How surprising `values` are."""
-        beside = self.beside_clean(values)
+        clean, *benign = self._among(values)
+        beside = _of_readings(clean)
         speaking = beside[self._speaking]
-        if self._among_benign is not None:
-            speaking = np.minimum(speaking, self._among_benign(values[:-1])[self._speaking])
-        return Surprisals(beside, speaking, beside[self._plain], self._doubt(values[-1:])[0])
+        for changed in benign:
+            speaking = np.minimum(speaking, _of_readings(changed)[self._speaking])
+        return Surprisals(beside, speaking, beside[self._plain], clean.above[-1])
+
+
+def _of_readings(sides: Sides) -> Doubles:
+    """All but doubt, above and then below, [4F, B]."""
+    return np.concatenate([sides.above[:-1], sides.below[:-1]])
 
 
 def _completed(conditioning: Conditioning, raw: NDArray[np.float32], logits: Floats) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from askance.judgement.arrays import Bools, Doubles, Floats
 from askance.judgement.background import Background
 from askance.judgement.conformal import least_favourable, p_value, table
 from askance.judgement.fusion import Fusion
-from askance.judgement.margins import around, is_close, margins, may_change, spread
+from askance.judgement.margins import Bounds, around, is_close, margins, may_change, spread
 from askance.judgement.readings import Readings
 
 SINGLE_PASS = "fused_single_pass"
@@ -195,36 +195,41 @@ class Calibration:
         Raises:
             CalibrationError: a component is missing.
         """
-        scores = {**readings.scores, **self.fused.fusion.scores(readings)}
+        return self.p_values({**readings.scores, **self.fused.fusion.scores(readings)})
+
+    @_UNCHECKED
+    def p_values(self, scores: Mapping[str, Floats]) -> dict[str, tuple[Floats, Doubles]]:
+        """Scores with their p-values, {name: [N]} -> {name: [N], [N]}."""
         tables = {**self.tables, **self.judged}
         return {name: (values, p_value(values, tables[name])) for name, values in scores.items()}
 
     @_UNCHECKED
-    def ends(self, readings: Readings, slack: Mapping[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
-        """The least and the most that each score may be, but for noise, {name: ([N], [N])}.
+    def bounds(self, readings: Readings, slack: Mapping[str, Floats]) -> dict[str, Bounds[Floats]]:
+        """Every score that `judge` gives, with the least and the most that it may be, but for noise, [N] each.
 
         Args:
             readings: of N images.
             slack: how far detectors' scores may be off besides, {detector: [N]}.
         """
-        found: dict[str, tuple[Floats, Floats]] = {}
+        found: dict[str, Bounds[Floats]] = {}
         for name, clean in self.tables.items():
-            low, high = around(readings.scores[name], spread(clean))
+            values = readings.scores[name]
+            low, high = around(values, spread(clean))
             off = slack.get(name, 0.0)
-            found[name] = low - off, high + off
-        return {**found, **self.fused.fusion.ends(readings)}
+            found[name] = Bounds(values, low - off, high + off)
+        return {**found, **self.fused.fusion.bounds(readings)}
 
     @_UNCHECKED
-    def undecided(self, readings: Readings, slack: Mapping[str, Floats]) -> Bools:
-        """The images whose class, verdict or flags the last bits of their numbers decide, [N] bool; as for `ends`."""
-        tables, ends = {**self.tables, **self.judged}, self.ends(readings, slack)
-        least = np.stack([p_value(high, tables[name]) for name, (_, high) in ends.items()])
-        most = np.stack([p_value(low, tables[name]) for name, (low, _) in ends.items()])
+    def undecided(self, readings: Readings, bounds: Mapping[str, Bounds[Floats]]) -> Bools:
+        """The images whose class, verdict or flags the last bits of their numbers decide, [N] bool; by their bounds."""
+        tables = {**self.tables, **self.judged}
+        least = np.stack([p_value(one.most, tables[name]) for name, one in bounds.items()])
+        most = np.stack([p_value(one.least, tables[name]) for name, one in bounds.items()])
         alphas = [alpha for _, alpha in self.levels.items()]
         undecided: Bools = is_close(readings.logits) | may_change(least, most, alphas).any(axis=0)
         if self.looked_at_from is not None:
-            low, high = ends[FUSED]
-            undecided |= (low < self.looked_at_from) & (high >= self.looked_at_from)
+            fused = bounds[FUSED]
+            undecided |= (fused.least < self.looked_at_from) & (fused.most >= self.looked_at_from)
         return undecided
 
 

@@ -10,7 +10,7 @@ from askance.answers import DOUBTFUL, FUSED, UNFAMILIAR
 from askance.errors import CalibrationError
 from askance.judgement.arrays import Doubles, logsumexp
 from askance.judgement.background import Background, Surprisals
-from askance.judgement.margins import margins, nudged
+from askance.judgement.margins import Bounds, margins, nudged
 from askance.judgement.readings import Readings
 from askance.judgement.surprisal import harmonic_mean
 
@@ -101,7 +101,9 @@ class Fusion:
         Raises:
             CalibrationError: a component is missing.
         """
-        found = self.background.surprisals(self.background.values(readings))
+        return self._scores(readings, self.background.surprisals(self.background.values(readings)))
+
+    def _scores(self, readings: Readings, found: Surprisals) -> dict[str, Doubles]:
         added = _added(found, _weighed(self.weights, roots(found.beside_clean)) + self.biases[:, None])
         return {
             FUSED: added - self._offset(readings),
@@ -115,33 +117,41 @@ class Fusion:
         Raises:
             CalibrationError: a component is missing.
         """
-        return roots(self.background.beside_clean(self.background.values(readings)))
+        return roots(self.background.surprisals(self.background.values(readings)).beside_clean)
 
     def _offset(self, readings: Readings) -> Doubles:
         return self.offsets[readings.predicted]
 
-    def ends(self, readings: Readings) -> dict[str, tuple[Doubles, Doubles]]:
-        """The least and the greatest of each of `scores`, [B] each, for components and logits off by their margins.
+    def bounds(self, readings: Readings) -> dict[str, Bounds[Doubles]]:
+        """Each of `scores` with the least and the most it may be, [B] each, for components and logits off by their
+        margins.
 
         What conditioning leaves of a component, and with it each surprisal, rises or falls with the component: the ends
         of a sum are reached at the ends of its terms. The predicted class is taken as it is, unless another is as close
         as that (`is_close`).
         """
-        both = self.background.surprisals(np.concatenate(self.background.ends(readings), axis=1))
-        one, other = (Surprisals(*end) for end in zip(*(np.split(part, 2, axis=-1) for part in both), strict=True))
+        bounds = self.background.bounds(readings)
+        # what is searched for side by side lies side by side: most of a search's time goes into cold memory
+        every = self.background.surprisals(np.stack(bounds, axis=-1).reshape(len(bounds.value), -1))
+        thirds = [np.moveaxis(part.reshape(*part.shape[:-1], -1, len(bounds)), -1, 0) for part in every]
+        found, one, other = (Surprisals(*parts) for parts in zip(*thirds, strict=True))
         low = Surprisals(*map(np.minimum, one, other))
         high = Surprisals(*map(np.maximum, one, other))
         up, down = self.weights.clip(min=0), self.weights.clip(max=0)
         least, most = roots(low.beside_clean), roots(high.beside_clean)
-        biases, offset = self.biases[:, None], self._offset(readings)
         doubts = np.stack([-margins(logits) for logits in nudged(readings.logits)])
+        scores = self._scores(readings, found)
+        biases, offset = self.biases[:, None], self._offset(readings)
         return {
-            FUSED: (
+            FUSED: Bounds(
+                scores[FUSED],
                 _added(low, _weighed(up, least) + _weighed(down, most) + biases) - offset - LAST_BITS,
                 _added(high, _weighed(up, most) + _weighed(down, least) + biases) - offset + LAST_BITS,
             ),
-            UNFAMILIAR: (harmonic_mean(low.plain) - LAST_BITS, harmonic_mean(high.plain) + LAST_BITS),
-            DOUBTFUL: (doubts.min(axis=0), doubts.max(axis=0)),
+            UNFAMILIAR: Bounds(
+                scores[UNFAMILIAR], harmonic_mean(low.plain) - LAST_BITS, harmonic_mean(high.plain) + LAST_BITS
+            ),
+            DOUBTFUL: Bounds(scores[DOUBTFUL], doubts.min(axis=0), doubts.max(axis=0)),
         }
 
 

@@ -8,6 +8,7 @@ that its answer is a function of the image alone: nobody's verdict depends on wh
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,15 @@ from askance.judgement.conformal import reach
 NOISE = 1e-3
 """How far a reading may be off, in units of the spread of clean ones (their middle nine tenths), and a logit in units
 of the largest. A batch moves them by some millionths; more is for kernels and devices that nobody has tried."""
+ArrayT_co = TypeVar("ArrayT_co", bound=Floats, covariant=True)
+
+
+class Bounds(NamedTuple, Generic[ArrayT_co]):
+    """Numbers, and how low and how high they may be, but for noise; arrays of one shape."""
+
+    value: ArrayT_co
+    least: ArrayT_co
+    most: ArrayT_co
 
 
 def spread(tables: NDArray[FloatT]) -> NDArray[FloatT]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from askance.judgement.arrays import Bools, Doubles, Floats, SortedRows, logsumexp
+from askance.judgement.arrays import Doubles, Floats, Ranks, logsumexp
 
 TAIL_SHARE = 0.05  # of the sample that a tail is fitted to
 FEWEST_EXCESSES = 20  # to fit a tail to; below that there is none
@@ -56,28 +58,41 @@ class Tail:
         return surprisals
 
 
-class Surprisal:
-    """-log p of F readings on the upper side, then of those among them that can be untypical either way on the lower.
+class Sides(NamedTuple):
+    """-log p of F readings of B inputs among the values of a table, float64 [F, B] each, in [0, inf).
 
-    Args:
-        tables: clean values, sorted ascending, float32 [F, n].
-        either_way: bool [F]; S = F + its sum surprisals come of it.
-        tolerance: by how much a value has to pass a clean one to be further out than it, [F], >= 0. Where many clean
-            values are all but the same, noise would else decide whether another is among them or beyond them all.
+    Attributes:
+        above: where high is untypical.
+        below: where low is.
     """
 
-    def __init__(self, tables: NDArray[np.float32], either_way: Bools, tolerance: NDArray[np.float32]) -> None:
-        self._rows, self._tolerance = SortedRows(tables), tolerance[:, None]
-        self._below = slice(None) if either_way.all() else either_way.nonzero()[0]
-        self._upper, self._lower = Tail(tables), Tail(-tables[self._below, ::-1])
-        self._of_rank = -np.log(np.arange(1, tables.shape[1] + 2) / (tables.shape[1] + 1))
+    above: Doubles
+    below: Doubles
 
-    def __call__(self, values: NDArray[np.float32]) -> Doubles:
-        """[F, B] -> float64 [S, B], in [0, inf): within the sample exactly the conformal p-value's."""
-        above, below = values - self._tolerance, (values + self._tolerance)[self._below]
-        upper = self._of_rank[self._rows.length - self._rows.less(above)]
-        lower = self._of_rank[self._rows.at_most(below, self._below)]
-        return np.concatenate([self._upper.continued(upper, above), self._lower.continued(lower, -below)])
+
+class Surprisal:
+    """-log p of F readings, above and below, among the values of each of some tables.
+
+    Args:
+        tables: values, sorted ascending, float32 [F, n_t] each.
+        tolerance: by how much a reading has to pass a value to be further out than it, [F], >= 0. Where many values are
+            all but the same, noise would else decide whether another is among them or beyond them all.
+    """
+
+    def __init__(self, tables: Sequence[NDArray[np.float32]], tolerance: NDArray[np.float32]) -> None:
+        self._ranks, self._tolerance = Ranks(tables, tolerance), tolerance[:, None]
+        self._tails = [(Tail(table), Tail(-table[:, ::-1])) for table in tables]
+        self._of_rank = [-np.log(np.arange(1, count + 2) / (count + 1)) for count in (len(t[0]) for t in tables)]
+
+    def __call__(self, values: NDArray[np.float32]) -> list[Sides]:
+        """[F, B] -> by table; within its values exactly the conformal p-value's."""
+        above, below = values - self._tolerance, -(values + self._tolerance)
+        return [
+            Sides(upper.continued(of_rank[len(of_rank) - 1 - less], above), lower.continued(of_rank[at_most], below))
+            for of_rank, (less, at_most), (upper, lower) in zip(
+                self._of_rank, self._ranks(values), self._tails, strict=True
+            )
+        ]
 
 
 def harmonic_mean(surprisals: Doubles) -> Doubles:

@@ -23,8 +23,8 @@ from askance.answers import (
 )
 from askance.errors import ConfigError, ScreenError
 from askance.images import Batch
-from askance.judgement import Calibration, Readings
-from askance.judgement.arrays import Bools
+from askance.judgement import Bounds, Calibration, Readings
+from askance.judgement.arrays import Bools, Floats
 from askance.screening.preprocessing import Preprocessing
 from askance.screening.reading import Explainer, Numbers, Observe, ReaderT_co, in_numbers, slack_of
 
@@ -74,26 +74,31 @@ class Screen(Generic[ReaderT_co]):
             ConfigError: there are not as many class names as outputs.
         """
         wanted = [explain] * len(images) if isinstance(explain, bool) else list(explain)
-        answers, numbers, readings = self._answered(images, wanted, observe)
-        if len(answers) > 1:
-            for i in self.undecided(numbers, readings).nonzero()[0].tolist():
-                (answers[i],) = self(images[i : i + 1], wanted[i], observe)
+        answers, undecided = self._answered(images, wanted, observe, closely=len(images) > 1)
+        for i in undecided:
+            (answers[i],) = self(images[i : i + 1], wanted[i], observe)
         return answers
 
     def at_once(self, images: Batch) -> list[Answer | ScreenError]:
         """As a call, but none is judged again alone: for whoever does not go by the last bits."""
-        return self._answered(images, [False] * len(images), None)[0]
+        return self._answered(images, [False] * len(images), None, closely=False)[0]
 
     def _answered(
-        self, images: Batch, wanted: Sequence[bool], observe: Observe | None
-    ) -> tuple[list[Answer | ScreenError], Readings, dict[str, Numbers]]:
-        """The answers, and what they were made of."""
+        self, images: Batch, wanted: Sequence[bool], observe: Observe | None, *, closely: bool
+    ) -> tuple[list[Answer | ScreenError], list[int]]:
+        """The answers, and which of them the last bits decide, if that is asked."""
         logits, readings = self.reader(images, observe)
         predictions = self._predictions(logits)
         explanations = [self._explained(readings, i) if asked else {} for i, asked in enumerate(wanted)]
         start = time.perf_counter()
         numbers = in_numbers(readings, logits)
-        judged = self.calibration.judge(numbers)
+        undecided: list[int] = []
+        if closely:
+            bounds = self.calibration.bounds(numbers, slack_of(readings))
+            judged = self.calibration.p_values({name: one.value for name, one in bounds.items()})
+            undecided = self.undecided(numbers, readings, bounds).nonzero()[0].tolist()
+        else:
+            judged = self.calibration.judge(numbers)
         columns = {name: (scores.tolist(), p.tolist()) for name, (scores, p) in judged.items()}
         finite = np.logical_and.reduce([np.isfinite(scores) for scores, _ in judged.values()]).tolist()
         if observe is not None:
@@ -128,7 +133,7 @@ class Screen(Generic[ReaderT_co]):
                 partial(self._explained, readings, i),
             )
             answers.append(Answer(prediction, verdict, screening, bundle_id=self.bundle_id))
-        return answers, numbers, readings
+        return answers, undecided
 
     def _explained(self, readings: Mapping[str, Numbers], position: int) -> dict[str, dict[str, Any]]:
         """What each detector saw of one image."""
@@ -137,10 +142,12 @@ class Screen(Generic[ReaderT_co]):
             for name, detector in self.detectors.items()
         }
 
-    def undecided(self, numbers: Readings, readings: Mapping[str, Numbers]) -> Bools:
+    def undecided(
+        self, numbers: Readings, readings: Mapping[str, Numbers], bounds: Mapping[str, Bounds[Floats]]
+    ) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [B] bool."""
         tied = [one.tied for one in readings.values() if one.tied is not None]
-        undecided: Bools = np.logical_or.reduce([self.calibration.undecided(numbers, slack_of(readings)), *tied])
+        undecided: Bools = np.logical_or.reduce([self.calibration.undecided(numbers, bounds), *tied])
         return undecided
 
     def classify(self, images: Batch) -> list[Answer | ScreenError]:

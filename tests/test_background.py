@@ -79,8 +79,8 @@ def test_of_clean_and_benign_the_less_surprising_speaks() -> None:
     assert np.array_equal(with_benign.beside_clean, without.beside_clean)
     assert np.array_equal(with_benign.doubt, without.doubt)
     tolerance = 2 * NOISE * spread(both.clean)  # of clean readings, beside either
-    beside_benign = Surprisal(both.benign, np.ones(len(both.benign), dtype=np.bool_), tolerance)
-    other = beside_benign(both.values(asked)[:-1])
+    (among,) = Surprisal([both.benign], tolerance)(both.values(asked)[:-1])
+    other = np.concatenate(among)
     sides = [i for i, name in enumerate((*NAMES, *NAMES))] + [
         2 * len(NAMES) + i for i, name in enumerate((*NAMES, *NAMES)) if name in both.two_sided
     ]
@@ -105,7 +105,7 @@ def test_doubt_is_how_few_clean_images_have_so_small_a_margin() -> None:
 @example(163, 0.0, -1.0)  # two classes lead by less than logits may be off: the least margin lies between the ends
 def test_the_ends_bracket_the_values_and_all_within_the_margins(seed: int, up: float, wider: float) -> None:
     made, asked = Background.fit(drawn(60, seed)), drawn(9, seed + 1, 1.0)
-    low, high = made.ends(asked)
+    _, low, high = made.bounds(asked)
     values = made.values(asked)
     assert (low <= values).all()
     assert (values <= high).all()
@@ -123,7 +123,7 @@ def test_the_ends_bracket_the_values_and_all_within_the_margins(seed: int, up: f
 def test_the_ends_of_doubt_are_as_far_as_logits_may_be_off() -> None:
     made = Background.fit(drawn(60, 0))
     asked = readings_of(dict.fromkeys(NAMES, np.zeros(1)), logits=np.array([[-10.0, 4.0, 2.0]]))
-    low, high = made.ends(asked)
+    _, low, high = made.bounds(asked)
     assert float(low[-1, 0]) == pytest.approx(-2 - 0.01)  # a thousandth of the largest
     assert float(high[-1, 0]) == pytest.approx(-2 + 0.01)
 

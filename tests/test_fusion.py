@@ -121,7 +121,7 @@ def test_the_range_holds_every_score_within_the_margins(seed: int, trained: bool
     fusion = Fusion(background, *opinions(seed)) if trained else Fusion.untrained(background)
     fusion = fusion.levelled(drawn(60, seed))
     asked = drawn(8, seed + 2, shift)
-    low, high = fusion.ends(asked)[FUSED]
+    _, low, high = fusion.bounds(asked)[FUSED]
     room = 1e-9
     own = fusion.score(asked)
     assert (low <= own + room).all()
@@ -180,12 +180,12 @@ def test_the_range_of_a_margin_on_a_step_of_doubt() -> None:
     clean = readings_of({"a": np.zeros(3)}, logits=np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))
     fusion = Fusion.untrained(Background.fit(clean))
     on_it = readings_of({"a": np.zeros(1)}, logits=np.array([[2.0, 0.0]]))
-    low, high = fusion.ends(on_it)[FUSED]  # among those that are all but the same
+    _, low, high = fusion.bounds(on_it)[FUSED]  # among those that are all but the same
     assert low < fusion.score(on_it) < high
     assert float((high - low)[0]) < 1e-8  # for the last bits of a sum
     assert float(low[0]) == pytest.approx(math.log(0.003 + 0.003 / (3 / 4)))
     beside = readings_of({"a": np.zeros(1)}, logits=np.array([[1.9955, 0.0]]))  # .004 is the tolerance
-    low, high = fusion.ends(beside)[FUSED]
+    _, low, high = fusion.bounds(beside)[FUSED]
     assert float(low[0]) == pytest.approx(math.log(0.003 + 0.003 / (3 / 4)))
     assert float(high[0]) == pytest.approx(math.log(0.003 + 0.003 / (2 / 4)))
 
@@ -201,7 +201,7 @@ def test_other_weights_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_component_that_is_missing(names: tuple[str, ...]) -> None:
     fusion = Fusion.untrained(Background.fit(CLEAN))
     asked = readings_of(dict.fromkeys(names or ("z",), np.zeros(1)))
-    for ask in (fusion.score, fusion.features, fusion.ends):
+    for ask in (fusion.score, fusion.features, fusion.bounds):
         with pytest.raises(CalibrationError, match=r"the fused score was calibrated on .*x/b, which nobody read"):
             ask(asked)
 

@@ -186,7 +186,16 @@ def asking(settings: ServerConfig, ask: Callable[[str], None]) -> None:
     asyncio.run(main())
 
 
-PATHS = ("/", "/live/live.js", "/live/live.css", "/live/charts.js", "/live/map", "/live/review", "/live/events")
+PATHS = (
+    "/",
+    "/live/live.js",
+    "/live/live.css",
+    "/live/colours.css",
+    "/live/charts.js",
+    "/live/map",
+    "/live/review",
+    "/live/events",
+)
 
 
 def test_the_page_takes_the_role_admin() -> None:
@@ -238,7 +247,7 @@ def test_where_nobody_is_an_admin_nobody_looks(settings: dict[str, Any]) -> None
 def test_it_can_be_switched_off() -> None:
     def ask(url: str) -> None:
         assert got(f"{url}/") == (200, "serving\n")
-        assert [got(url + path)[0] for path in PATHS[1:]] == [404] * 6
+        assert [got(url + path)[0] for path in PATHS[1:]] == [404] * 7
 
     asking(config(live={"page": False}), ask)
 

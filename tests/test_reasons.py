@@ -139,7 +139,7 @@ def test_the_ends_hold_every_score_within_the_margins(seed: int, up: float, wide
     moved = readings_of(dict(zip(NAMES, raw + 0.99 * up * signs * off, strict=True)), logits=logits)
     for readings in (asked, moved):
         for name, score in scores_of(made, readings).items():
-            low, high = Fusion.untrained(made).ends(asked)[name]
+            _, low, high = Fusion.untrained(made).bounds(asked)[name]
             # where two classes all but tie they may change places: such images are judged again for that alone
             kept = ~is_close(asked.logits)
             assert (low[kept] <= score[kept]).all()
@@ -150,7 +150,7 @@ def test_the_ends_reach_over_a_step_either_way() -> None:
     """A reading passes 3 when it is 0.358 above it (of a spread of 179 a thousandth, twice), or below 4 as far."""
     made = Background.fit(readings_of({"a": torch.arange(200.0)}, {"a"}))
     for value, changes in ((3.36, True), (3.64, True), (3.0, False)):  # by 0.179 it may be off
-        (low,), (high,) = Fusion.untrained(made).ends(readings_of({"a": np.array([value])}))[UNFAMILIAR]
+        _, (low,), (high,) = Fusion.untrained(made).bounds(readings_of({"a": np.array([value])}))[UNFAMILIAR]
         (score,) = scores_of(made, readings_of({"a": np.array([value])}))[UNFAMILIAR]
         assert low < score < high
         assert (float(high - low) > 1e-6) is changes, value
@@ -249,7 +249,7 @@ def test_an_image_on_a_reasons_threshold_is_judged_again_alone(name: str) -> Non
         tables = {UNFAMILIAR: far, DOUBTFUL: far, name: np.full(200, score + step)}
         fused = replace(screen.calibration.fused, table=far, unfamiliar=tables[UNFAMILIAR])
         calibration = replace(screen.calibration, fused=fused, doubtful=tables[DOUBTFUL], tables={})
-        return int(calibration.undecided(numbers, {})[2])
+        return int(calibration.undecided(numbers, calibration.bounds(numbers, {}))[2])
 
     assert judged_alone(1e-10) == 1
     assert judged_alone(-1e-10) == 1

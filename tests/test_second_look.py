@@ -17,7 +17,7 @@ from service_support import build_tiny, publish_tiny
 from toy import Trained
 
 from askance.__main__ import run
-from askance.answers import Answer
+from askance.answers import FUSED, Answer
 from askance.classifiers import build_classifier
 from askance.detectors.bundle import Bundle
 from askance.errors import BundleError
@@ -114,11 +114,12 @@ def test_which_side_of_the_threshold_is_judged_alone_where_last_bits_decide(publ
     first, _ = both(published)
     clean = first.reader(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     numbers = in_numbers(clean.readings, clean.logits)
-    scores, slack = first.calibration.fused.fusion.score(numbers), slack_of(clean.readings)
-    on_the_edge = first.calibration.looking_again_from(float(scores[3])).undecided(numbers, slack)
+    bounds = first.calibration.bounds(numbers, slack_of(clean.readings))
+    scores = bounds[FUSED].value
+    on_the_edge = first.calibration.looking_again_from(float(scores[3])).undecided(numbers, bounds)
     assert on_the_edge[3]
-    far = first.calibration.looking_again_from(float(scores.max()) + 100).undecided(numbers, slack)
-    assert np.array_equal(far, first.calibration.undecided(numbers, slack))
+    far = first.calibration.looking_again_from(float(scores.max()) + 100).undecided(numbers, bounds)
+    assert np.array_equal(far, first.calibration.undecided(numbers, bounds))
 
 
 def test_what_the_budget_refuses_keeps_the_first_look(published: Path, images: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import genpareto
 
+from askance.judgement.arrays import Ranks
 from askance.judgement.conformal import table
 from askance.judgement.surprisal import Surprisal, Tail, harmonic_mean
 
 Singles = NDArray[np.float32]
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
+
+
+def _floats(count: int) -> st.SearchStrategy[list[float]]:
+    some = st.sampled_from([-3.0, -0.5, -0.0, 0.0, 1e-30, 0.5, 1.0, 3.0, 1e30])
+    return st.lists(some, min_size=count, max_size=count)
 
 
 def single(values: object) -> Singles:
@@ -24,9 +31,8 @@ def single(values: object) -> Singles:
 
 def surprisal(clean: list[float], asked: list[float]) -> tuple[list[float], list[float]]:
     """On the upper and on the lower side."""
-    found = Surprisal(table(single([clean])), np.array([True]), single([0]))
-    upper, lower = found(single([asked])).tolist()
-    return upper, lower
+    (found,) = Surprisal([table(single([clean]))], single([0]))(single([asked]))
+    return found.above[0].tolist(), found.below[0].tolist()
 
 
 def test_both_sides_by_hand() -> None:
@@ -68,7 +74,8 @@ def test_a_tail_never_ends() -> None:
     """A uniform distribution's does, but no reading may count as impossible."""
     samples = single([np.linspace(0, 1, 2000)])
     assert Tail(samples).shape.tolist() == [0.0]
-    found, _ = Surprisal(samples, np.array([True]), single([0]))(single([[1.0, 1.1, 2.0, 100.0]]))
+    (sides,) = Surprisal([samples], single([0]))(single([[1.0, 1.1, 2.0, 100.0]]))
+    found = sides.above[0]
     assert found[0] == pytest.approx(math.log(2001 / 2))
     # mean excess over the 95% quantile 0.025: an exponential tail of that scale
     assert found[2] == pytest.approx(math.log(20) + (2.0 - 0.95) / 0.025, rel=0.02)
@@ -86,26 +93,53 @@ def test_without_excesses_there_is_no_tail(clean: NDArray[np.float64]) -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_more_extreme_is_never_less_suspicious(seed: int) -> None:
     clean = np.random.default_rng(seed).standard_normal((1, 500), dtype=np.float32)
-    found = Surprisal(table(clean), np.array([True]), single([0]))
-    upper, lower = found(single([np.linspace(-8, 8, 400)]))
-    assert (np.diff(upper) >= 0).all()
-    assert (np.diff(lower) <= 0).all()
-    assert (np.concatenate([upper, lower]) >= 0).all()
+    (found,) = Surprisal([table(clean)], single([0]))(single([np.linspace(-8, 8, 400)]))
+    assert (np.diff(found.above) >= 0).all()
+    assert (np.diff(found.below) <= 0).all()
+    assert (np.concatenate(found) >= 0).all()
 
 
-def test_rows_are_their_own() -> None:
-    clean = table(single([[3.0, 1.0, 2.0], [30.0, 10.0, 20.0], [3.0, 1.0, 2.0]]))
-    surprisal = Surprisal(clean, np.array([False, True, False]), single([0, 0, 0]))
-    found = surprisal(single([[2.5, 0.0], [25.0, 40.0], [0.0, 9.0]]))
-    expected = [[0.5, 1.0], [0.5, 0.25], [1.0, 0.25], [0.75, 1.0]]  # three upper sides, then the second's lower
-    assert np.exp(-found).tolist() == [pytest.approx(row) for row in expected]
+def test_rows_and_tables_are_their_own() -> None:
+    tables = [table(single(rows)) for rows in ([[3, 1, 2], [30, 10, 20]], [[0.5], [25]])]
+    one, other = Surprisal(tables, single([0, 0]))(single([[2.5, 0.0], [25.0, 40.0]]))
+    for found, above, below in (
+        (one, [[2 / 4, 4 / 4], [2 / 4, 1 / 4]], [[3 / 4, 1 / 4], [3 / 4, 4 / 4]]),
+        (other, [[1 / 2, 2 / 2], [2 / 2, 1 / 2]], [[2 / 2, 1 / 2], [2 / 2, 2 / 2]]),
+    ):
+        assert np.exp(-found.above).tolist() == [pytest.approx(row) for row in above]
+        assert np.exp(-found.below).tolist() == [pytest.approx(row) for row in below]
 
 
 def test_what_passes_clean_values_by_less_than_the_tolerance_is_among_them() -> None:
     clean = table(single([[0.0, 1.0, 1.0, 1.0, 1.0]]))
-    upper, lower = np.exp(-Surprisal(clean, np.array([True]), single([0.1]))(single([[1.0, 1.05, 1.2, 0.95]])))
-    assert upper.tolist() == pytest.approx([5 / 6, 5 / 6, 1 / 6, 5 / 6])
-    assert lower.tolist() == pytest.approx([1.0, 1.0, 1.0, 1.0])
+    (found,) = Surprisal([clean], single([0.1]))(single([[1.0, 1.05, 1.2, 0.95]]))
+    assert np.exp(-found.above[0]).tolist() == pytest.approx([5 / 6, 5 / 6, 1 / 6, 5 / 6])
+    assert np.exp(-found.below[0]).tolist() == pytest.approx([1.0, 1.0, 1.0, 1.0])
+
+
+rows_of_tables = st.integers(1, 3).flatmap(
+    lambda rows: st.tuples(
+        st.lists(st.integers(1, 6), min_size=1, max_size=3).flatmap(
+            lambda counts: st.tuples(*(st.lists(_floats(count), min_size=rows, max_size=rows) for count in counts))
+        ),
+        st.lists(st.sampled_from([0.0, 0.5, 1e-3]), min_size=rows, max_size=rows),
+        st.integers(1, 4).flatmap(lambda count: st.lists(_floats(count), min_size=rows, max_size=rows)),
+    )
+)
+
+
+@given(rows_of_tables)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_ranks_are_counted(drawn: tuple[Any, list[float], list[list[float]]]) -> None:
+    """Of every table and row, the numbers that a value passes by more than the tolerance, ties and zeros and all."""
+    tables, tolerance, values = drawn
+    sorted_tables = [table(single(rows)) for rows in tables]
+    off, asked = single(tolerance), single(values)
+    for own, (less, at_most) in zip(sorted_tables, Ranks(sorted_tables, off)(asked), strict=True):
+        for row in range(len(off)):
+            for column, value in enumerate(asked[row]):
+                assert less[row, column] == (own[row] + off[row] < value).sum()
+                assert at_most[row, column] == (own[row] - off[row] <= value).sum()
 
 
 def test_harmonic_mean_by_hand() -> None:

@@ -13,9 +13,10 @@ from matplotlib.lines import Line2D
 from tables import RESULTS, TITLES, replace_section
 
 from askance.calibration.markdown import number, table
+from askance.colours import CLEAN, FUSED, INKS
 
 ROOT = RESULTS.parent.parent
-COLOURS = {"fused": "#00796b", "single": "#7a7a7a", "baseline": "#c05a00"}
+COLOURS = {"fused": FUSED, "single": CLEAN, "baseline": INKS["link"][0]}
 _CELL = re.compile(r"(?P<value>[\d.]+) <sub>(?P<low>[\d.]+) to (?P<high>[\d.]+)</sub>")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from askance.colours import stylesheet
 from askance.service.guard.looking import Looker, RefusedError
 from askance.service.live.figures import Figures
 from askance.service.live.noted import Noted
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).resolve().parent / "static"
-TEXT = "text/plain; charset=utf-8"
+TEXT, CSS = "text/plain; charset=utf-8", "text/css; charset=utf-8"
 FILES = {
     "/": ("live.html", "text/html; charset=utf-8"),
-    "/live/live.css": ("live.css", "text/css; charset=utf-8"),
+    "/live/live.css": ("live.css", CSS),
     "/live/live.js": ("live.js", "text/javascript; charset=utf-8"),
     "/live/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
 }
@@ -85,6 +86,7 @@ class Pages:
         self._lock = threading.Lock()
         self._event, self._made = b"", 0.0
         self._files = {path: (kind, (STATIC / name).read_bytes()) for path, (name, kind) in FILES.items()}
+        self._files["/live/colours.css"] = CSS, stylesheet().encode()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request for one of `serves`."""
