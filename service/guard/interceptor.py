@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -62,15 +62,13 @@ class Sent(Generic[Request]):
         self._reception = reception
         self._most_images = most_images
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """While the block runs, the memory that it takes is held.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED, there is no room for it.
+            StatusError: RESOURCE_EXHAUSTED on entry, there is no room for it.
         """
-        with self._reception.hold(len(self._content)):
-            yield
+        return self._reception.hold(len(self._content))
 
     def parsed(self) -> Request:
         """The message, once: its bytes are let go of, and are in the message alone from then on.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from urllib.parse import unquote
 
 from askance.service.errors import too_fast, too_much
@@ -87,17 +87,27 @@ class Budget:
         self.taken = 0
         """Bytes in flight."""
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
+    def hold(self, size: int) -> AbstractContextManager[None]:
         """Hold `size` bytes while the block runs.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED, they do not fit beside those in flight.
+            StatusError: RESOURCE_EXHAUSTED on entry, they do not fit beside those in flight.
         """
-        if self.taken + size > self.most:
-            raise too_much(self.most)
-        self.taken += size
-        try:
-            yield
-        finally:
-            self.taken -= size
+        return _Held(self, size)
+
+
+class _Held:
+    """Bytes that are held while a block runs: not a generator's, for there is one in every request."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget, self._size = budget, size
+
+    def __enter__(self) -> None:
+        if self._budget.taken + self._size > self._budget.most:
+            raise too_much(self._budget.most)
+        self._budget.taken += self._size
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.taken -= self._size

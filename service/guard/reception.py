@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,8 +93,13 @@ class Reception:
         try:
             async with asyncio.timeout(self._seconds if is_request else None) as timer:
                 arrival = _Arrival(client, is_request, timer)
-                async with self._turn(arrival):
+                await self._turn(arrival)
+                self._begin(arrival)
+                try:
                     message = await arriving()
+                finally:
+                    self._make_way(arrival)
+                    del self._awaited[arrival]
         except TimeoutError:
             if arrival is not None and arrival.is_ended:
                 raise too_much(self.budget.most) from None
@@ -102,22 +107,19 @@ class Reception:
         self._count(len(message) if isinstance(message, bytes) else 0)
         return message
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
+    def hold(self, size: int) -> AbstractContextManager[None]:
         """Hold the memory of a message that is there, until it is answered.
 
         Args:
             size: bytes of it.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED, they do not fit beside those in flight.
+            StatusError: RESOURCE_EXHAUSTED on entry, they do not fit beside those in flight.
         """
-        with self.budget.hold(COPIES * size):
-            yield
+        return self.budget.hold(COPIES * size)
 
-    @asynccontextmanager
-    async def _turn(self, arrival: _Arrival) -> AsyncIterator[None]:
-        """The time in which a message comes in; begins when it may."""
+    async def _turn(self, arrival: _Arrival) -> None:
+        """Wait until a message may come in."""
         # a stream rests more often than not: it waits for others only where memory is short
         if self._taken_in >= AT_A_TIME and (arrival.is_request or self._has_grown()):
             turn = asyncio.get_running_loop().create_future()
@@ -130,16 +132,14 @@ class Reception:
                 else:  # it was this one's turn, and is the next one's now
                     self._next()
                 raise
+
+    def _begin(self, arrival: _Arrival) -> None:
+        """From now on it comes in."""
         arrival.is_waited_for, arrival.since = True, asyncio.get_running_loop().time()
         self._taken_in += 1
         self._awaited[arrival] = None
         self._wait_for(arrival)
         self._look()
-        try:
-            yield
-        finally:
-            self._make_way(arrival)
-            del self._awaited[arrival]
 
     def _wait_for(self, arrival: _Arrival) -> None:
         """For a moment, and then for another if what comes in makes the process grow."""

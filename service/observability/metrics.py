@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 
-from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -19,7 +18,7 @@ from askance.service.errors import REASONS, Code
 from askance.service.observability.candidate_metrics import CandidateMetrics
 from askance.service.observability.pooled import P_VALUE_BUCKETS, POOL_REQUESTS, POOL_SECONDS, Pool, coarse
 from askance.service.observability.stderr import dropped_lines
-from askance.service.observability.tracing import add_stages
+from askance.service.observability.tracing import add_stages, current_span
 
 OTHER = "other"  # the method label of whatever is not ours
 RELOADS = ("success", "unchanged", "failure")
@@ -321,14 +320,9 @@ class Metrics:
         with self._pool.counting():
             self._of_stage(name).observe(seconds)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Observe the block as one stage of the request under way."""
-        start = time.perf_counter_ns()
-        yield
-        end = time.perf_counter_ns()
-        self.stage(name, (end - start) / 1e9)
-        add_stages(trace.get_current_span(), [(name, start, end)])
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Observe the block as one stage of the request under way, unless it raises."""
+        return _Timed(self, name)
 
     def batch(self, size: int) -> None:
         """Observe the size of a batch."""
@@ -371,6 +365,24 @@ class Metrics:
         """Count a prediction withheld."""
         with self._pool.counting():
             self._blocked.inc()
+
+
+class _Timed:
+    """A block that is a stage: not a generator's, for there are several in every request."""
+
+    __slots__ = ("_metrics", "_name", "_start")
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics, self._name = metrics, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter_ns()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            end = time.perf_counter_ns()
+            self._metrics.stage(self._name, (end - self._start) / 1e9)
+            add_stages(current_span(), [(self._name, self._start, end)])
 
 
 class _DroppedLines(Collector):

@@ -6,8 +6,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.registry import Collector
@@ -68,17 +68,22 @@ class Pool(Collector):
             request: stands for the request that it is about, by its identity: a batch is one, so that copies of an
                 image in one message are not many. None where it is about none, or about many.
         """
-        return self._lock if request is None else self._counting(request)
+        return self._lock if request is None else _Counting(self, request)
 
-    @contextmanager
-    def _counting(self, request: object) -> Iterator[None]:
-        with self._lock:
-            yield
-            if id(request) not in self._latest:
+    def begin(self) -> None:
+        """Let nobody else count, nor look, until `end`."""
+        self._lock.acquire()
+
+    def end(self, request: object | None) -> None:
+        """Let others; what was counted since `begin` is the request's, if it is about one."""
+        try:
+            if request is not None and id(request) not in self._latest:
                 self._counted.inc()
                 self._latest[id(request)] = request
                 if len(self._latest) > self._most:
                     self._latest.popitem(last=False)
+        finally:
+            self._lock.release()
 
     def describe(self) -> list[Metric]:
         """The metrics' names and types."""
@@ -93,6 +98,21 @@ class Pool(Collector):
         """The metrics as they were when last published, which may be now."""
         with self._lock:
             return self.publication.shown(self.registry.collect())
+
+
+class _Counting:
+    """A block that counts for a request: not a generator's, for there is one in every request."""
+
+    __slots__ = ("_pool", "_request")
+
+    def __init__(self, pool: Pool, request: object) -> None:
+        self._pool, self._request = pool, request
+
+    def __enter__(self) -> None:
+        self._pool.begin()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.end(self._request if kind is None else None)
 
 
 class Publication:

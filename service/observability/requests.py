@@ -6,19 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
 from askance.answers import Answer, Verdict
 from askance.service.call import Call, current_call
 from askance.service.errors import Code, StatusError
 from askance.service.observability.metrics import Metrics, is_past
+from askance.service.observability.tracing import is_exporting
 
 logger = logging.getLogger(__name__)
 
+TRACE_PARENT = "traceparent"  # W3C's
 ERROR = "ERROR"  # in a verdict's place: an image that has no answer
 ALARMING = frozenset({Verdict.ADVERSARIAL.value, Verdict.UNSCREENED.value, Verdict.BLOCKED.value})
 """Verdicts that are worth a line of the log at level INFO."""
@@ -50,13 +52,7 @@ class RequestLog:
         """
         current_call.set(call)
         start, code, reason = time.perf_counter(), Code.OK, None
-        with self._tracer.start_as_current_span(
-            call.method,
-            propagate.extract(call.headers),
-            SpanKind.SERVER,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
+        with self._span(call) as span:
             try:
                 yield
             except StatusError as error:
@@ -73,6 +69,18 @@ class RequestLog:
                 self._metrics.finished(call.method, code, reason, seconds)
                 _mark(span, call, code)
                 _afterwards(_log, call, code, reason, seconds)
+
+    def _span(self, call: Call) -> AbstractContextManager[Span]:
+        """The call's span while the block runs; one that does nothing where nobody traces it."""
+        if not is_exporting() and TRACE_PARENT not in call.headers:
+            return nullcontext(INVALID_SPAN)
+        return self._tracer.start_as_current_span(
+            call.method,
+            propagate.extract(call.headers),
+            SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
 
 
 def _mark(span: Span, call: Call, code: Code) -> None:

@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from threading import Event
 
 from opentelemetry import trace
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from askance.errors import ConfigError, extra_needed
 
 Stage = tuple[str, int, int]
 """Name, start and end on `time.perf_counter_ns`'s clock."""
+
+
+_exporting = Event()  # of this process, as OpenTelemetry's provider is
+
+
+def is_exporting() -> bool:
+    """Whether spans are sent anywhere."""
+    return _exporting.is_set()
+
+
+def current_span() -> Span:
+    """The span of what is under way; where none are sent one that does nothing, which takes no time to find."""
+    return trace.get_current_span() if _exporting.is_set() else INVALID_SPAN
 
 
 def add_stages(span: Span, stages: Sequence[Stage]) -> None:
@@ -45,4 +59,5 @@ def export_traces() -> Callable[[], None]:
     provider = TracerProvider(resource=Resource.create())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    _exporting.set()
     return provider.shutdown

@@ -10,7 +10,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
-from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from askance.answers import Answer
@@ -19,7 +18,7 @@ from askance.screening.images import Pixels
 from askance.screening.reading import Observe
 from askance.service.errors import StatusError, expired, failed, queue_full, too_late, unavailable
 from askance.service.observability.metrics import Metrics
-from askance.service.observability.tracing import Stage, add_stages
+from askance.service.observability.tracing import Stage, add_stages, current_span
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class _Item:
     deadline: float | None  # of the clock
     hurried: bool = False  # its deadline is too near for the detectors
     queued: int = field(default_factory=time.perf_counter_ns)
-    span: Span = field(default_factory=trace.get_current_span)
+    span: Span = field(default_factory=current_span)
     future: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -172,12 +171,13 @@ class Batcher:
             if not batch:
                 continue
             self._metrics.batch(len(batch))
-            call = loop.run_in_executor(self._executor, self._run, batch, loop)
+            over: asyncio.Future[None] = loop.create_future()
+            self._executor.submit(self._run, batch, loop, over)
             self._busy_since = time.monotonic()
             try:
-                await asyncio.shield(call)
+                await asyncio.shield(over)
             except asyncio.CancelledError:  # stopping: the thread cannot be interrupted
-                await call
+                await over
                 raise
             finally:
                 self._busy_since = None
@@ -208,12 +208,17 @@ class Batcher:
             self._arrived.clear()
         return batch
 
-    def _run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop) -> None:
-        """Answer a batch, on the inference thread; those in a hurry first. Never raises."""
+    def _run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:
+        """Answer a batch, on the inference thread; those in a hurry first. It is `over` with its last answers."""
         hurried, others = [i for i in batch if i.hurried], [i for i in batch if not i.hurried]
-        for part, answer in ((hurried, self._classified), (others, self._screened)):
-            if part:
-                loop.call_soon_threadsafe(_settle, part, answer(part))
+        try:
+            if hurried:
+                loop.call_soon_threadsafe(_settle, hurried, self._classified(hurried))
+            outcomes = self._screened(others) if others else []
+        except BaseException as error:  # none that is an Exception comes here
+            loop.call_soon_threadsafe(over.set_exception, error)
+            raise
+        loop.call_soon_threadsafe(_settle, others, outcomes, over)
 
     def _screened(self, batch: list[_Item]) -> list[Outcome]:
         """What the classifier and the detectors say; each image by itself where all of them together fail."""
@@ -286,7 +291,9 @@ class Batcher:
         return [outcome for item in batch for outcome in self._classified([item])]
 
 
-def _settle(batch: list[_Item], outcomes: list[Outcome]) -> None:
+def _settle(batch: list[_Item], outcomes: list[Outcome], over: asyncio.Future[None] | None = None) -> None:
+    if over is not None:
+        over.set_result(None)
     for item, outcome in zip(batch, outcomes, strict=True):
         if item.future.done():  # given up meanwhile
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from askance import answers
@@ -99,20 +98,23 @@ class Screener:
         default = self._repository.default
         version = default if version is None else version
         self._rate.take(call.client, len(images) - call.images_taken)
-        with ExitStack() as stack:
-            slots = [stack.enter_context(version.batcher.slot()) for _ in images]
-            request = object()  # stands for this one where many are counted together; holds nothing of it
-            observed: list[Answered] = []
+        slots: list[Slot] = []
+        observed: list[Answered] = []
+        request = object()  # stands for this one where many are counted together; holds nothing of it
+        try:
+            for _ in images:
+                slots.append(version.batcher.slot())  # noqa: PERF401 (those before one that is refused are freed, too)
             screened = [
                 self._screen(image, slot, version, explain, call, request, observed)
                 for image, slot in zip(images, slots, strict=True)
             ]
-            try:
-                outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
-            finally:  # whoever gives up halfway is looked at all the same
-                for answered in observed:
-                    for observe in self._observers:
-                        asyncio.get_running_loop().call_soon(observe, answered)
+            outcomes = [await screened[0]] if len(screened) == 1 else await asyncio.gather(*screened)
+        finally:
+            for slot in slots:
+                slot.free()
+            for answered in observed:  # whoever gives up halfway is looked at all the same
+                for observe in self._observers:
+                    asyncio.get_running_loop().call_soon(observe, answered)
         call.notes |= {"bundle": version.version, "verdicts": [verdict_of(outcome) for outcome in outcomes]}
         return version.bundle, outcomes
 
