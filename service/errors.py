@@ -169,7 +169,7 @@ def too_late(reserve: float) -> StatusError:
     )
 
 
-def failed(error: Exception) -> StatusError:
+def failed(error: BaseException) -> StatusError:
     """INTERNAL: the classifier or a detector failed on this image; people's errors in full, others by type only."""
     detail = str(error) if isinstance(error, AskanceError) else f"{type(error).__name__}, see the server's log"
     return StatusError(Code.INTERNAL, f"this image could not be screened: {detail}")

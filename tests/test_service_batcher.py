@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
+from review_support import answered
 from service_support import Valve, marked, until
 
-from askance.answers import Answer
+from askance.answers import Answer, Verdict
 from askance.errors import ScreenError
 from askance.images import Batch
 from askance.screening.reading import Observe
@@ -159,3 +164,54 @@ def test_what_befell_an_image_is_logged_once(caplog: pytest.LogCaptureFixture, f
     asyncio.run(main())
     assert told(caplog, "RuntimeError: no kernel image") == (3 if together else 1)
     assert told(caplog, "a batch of 3 failed (RuntimeError), trying its images one by one") == together
+
+
+class Stepping(Executor):
+    """Runs nothing until it is told."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.given: deque[Callable[[], object]] = deque()
+        self._events = events
+
+    def submit(self, call: Any, /, *arguments: Any, **_: Any) -> Future[Any]:
+        self._events.append("begun")
+        self.given.append(partial(call, *arguments))
+        return Future()
+
+
+def test_the_thread_gets_the_next_batch_before_the_last_ones_answers_are_sent() -> None:
+    async def main() -> None:
+        events: list[str] = []
+        executor = Stepping(events)
+        batcher = Batcher(Valve(), executor, 1, 100, Metrics(1))
+        batcher.start()
+
+        async def ask(value: float) -> None:
+            await screened(batcher, value)
+            events.append("answered")
+
+        calls = [asyncio.ensure_future(ask(value)) for value in (0.1, 0.2)]
+        for _ in calls:
+            await until(lambda: bool(executor.given))
+            executor.given.popleft()()
+        await asyncio.gather(*calls)
+        assert events == ["begun", "begun", "answered", "answered"]
+        await batcher.stop()
+
+    asyncio.run(main())
+
+
+def test_a_classifier_that_would_end_the_process_fails_its_images_alone() -> None:
+    def screen(images: Batch, *_: object) -> list[Answer | ScreenError]:
+        if float(np.asarray(images).flat[0]) > 0.5:
+            raise SystemExit(3)
+        return [answered(Verdict.CLEAN).answer] * len(images)
+
+    async def main() -> None:
+        async with batching(screen) as batcher:
+            with pytest.raises(StatusError, match="this image could not be screened: SystemExit") as caught:
+                await screened(batcher, 0.9)
+            assert caught.value.code is Code.INTERNAL
+            assert (await screened(batcher, 0.1)).verdict is not None
+
+    asyncio.run(main())

@@ -110,25 +110,26 @@ class Batcher:
         self._queue_size = queue_size
         self._metrics = metrics
         self._waiting: dict[_Item, Slot] = {}  # in order of arrival
-        self._arrived = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # until it is started, and once it is stopped, none
+        self._is_due = False  # the next batch, in this turn of the loop
+        self._over: asyncio.Future[None] | None = None  # of the call under way
         self._busy_since: float | None = None
         self.held = 0
         """How many slots are taken: requests accepted and not yet with the classifier."""
 
     def start(self) -> None:
         """Begin to take what waits; call it on the event loop."""
-        self._worker = asyncio.create_task(self._work(), name="askance-batcher")
+        self._loop = asyncio.get_running_loop()
+        self._arrived()
 
     async def stop(self) -> None:
         """Answer what still waits UNAVAILABLE, finish the call under way, then stop."""
+        self._loop = None
         for item in self._waiting:
             if not item.future.done():
                 item.future.set_exception(unavailable("draining"))
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        if self._over is not None:  # the thread cannot be interrupted
+            await self._over
 
     def busy_seconds(self) -> float:
         """How long the inference thread has been at its present batch."""
@@ -153,7 +154,7 @@ class Batcher:
     async def enqueue(self, item: _Item, slot: Slot) -> Answer:
         """Wait for the item's outcome; see `Slot.screen`."""
         self._waiting[item] = slot
-        self._arrived.set()
+        self._arrived()
         try:
             return await item.future
         except asyncio.CancelledError:
@@ -163,24 +164,28 @@ class Batcher:
         finally:
             self._waiting.pop(item, None)
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            batch = self._take()
-            if not batch:
-                continue
-            self._metrics.batch(len(batch))
-            over: asyncio.Future[None] = loop.create_future()
-            self._executor.submit(self._run, batch, loop, over)
-            self._busy_since = time.monotonic()
-            try:
-                await asyncio.shield(over)
-            except asyncio.CancelledError:  # stopping: the thread cannot be interrupted
-                await over
-                raise
-            finally:
-                self._busy_since = None
+    def _arrived(self) -> None:
+        """Take what waits once all that arrives in this turn of the loop is there, if the thread is free."""
+        if self._loop is not None and self._over is None and not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._begin, self._loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the thread what waits, if anything does."""
+        self._is_due = False
+        if self._loop is None or self._over is not None or not (batch := self._take()):
+            return
+        self._metrics.batch(len(batch))
+        self._over, self._busy_since = loop.create_future(), time.monotonic()
+        self._executor.submit(self._run, batch, loop)
+
+    def _end(self, batch: list[_Item], outcomes: list[Outcome], loop: asyncio.AbstractEventLoop) -> None:
+        """The call is over. The thread gets the next one first: it need not wait until these answers are sent."""
+        if self._over is not None:
+            self._over.set_result(None)
+        self._over = self._busy_since = None
+        self._begin(loop)
+        _settle(batch, outcomes)
 
     def _take(self) -> list[_Item]:
         """The next live items, at most `max_batch`; their slots are free again."""
@@ -204,21 +209,19 @@ class Batcher:
             self._metrics.stage("queue", (now - item.queued) / 1e9)
             add_stages(item.span, [("queue", item.queued, now)])
             batch.append(item)
-        if not self._waiting:
-            self._arrived.clear()
         return batch
 
-    def _run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop, over: asyncio.Future[None]) -> None:
-        """Answer a batch, on the inference thread; those in a hurry first. It is `over` with its last answers."""
+    def _run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop) -> None:
+        """Answer a batch, on the inference thread; those in a hurry first. Never raises."""
         hurried, others = [i for i in batch if i.hurried], [i for i in batch if not i.hurried]
         try:
             if hurried:
                 loop.call_soon_threadsafe(_settle, hurried, self._classified(hurried))
             outcomes = self._screened(others) if others else []
-        except BaseException as error:  # none that is an Exception comes here
-            loop.call_soon_threadsafe(over.set_exception, error)
-            raise
-        loop.call_soon_threadsafe(_settle, others, outcomes, over)
+        except BaseException as error:  # a classifier's code that would end the process: this call, and no more
+            logger.critical("images could not be screened", exc_info=error)
+            others, outcomes = batch, [failed(error)] * len(batch)
+        loop.call_soon_threadsafe(self._end, others, outcomes, loop)
 
     def _screened(self, batch: list[_Item]) -> list[Outcome]:
         """What the classifier and the detectors say; each image by itself where all of them together fail."""
@@ -291,9 +294,7 @@ class Batcher:
         return [outcome for item in batch for outcome in self._classified([item])]
 
 
-def _settle(batch: list[_Item], outcomes: list[Outcome], over: asyncio.Future[None] | None = None) -> None:
-    if over is not None:
-        over.set_result(None)
+def _settle(batch: list[_Item], outcomes: list[Outcome]) -> None:
     for item, outcome in zip(batch, outcomes, strict=True):
         if item.future.done():  # given up meanwhile
             continue
