@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from calibration_support import DigitsRun
+from calibration_support import CONFIGS, DigitsRun
 from playwright.sync_api import Browser, Page
 
 import askance
 from askance.__main__ import run
 from askance.answers import FUSED
 from askance.calibration.attacks import FGSM
+from askance.calibration.config import load_config
 from askance.calibration.curves import curves
 from askance.calibration.evaluation import AttackedSet, Evidence, SetScores, evaluate
+from askance.calibration.pipeline import calibrate
 from askance.calibration.report import CURVES, PAGE, redrawn, report
 from askance.colours import of_scorers
 from askance.drawing.summary import Light, trust, words
@@ -223,20 +226,78 @@ def test_every_axis_names_its_unit(digits_run: DigitsRun) -> None:
         assert all(axis["title"]["text"] for axis in axes.values()), figure["layout"]
 
 
-@pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=lambda of: f"{of[0]}-{of[1]}")
-def opened(request: pytest.FixtureRequest, browser: Browser, digits_run: DigitsRun) -> Iterator[tuple[Page, list[str]]]:
-    """The digits' report, scrolled through; what the console said."""
-    width, scheme = request.param
+VIEWS = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
+SMALLER = {"fit": 600, "held_out": 400, "calibrate": 250, "fuse": 250, "evaluate": 300}  # images
+REAL = [pytest.param(name, marks=[pytest.mark.data, pytest.mark.acceptance]) for name in ("mnist", "cifar10")]
+
+
+@pytest.fixture(scope="module")
+def real_page(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a shipped config, calibrated on some of its images, with one attack and no views."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ASKANCE_DATA", str(data_root))
+        config = load_config(CONFIGS / f"{request.param}.toml")
+        named = config.splits.model_dump()
+        evaluation = config.evaluation.model_copy(
+            update={"attacks": (FGSM(name="fgsm", kind="fgsm", epsilon=0.1),), "attacked_images": 60, "ladder": False}
+            | {"controls": (), "out_of_distribution": (), "baselines": ("max_softmax",), "benign_images": 0}
+        )
+        trained_less = dict(config.detectors)["introspection"].model_copy(update={"cycles": 2})
+        small = config.model_copy(
+            update={
+                "splits": config.splits.model_copy(
+                    update={name: _first(named[name], count) for name, count in SMALLER.items()}
+                ),
+                "detectors": config.detectors.model_copy(update={"constellation": None, "introspection": trained_less}),
+                "evaluation": evaluation,
+            }
+        )
+        return calibrate(small, tmp_path_factory.mktemp(request.param) / "bundle").path / PAGE
+
+
+def _first(split: str, count: int) -> str:
+    """The first of a split's images: 400 of "test[2000:4500]" are "test[2000:2400]"."""
+    pool, _, rest = split.partition("[")
+    start = int(rest.partition(":")[0] or 0)
+    return f"{pool}[{start}:{start + count}]"
+
+
+@contextmanager
+def scrolled(browser: Browser, file: Path, view: tuple[int, Any]) -> Iterator[tuple[Page, list[str]]]:
+    """A report, scrolled through; what the console said."""
+    width, scheme = view
     said: list[str] = []
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto((digits_run.bundle.path / PAGE).resolve().as_uri())
+    page.goto(file.resolve().as_uri())
     for place in page.locator(".figure").all():
         place.scroll_into_view_if_needed()
         place.locator("svg").first.wait_for()
     yield page, said
     page.close()
+
+
+@pytest.fixture(params=VIEWS, ids=lambda of: f"{of[0]}-{of[1]}")
+def opened(request: pytest.FixtureRequest, browser: Browser, digits_run: DigitsRun) -> Iterator[tuple[Page, list[str]]]:
+    """The digits' report."""
+    with scrolled(browser, digits_run.bundle.path / PAGE, request.param) as shown:
+        yield shown
+
+
+@pytest.mark.parametrize("real_page", REAL, indirect=True)
+def test_reports_of_real_data_can_be_read_by_everybody(real_page: Path, browser: Browser) -> None:
+    assert real_page.stat().st_size < MOST_BYTES
+    for view in VIEWS:
+        with scrolled(browser, real_page, view) as (page, said):
+            assert said == []
+            assert page.locator(".figure").count() >= 11
+            across, wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert across <= wide
+            assert serious(page) == []
+    figures = figures_of(real_page.read_text())
+    for axis in (of["layout"][name] for of in figures for name in ("xaxis", "yaxis")):
+        assert axis["title"]["text"]
 
 
 def test_a_browser_shows_every_panel(opened: tuple[Page, list[str]]) -> None:
@@ -256,6 +317,10 @@ def test_a_browser_shows_every_panel(opened: tuple[Page, list[str]]) -> None:
 
 
 def test_everybody_can_read_it(opened: tuple[Page, list[str]]) -> None:
-    page, _ = opened
+    assert serious(opened[0]) == []
+
+
+def serious(page: Page) -> list[tuple[str, str]]:
+    """What axe finds that keeps somebody from reading it."""
     found = Axe().run(page).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
