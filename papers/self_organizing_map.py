@@ -134,18 +134,20 @@ def homogeneity(found: Mapping[str, Codes]) -> Plate:
     for axes in (told_by, spread):
         along_layers(axes, found)
     rises = all(a < b for a, b in pairwise(information))
+    told = ", ".join(f"{layer} {value:.2f}" for layer, value in zip(found, information, strict=True))
     return Plate(
         "homogeneity",
         figure,
-        "codes go from diverse to homogeneous: the deeper the layer, the more a unit tells of the class (measured by "
-        "information, of which the paper has nothing; its distance of centres is that of random points)",
-        "information " + ", ".join(f"{layer} {value:.2f}" for layer, value in zip(found, information, strict=True)),
+        "codes are homogeneous in shallow layers, where classes share them, and diverse in deep ones (measured by what "
+        "a unit tells of the class, of which the paper has nothing; its distance of centres is that of random points)",
+        f"information {told}; a class's own codes spread over {spreads[0]:.1f} units in the first layer and "
+        f"{spreads[-1]:.1f} in the last",
         rises if len(found) > 1 else None,
     )
 
 
 def vulnerability(study: Study, found: Mapping[str, Codes]) -> Iterator[Plate]:
-    """Whether classes of homogeneous codes are attacked more easily."""
+    """Whether classes whose own codes are alike are attacked more easily."""
     success = successes(study)
     figure, parts = sheet(1, len(found), width=3.2, height=3.2)
     told, ends = [], []
@@ -162,7 +164,8 @@ def vulnerability(study: Study, found: Mapping[str, Codes]) -> Iterator[Plate]:
     yield Plate(
         "vulnerability",
         figure,
-        "classes of homogeneous codes are the vulnerable ones: success falls with the spread",
+        "homogeneous codes underlie vulnerability: classes whose codes are more alike are attacked more easily, so that "
+        "success falls with the spread",
         f"correlation over classes, with its 95% interval: {', '.join(told)}" if told else "too few classes to tell",
         None if not ends or any(low <= 0 <= high for low, high in ends) else all(high < 0 for _, high in ends),
     )

@@ -302,7 +302,7 @@ def test_lenets_early_layers_are_diverse_and_confused_by_nine(data_root: Path, m
 
 @pytest.mark.acceptance
 @pytest.mark.data
-def test_lenets_codes_go_from_diverse_to_homogeneous(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lenets_codes_go_from_homogeneous_to_diverse(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paper 004: the deeper the layer, the more a unit tells of the class, and the nearer together its codes lie."""
     monkeypatch.setenv("ASKANCE_DATA", str(data_root))
     config = load_config(CONFIGS / "mnist.toml")

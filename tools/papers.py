@@ -342,7 +342,7 @@ def figures(folders: Mapping[str, Path]) -> str:
 
 
 def architectures(bundles: Mapping[str, Path]) -> str:
-    """How homogeneous each layer's codes are, and whether classes of homogeneous codes are attacked more easily."""
+    """How much each layer's codes tell of the class, and whether classes whose codes are alike are attacked easily."""
     rows = []
     for name, folder in bundles.items():
         inside = Inside.model_validate_json(SealedBundle.open(folder).content(INSIDE))
