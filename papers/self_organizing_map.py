@@ -164,8 +164,8 @@ def vulnerability(study: Study, found: Mapping[str, Codes]) -> Iterator[Plate]:
     yield Plate(
         "vulnerability",
         figure,
-        "homogeneous codes underlie vulnerability: classes whose codes are more alike are attacked more easily, so that "
-        "success falls with the spread",
+        "homogeneous codes underlie vulnerability: classes whose codes are more alike are attacked more easily, so "
+        "that success falls with the spread",
         f"correlation over classes, with its 95% interval: {', '.join(told)}" if told else "too few classes to tell",
         None if not ends or any(low <= 0 <= high for low, high in ends) else all(high < 0 for _, high in ends),
     )
