@@ -44,8 +44,8 @@ from askance.service.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 HEALTH_NAMES = ("", *SERVICES)
-QUIET_SECONDS = 0.05  # without a call until gRPC stops
-STRAGGLERS_SECONDS = 1.0  # the most that takes
+QUIET_SECONDS = 0.2  # without a call until gRPC stops: on a busy machine they come in bursts
+STRAGGLERS_SECONDS = 2.0  # the most that takes
 GRPC_STOP_GRACE_SECONDS = 1.0  # for answers to leave once every call is over; health watchers never end by themselves
 KEEPALIVE_ANSWER_MS = 20_000  # for a client to answer a ping
 PING_SLACK = 0.9  # pings do not arrive as evenly as they are sent
