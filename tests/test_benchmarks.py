@@ -59,6 +59,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> None:
     assert set(figures) == {
         *("environment", "fixtures", "screening", "peaks", "roofline", "library", "serving", "seconds")
@@ -71,6 +72,7 @@ def test_a_quick_run_gives_positive_figures_only(figures: dict[str, Any]) -> Non
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) -> None:
     by_torch = [row for row in figures["screening"] if row["engine"] == "torch"]
     assert [(row["network"], row["views"], row["batch"]) for row in by_torch] == [
@@ -97,6 +99,7 @@ def test_every_network_is_screened_at_both_batch_sizes(figures: dict[str, Any]) 
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_graph_takes_at_least_what_its_products_do(figures: dict[str, Any]) -> None:
     rows = {(row["part"], row["batch"]): row for row in figures["roofline"]}
     assert list(rows) == [(part, batch) for part in ("bare", "screened") for batch in (1, 32)]
@@ -110,6 +113,7 @@ def test_a_graph_takes_at_least_what_its_products_do(figures: dict[str, Any]) ->
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
     assert [(row["network"], row["layer"], row["rows"]) for row in figures["library"]] == [
         (fixture["network"], layer, rows)
@@ -121,6 +125,7 @@ def test_every_library_is_built_both_ways(figures: dict[str, Any]) -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, Any]) -> None:
     assert [row["clients"] for row in figures["serving"]] == [1, 16]
     for row in figures["serving"]:
@@ -132,6 +137,7 @@ def test_both_servers_are_loaded_by_one_client_and_by_many(figures: dict[str, An
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
     printed, found = quick("benchmarks.scaling", tmp_path / "workers.json")
     assert "LeNet, 16 clients: " in printed

@@ -15,7 +15,7 @@ from askance.calibration.data import load_pools
 from askance.calibration.pipeline import calibrate
 from askance.evaluation import Evaluation
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]  # a whole calibration
+pytestmark = [pytest.mark.acceptance, pytest.mark.lasting, pytest.mark.timeout(1200)]  # a whole calibration
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "calibration.md"
 COUNTS = {"train": 1000, "test": 1400}  # of 300 clean ones, three would decide what is caught at 1%
 ROWS = [

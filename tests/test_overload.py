@@ -12,6 +12,7 @@ from benchmarks.overload import measure
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_too_much_is_refused_and_nothing_is_lost(digits_run: DigitsRun) -> None:
     images = list(load_source("sklearn:digits").x[:50].numpy())
     found = asyncio.run(measure(digits_run.bundle.path, images, factor=2.0, seconds=5.0, queue_size=16))

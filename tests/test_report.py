@@ -228,7 +228,10 @@ def test_every_axis_names_its_unit(digits_run: DigitsRun) -> None:
 
 VIEWS = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
 SMALLER = {"fit": 600, "held_out": 400, "calibrate": 250, "fuse": 250, "evaluate": 300}  # images
-REAL = [pytest.param(name, marks=[pytest.mark.data, pytest.mark.acceptance]) for name in ("mnist", "cifar10")]
+REAL = [
+    pytest.param(name, marks=[pytest.mark.data, pytest.mark.acceptance, pytest.mark.lasting])
+    for name in ("mnist", "cifar10")
+]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def typed(command: list[str], folder: Path, code: int = 0) -> str:
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.timeout(1500)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
