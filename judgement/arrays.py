@@ -36,25 +36,31 @@ class Ranks:
     def __init__(self, tables: Sequence[NDArray[np.float32]], tolerance: NDArray[np.float32]) -> None:
         self._starts = np.arange(len(tolerance), dtype=np.int64)[:, None]
         off = tolerance[:, None]
-        parts = [part for table in tables for part in (self._key(table + off) + 1, self._key(table - off))]
-        keys = np.concatenate(parts, axis=1)
-        order = keys.argsort(axis=1, kind="stable")
-        kinds = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])[order]
-        self._length = keys.shape[1]
-        self._keys = np.take_along_axis(keys, order, axis=1).ravel()
-        self._counts = np.zeros((len(keys), self._length + 1, len(parts)), dtype=np.int32)
-        for kind in range(len(parts)):
-            np.cumsum(kinds == kind, axis=1, out=self._counts[:, 1:, kind])
+        sides = [side for table in tables for side in (table + off, table - off)]
+        of_side = np.repeat(np.arange(len(sides)), [side.shape[1] for side in sides])
+        passes = (
+            of_side % 2 == 0
+        )  # a number of the upper side counts once it is passed, one of the lower once it is met
+        self._length = len(of_side)
+        smallest = np.uint16 if self._length < 2**16 else np.int32  # beside millions of numbers these are most of it
+        self._counts = np.zeros((len(tolerance), self._length + 1, len(sides)), dtype=smallest)
+        self._keys: Ints = np.empty(len(tolerance) * self._length, dtype=np.int64)
+        for row, start in enumerate(self._starts):  # one by one: all of them at once take memory several times over
+            keys = _key(np.concatenate([side[row] for side in sides]), start) + passes
+            order = keys.argsort(kind="stable")
+            self._keys[row * self._length : (row + 1) * self._length] = keys[order]
+            np.cumsum(of_side[order, None] == np.arange(len(sides)), axis=0, out=self._counts[row, 1:])
 
     def __call__(self, values: NDArray[np.float32]) -> list[tuple[Ints, Ints]]:
         """Of each table: how many numbers of its row are less than each value, and how many at most as great, but for
         the tolerance, [F, B] -> [F, B] each.
         """
-        places = np.searchsorted(self._keys, self._key(values) + 1) - self._starts * self._length
-        counts = self._counts[self._starts, places]
+        places = np.searchsorted(self._keys, _key(values, self._starts) + 1) - self._starts * self._length
+        counts = self._counts[self._starts, places].astype(np.int64)
         return [(counts[..., at], counts[..., at + 1]) for at in range(0, counts.shape[-1], 2)]
 
-    def _key(self, values: NDArray[np.float32]) -> Ints:
-        bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)  # -0 and 0 are the same number
-        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative numbers order the other way round
-        return (ordered + (self._starts << 32)) << 1
+
+def _key(values: NDArray[np.float32], rows: Ints) -> Ints:
+    bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)  # -0 and 0 are the same number
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative numbers order the other way round
+    return (ordered + (rows << 32)) << 1

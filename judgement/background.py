@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,12 +64,7 @@ class Background:
         self.clean = clean
         self.benign = benign
         self.doubts = doubts
-        of_clean = np.concatenate([clean, doubts])
-        # a benign change excuses no doubt: what stands for it is never asked for
-        of_benign = [np.concatenate([benign, np.zeros_like(benign[:1])])] if benign.shape[1] else []
-        spreads = spread(of_clean)
-        self._spreads = spreads[: len(names)]
-        self._among = Surprisal([of_clean, *of_benign], (2 * NOISE * spreads).astype(np.float32))
+        self._spreads = spread(clean[: len(names)])
         lower = np.array([name in self.two_sided for name in names])
         sides = np.concatenate([np.ones_like(lower), np.ones_like(lower), lower, lower])
         as_they_are = np.tile(np.concatenate([np.ones_like(lower), np.zeros_like(lower)]), 2)
@@ -89,6 +85,14 @@ class Background:
         if benign is not None:
             of_benign = table(_completed(conditioning, benign.stacked(names), benign.logits)[:-1])
         return cls(names, clean.two_sided, conditioning, of_clean[:-1], of_benign, of_clean[-1:])
+
+    @cached_property
+    def _among(self) -> Surprisal:
+        """Of all readings and of doubt; made when it is asked for, because it takes more memory than the tables."""
+        of_clean = np.concatenate([self.clean, self.doubts])
+        # a benign change excuses no doubt: what stands for it is never asked for
+        of_benign = [np.concatenate([self.benign, np.zeros_like(self.benign[:1])])] if self.benign.shape[1] else []
+        return Surprisal([of_clean, *of_benign], (2 * NOISE * spread(of_clean)).astype(np.float32))
 
     @property
     def classes(self) -> int:
