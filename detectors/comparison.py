@@ -60,7 +60,7 @@ def difference(screen: Screen, reader: Reader, images: Batch) -> str | None:
         found.append("another class")
     if not (_alike(others, logits) and _alike(reader.classify(images), logits)):
         found.append("other logits")
-    tables, judged = {**calibration.tables, **calibration.judged}, calibration.judge(other)
+    tables, judged = calibration.of_every_score, calibration.judge(other)
     for name, (scores, p) in calibration.judge(one).items():
         (_, low, high), (other_scores, other_p) = bounds[name], judged[name]
         off = np.abs(other_scores - scores)

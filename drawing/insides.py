@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from statistics import fmean
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -258,7 +257,7 @@ def homogeneity(inside: Inside) -> Panel:
         go.Scatter(x=layers, y=[one.information for one in rows], name="information (share of the class's entropy)"),
         go.Scatter(x=layers, y=[one.purity for one in rows], name="purity of units (share)", line={"dash": "dash"}),
         go.Scatter(
-            x=layers, y=[_mean(one.spreads) for one in rows], name="spread of a class (units, right axis)", yaxis="y2",
+            x=layers, y=[one.spread for one in rows], name="spread of a class (units, right axis)", yaxis="y2",
             line={"dash": "dot", "color": AMBER},
         ),
         x="layer, in order of depth",
@@ -340,10 +339,6 @@ def within(point: Sequence[float]) -> tuple[float, float]:
     """A point of the map, on its border if it lies further out."""
     first, second = (max(-EDGE, min(EDGE, float(value))) for value in point)
     return first, second
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    return fmean(value for value in values if value is not None)
 
 
 def _most(codes: Codes, unit: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,6 +89,11 @@ class Codes(Part):
     spreads: tuple[float | None, ...]
     quantization_error: float
     topographic_error: Share
+
+    @property
+    def spread(self) -> float:
+        """Of a class on average, in units of the grid."""
+        return fmean(value for value in self.spreads if value is not None)
 
 
 class Success(Part):

@@ -118,6 +118,11 @@ class Calibration:
         """The tables of what a fusion gives, {name: sorted [m]}: the fused score's own, and those of the reasons."""
         return {FUSED: self.fused.table, **self.reasons}
 
+    @property
+    def of_every_score(self) -> dict[str, Floats]:
+        """The table of every score that `judge` gives, sorted."""
+        return {**self.tables, **self.judged}
+
     @classmethod
     def fit(
         cls,
@@ -200,7 +205,7 @@ class Calibration:
     @_UNCHECKED
     def p_values(self, scores: Mapping[str, Floats]) -> dict[str, tuple[Floats, Doubles]]:
         """Scores with their p-values, {name: [N]} -> {name: [N], [N]}."""
-        tables = {**self.tables, **self.judged}
+        tables = self.of_every_score
         return {name: (values, p_value(values, tables[name])) for name, values in scores.items()}
 
     @_UNCHECKED
@@ -222,7 +227,7 @@ class Calibration:
     @_UNCHECKED
     def undecided(self, readings: Readings, bounds: Mapping[str, Bounds[Floats]]) -> Bools:
         """The images whose class, verdict or flags the last bits of their numbers decide, [N] bool; by their bounds."""
-        tables = {**self.tables, **self.judged}
+        tables = self.of_every_score
         least = np.stack([p_value(one.most, tables[name]) for name, one in bounds.items()])
         most = np.stack([p_value(one.least, tables[name]) for name, one in bounds.items()])
         alphas = [alpha for _, alpha in self.levels.items()]

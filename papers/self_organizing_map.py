@@ -124,7 +124,7 @@ def homogeneity(found: Mapping[str, Codes]) -> Plate:
     figure, (told_by, spread) = sheet(1, 2)
     colour = COLOURS[SelfOrganizingMap.kind]
     information = [one.information for one in found.values()]
-    spreads = [fmean([s for s in one.spreads if s is not None]) for one in found.values()]
+    spreads = [one.spread for one in found.values()]
     told_by.plot(information, "o-", color=colour, label="information")
     told_by.plot([one.purity for one in found.values()], "s--", color=colour, label="purity")
     told_by.set(ylabel="share", ylim=(0, 1.02))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -135,9 +134,9 @@ def _followed(study: Study, detector: SemanticSignature, *, permuted: bool) -> T
     found = Training([], [], {layer: [] for layer in detector.layers})
     for checkpoint in study.checkpoints(permuted=permuted):
         found.epochs.append(checkpoint.epoch)
-        stream = study.stream(detector.layers, study.seen, classifier=checkpoint.classifier)
-        predicted = torch.cat([capture.predicted for capture in stream])
+        predicted = study.predictions(study.seen, classifier=checkpoint.classifier)
         found.errors.append(float((predicted != study.seen.y).double().mean()))
+        stream = study.stream(detector.layers, study.seen, classifier=checkpoint.classifier)
         for layer, one in detector.semantic_tests(stream).items():
             found.tests[layer].append(one["two_versus_two"])
     return found if found.epochs else None

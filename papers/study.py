@@ -157,9 +157,9 @@ class Study:
         """What the classifier takes the images seen for, [N]."""
         return self.predictions(self.seen)
 
-    def predictions(self, images: Images, pixels: Tensor | None = None) -> Tensor:
-        """What the classifier takes images for, or pixels in their place, [N]."""
-        return torch.cat([capture.predicted for capture in self.stream((), images, pixels)])
+    def predictions(self, images: Images, pixels: Tensor | None = None, classifier: nn.Module | None = None) -> Tensor:
+        """What the classifier, or another one, takes images for, or pixels in their place, [N]."""
+        return torch.cat([capture.predicted for capture in self.stream((), images, pixels, classifier)])
 
     @cached_property
     def right(self) -> Images:

@@ -236,7 +236,8 @@ def across(made: Reproduction) -> str:
     assert own is not None
     fit = study.stream(own.layers, study.splits["fit"][: made.case.fit_images])
     seen = study.stream(own.layers, made.clean[:COMPARED])
-    widths = {layer: part.shape[1] for layer in own.layers for part in [next(iter(seen)).flat(layer)]}
+    first = next(iter(seen))
+    widths = {layer: first.flat(layer).shape[1] for layer in own.layers}
     generator = torch.Generator().manual_seed(own.options.seed)
     for count in ACROSS:
         say(f"libraries across layers, {count} neurons of each")
@@ -347,12 +348,11 @@ def architectures(bundles: Mapping[str, Path]) -> str:
     for name, folder in bundles.items():
         inside = Inside.model_validate_json(SealedBundle.open(folder).content(INSIDE))
         for layer, one in inside.codes.items():
-            spread = fmean([value for value in one.spreads if value is not None])
             success = inside.success
-            r = None if success is None else correlation(list(zip(one.spreads, success.by_class, strict=True)))
+            r = None if success is None else correlation(zip(one.spreads, success.by_class, strict=True))
             tells = "-" if r is None else f"{r[0]:.2f} <sub>{r[1]:.2f} to {r[2]:.2f}</sub>"
             rows.append(
-                (name, layer, number(one.information), number(one.purity), f"{spread:.1f} of {one.side}", tells)
+                (name, layer, number(one.information), number(one.purity), f"{one.spread:.1f} of {one.side}", tells)
             )
     head = ("classifier", "layer", "information", "purity", "spread of a class, units", "success by spread, r")
     return table(head, rows)

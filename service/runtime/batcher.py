@@ -168,23 +168,23 @@ class Batcher:
         """Take what waits once all that arrives in this turn of the loop is there, if the thread is free."""
         if self._loop is not None and self._over is None and not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self._begin, self._loop)
+            self._loop.call_soon(self._begin)
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self) -> None:
         """Give the thread what waits, if anything does."""
         self._is_due = False
         if self._loop is None or self._over is not None or not (batch := self._take()):
             return
         self._metrics.batch(len(batch))
-        self._over, self._busy_since = loop.create_future(), time.monotonic()
-        self._executor.submit(self._run, batch, loop)
+        self._over, self._busy_since = self._loop.create_future(), time.monotonic()
+        self._executor.submit(self._run, batch, self._loop)
 
-    def _end(self, batch: list[_Item], outcomes: list[Outcome], loop: asyncio.AbstractEventLoop) -> None:
+    def _end(self, batch: list[_Item], outcomes: list[Outcome]) -> None:
         """The call is over. The thread gets the next one first: it need not wait until these answers are sent."""
-        if self._over is not None:
-            self._over.set_result(None)
+        assert self._over is not None
+        self._over.set_result(None)
         self._over = self._busy_since = None
-        self._begin(loop)
+        self._begin()
         _settle(batch, outcomes)
 
     def _take(self) -> list[_Item]:
@@ -221,7 +221,7 @@ class Batcher:
         except BaseException as error:  # a classifier's code that would end the process: this call, and no more
             logger.critical("images could not be screened", exc_info=error)
             others, outcomes = batch, [failed(error)] * len(batch)
-        loop.call_soon_threadsafe(self._end, others, outcomes, loop)
+        loop.call_soon_threadsafe(self._end, others, outcomes)
 
     def _screened(self, batch: list[_Item]) -> list[Outcome]:
         """What the classifier and the detectors say; each image by itself where all of them together fail."""
