@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from askance import drafting, picturing, reviewing
+from askance import drafting, evaluating, picturing, reviewing
 from askance.arguments import AllowOption, BundleArgument, ConfigArgument, JsonOption, SignatureOption
-from askance.engines import Engine
 
 app = typer.Typer(
     help="Screen what an image classifier is asked: every prediction leaves with a calibrated verdict.",
@@ -139,26 +138,9 @@ def calibrate(
         raise type(error)(f"{error}; the bundle is in {out}") from None
 
 
-@app.command(short_help="The tables again, on other data or attacks.")
-def evaluate(
-    bundle: BundleArgument,
-    config: ConfigArgument,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="What computes BUNDLE; auto: its graph where it has one.")
-    ] = Engine.TORCH,
-    require_signature: SignatureOption = None,
-    json: JsonOption = None,
-) -> None:
-    """The tables again, for a published BUNDLE on the data and attacks of CONFIG."""
-    from askance.calibration.config import load_config
-    from askance.calibration.pipeline import evaluate_bundle
-    from askance.detectors.bundle import Bundle
-    from askance.output import also_as_json, print_evaluation
-
-    opened = Bundle.open(bundle, require_signature=require_signature)
-    evaluation = evaluate_bundle(opened, load_config(config), engine)
-    with also_as_json(json, evaluation.as_json()):
-        print_evaluation(evaluation)
+app.command(short_help="The tables again, on other data or attacks, or what attackers get who know it.")(
+    evaluating.evaluate
+)
 
 
 @app.command(short_help="The same bundle with tables from recent clean images.")

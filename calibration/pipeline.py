@@ -174,6 +174,17 @@ def evaluate_bundle(bundle: Bundle, config: Config, engine: Engine = Engine.TORC
             shipped nor the config's.
         DataError: the images are not of the bundle's size.
     """
+    return evaluate_inputs(bundle, inputs_of(bundle, config), engine)
+
+
+def inputs_of(bundle: Bundle, config: Config) -> CalibrationInputs:
+    """A published bundle's classifier, and the data and settings of a config.
+
+    Raises:
+        ConfigError: the data's classes are not the bundle's, or the bundle names no factory, or one that is neither
+            shipped nor the config's.
+        DataError: the images are not of the bundle's size.
+    """
     entry = bundle.manifest.classifier
     if entry.factory is None:
         raise ConfigError(f"{bundle.path} names no factory for its classifier: use askance.evaluate with classifier=")
@@ -191,7 +202,7 @@ def evaluate_bundle(bundle: Bundle, config: Config, engine: Engine = Engine.TORC
         output=entry.output,
     )
     weights = bundle.tensors(entry)  # as they were verified: the file may be another by now
-    return evaluate_inputs(bundle, load_inputs(config.model_copy(update={"classifier": classifier}), weights), engine)
+    return load_inputs(config.model_copy(update={"classifier": classifier}), weights)
 
 
 @contextmanager

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,14 +13,12 @@ from torch import Tensor, nn
 from askance.calibration.attacks import ATTACKS, Attack, PixelClassifier, perturb
 from askance.calibration.cache import ImageCache
 from askance.calibration.digests import json_digest, state_digest, tensor_digest
-from askance.calibration.progress import say, track
+from askance.calibration.processes import spread
 from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
-from askance.errors import CalibrationError
 from askance.screening.preprocessing import Preprocessing
 
 PIECE_IMAGES = 50  # batch mates share nothing but an attack's random numbers, which go by the piece
-WORTH_PROCESSES_SECONDS = 20.0  # of work left, that pay for starting processes
 
 
 @dataclass(frozen=True)
@@ -88,9 +80,6 @@ class AttackJob:
             yield self.attack.seed * 1_000_003 + i, images, labels
 
 
-_Piece = tuple[Attack, Tensor, Tensor, int]
-
-
 def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Tensor]:
     """Run every attack; what the cache holds is not made again, and every piece made is cached at once.
 
@@ -104,7 +93,8 @@ def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Te
     """
     identity = target.identity()
     results: list[list[Tensor | None]] = []
-    todo: dict[tuple[int, int], tuple[str, _Piece]] = {}
+    keys: dict[tuple[int, int], str] = {}
+    todo: dict[tuple[int, int], tuple[Attack, Any, Any, int]] = {}
     for i, job in enumerate(jobs):
         attack = _identity(job.attack)
         results.append([])
@@ -112,9 +102,10 @@ def run(target: Target, jobs: Sequence[AttackJob], cache: ImageCache) -> list[Te
             key = json_digest({**identity, **attack, "seed": seed, "images": tensor_digest(images, labels)})
             results[i].append(cache.get(key))
             if results[i][j] is None:
-                todo[i, j] = key, (job.attack, images, labels, seed)
-    for (i, j), pixels in _made(target, {place: piece for place, (_, piece) in todo.items()}):
-        cache.put(todo[i, j][0], pixels)
+                keys[i, j], todo[i, j] = key, (job.attack, images.numpy(), labels.numpy(), seed)
+    for (i, j), made in spread(_Attacker(target), todo, f"attacks on {PIECE_IMAGES} images each"):
+        pixels = torch.from_numpy(made)
+        cache.put(keys[i, j], pixels)
         results[i][j] = pixels
     return [torch.cat([pixels for pixels in parts if pixels is not None]) for parts in results]
 
@@ -128,78 +119,20 @@ def _identity(attack: Attack) -> dict[str, Any]:
     return identity if package is None else identity | {"package": [package.name, package.version]}
 
 
-def _made(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Make the pieces here, or, when there is enough left to do after a while, in a process per core."""
-    waiting = dict(pieces)
-    if not waiting:
-        return
-    predict, total, begun = target.build(), len(waiting), time.perf_counter()
-    for place, (attack, images, labels, seed) in pieces.items():
-        yield place, perturb(predict, attack, images, labels, seed)
-        del waiting[place]
-        spent = time.perf_counter() - begun
-        if target.factory is not None and spent / (total - len(waiting)) * len(waiting) > WORTH_PROCESSES_SECONDS:
-            break
-    if waiting:
-        yield from _in_processes(target, waiting)
+@dataclass(frozen=True)
+class _Attacker:
+    """Makes pieces of attacked images."""
 
+    target: Target
 
-def _in_processes(target: Target, pieces: Mapping[tuple[int, int], _Piece]) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    say(f"attacks: {len(pieces)} pieces of {PIECE_IMAGES} images over {cores} processes")
-    # spawned, not forked: torch's threads do not survive a fork
-    with ProcessPoolExecutor(
-        cores, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(target,)
-    ) as pool:
-        # numpy in between, because tensors would travel through shared memory that may be small
-        futures = {
-            pool.submit(_run_piece, attack, images.numpy(), labels.numpy(), seed): place
-            for place, (attack, images, labels, seed) in pieces.items()
-        }
-        try:
-            for future in track(_Completed(futures), "attacks"):
-                yield futures[future], torch.from_numpy(future.result())
-        except BrokenProcessPool:
-            raise CalibrationError(
-                "a process that makes attacked images was ended: memory ran out, or the script that calibrates has no "
-                'if __name__ == "__main__": around what it does, which processes then do again; what is made is cached'
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    @property
+    def here_only(self) -> bool:
+        return self.target.factory is None
 
+    def begin(self) -> Callable[..., Any]:
+        predict = self.target.build()
 
-class _Completed:
-    """Futures as they complete, with a length for the progress bar."""
+        def make(attack: Attack, images: Any, labels: Any, seed: int) -> Any:
+            return perturb(predict, attack, torch.from_numpy(images), torch.from_numpy(labels), seed).numpy()
 
-    def __init__(self, futures: Mapping[Any, Any]) -> None:
-        self._futures = futures
-
-    def __len__(self) -> int:
-        return len(self._futures)
-
-    def __iter__(self) -> Iterator[Any]:
-        return as_completed(self._futures)
-
-
-_predict: PixelClassifier | None = None
-
-
-def _begin(target: Target) -> None:
-    global _predict  # noqa: PLW0603 (a process's one classifier)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    _predict = target.build()
-
-
-def _end_with_parent() -> None:
-    """A pool's processes wait for work for ever, also where whoever had it was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_piece(attack: Attack, images: Any, labels: Any, seed: int) -> Any:
-    assert _predict is not None
-    return perturb(_predict, attack, torch.from_numpy(images), torch.from_numpy(labels), seed).numpy()
+        return make

@@ -6,9 +6,11 @@ simplicity: the all convolutional net" (2015).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 DENSE = 512
+LOGITS = 0.1  # of their usual size, before training
 
 
 class AllConv(nn.Module):
@@ -49,6 +51,17 @@ class AllConv(nn.Module):
         self.elu9 = nn.ELU()
         self.drop3 = nn.Dropout(dropout)
         self.fc4 = nn.Linear(DENSE, classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """K. He et al. (2015): by torch's own the signal dies on its way through ten layers; logits begin small."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.fc4.weight.mul_(LOGITS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, 32, 32]."""

@@ -20,6 +20,7 @@ from askance.detectors.library_size import thresholds_for
 from askance.detectors.ranks import TIE
 from askance.detectors.short_list import ShortList, is_large
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
+from askance.detectors.tensors import rounded
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
 from askance.screening.options import Options
@@ -192,8 +193,8 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
     def read(self, capture: Capture) -> Reading[Tensor]:
         """Score 1 - CPL (Eq. 5: the mean cosine between P of every pair of layers, no centring)."""
         answers, similarity, tied = self._answers(capture)
-        cosines = pair_cosines(answers).round(decimals=DECIMALS).to(similarity.dtype)
-        similarity = similarity.round(decimals=DECIMALS)
+        cosines = rounded(pair_cosines(answers), DECIMALS).to(similarity.dtype)
+        similarity = rounded(similarity, DECIMALS)
         names = [f"discord:{a}~{b}" for a, b in combinations(self.layers, 2)]
         names += [f"novelty:{layer}" for layer in self.layers]
         components = Rows(names, (1 - torch.cat([cosines, similarity], dim=1)).T)

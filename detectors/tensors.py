@@ -1,4 +1,4 @@
-"""Tensors: as safetensors wants them."""
+"""Tensors: as safetensors wants them, and what gradients do not get through by themselves."""
 
 from __future__ import annotations
 
@@ -10,3 +10,17 @@ from torch import Tensor
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory, as safetensors wants them."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def straight_through(found: Tensor, values: Tensor) -> Tensor:
+    """What was found of values of the same shape; a gradient goes on to the values as if it had been these.
+
+    Y. Bengio et al., "Estimating or propagating gradients through stochastic neurons" (2013); as an attack on what has
+    no gradient: A. Athalye et al., "Obfuscated gradients give a false sense of security" (2018).
+    """
+    return found + (values - values.detach()) if values.requires_grad else found
+
+
+def rounded(values: Tensor, decimals: int = 0) -> Tensor:
+    """Rounded; gradients go straight through, for rounding itself has none but 0."""
+    return straight_through(values.detach().round(decimals=decimals), values)

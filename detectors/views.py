@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from askance.detectors.tensors import rounded
+
 
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:
     """Images with each of V noise patterns added, clipped: [B, C, H, W], [V, C, H, W] -> [B, V, C, H, W].
@@ -18,8 +20,8 @@ def add_noise(images: Tensor, noise: Tensor) -> Tensor:
 def reduce_bits(images: Tensor, bits: int) -> Tensor:
     """Images rounded to 2^bits levels (Xu et al. 2018, section II.A), [B, C, H, W] -> the same."""
     steps = 2**bits - 1
-    rounded: Tensor = (images * steps).round() / steps
-    return rounded
+    reduced: Tensor = rounded(images * steps) / steps
+    return reduced
 
 
 def median_filter(images: Tensor, size: int) -> Tensor:

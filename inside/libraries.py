@@ -71,9 +71,8 @@ def libraries(
     confusion = {}
     for options in _options(tuple(layers), rows, neighbors):
         detector = LibraryNetwork(options)
-        if sample is not None:
-            detector.settle(*sample)
-        detector.fit(fitted)
+        detector.settle(*((fitted, None) if sample is None else sample))
+        detector.build(fitted).connect(fitted)  # no short lists: finding one takes longer than it saves on few images
         assert detector.options.thresholds is not None
         for layer, figures in detector.agreement(images).items():
             theta = detector.options.thresholds[layer]

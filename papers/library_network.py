@@ -21,6 +21,7 @@ from askance.papers.study import Study
 ROWS = (30, 100, 300, 1000, 3000)  # of libraries, as far as there are FEWEST times as many images
 FEWEST = 4
 SETTLED = 2000  # images that thresholds are found by
+NUMBERS = 2**28  # of all layers and images, 1 GiB: by a high threshold libraries of wide layers store every image
 NAMED = 20  # classes at most, along an axis
 FEWEST_ATTACKED = 20  # images, below which AUROC says little
 
@@ -30,24 +31,25 @@ def plates(study: Study) -> Iterator[Plate]:
     detector = study.detector(LibraryNetwork)
     if detector is None:
         return
-    say(f"libraries of {len(study.fitted)} images")
     layers = detector.layers
-    wanted = [rows for rows in ROWS if FEWEST * rows <= len(study.fitted)]
+    (first,) = study.stream(layers, study.fitted[:1])
+    fitted = study.fitted[: NUMBERS // sum(first.flat(layer).shape[1] for layer in layers)]
+    say(f"libraries of {len(fitted)} images")
     found = libraries(
         layers,
-        wanted,
+        [rows for rows in ROWS if FEWEST * rows <= len(fitted)],
         detector.options.neighbors,
-        study.stream(layers, study.fitted),
+        study.stream(layers, fitted),
         study.stream(layers, study.seen),
-        (study.stream(layers, study.fitted[:SETTLED]), len(study.fitted)),
+        (study.stream(layers, fitted[:SETTLED]), len(fitted)),
     )
-    yield sizes(found)
+    yield sizes(found, len(fitted))
     yield confusion(found, study.class_names)
     yield from agreement(study, detector)
 
 
-def sizes(found: Libraries) -> Plate:
-    """Fig. 2: size and agreement against the threshold."""
+def sizes(found: Libraries, images: int) -> Plate:
+    """Fig. 2: size and agreement against the threshold, of libraries fitted on so many images."""
     figure, parts = sheet(1, 3)
     for place, (layer, points) in enumerate(found.curves.items()):
         drawn = np.array([(point.theta, point.rows, point.top1, point.top3) for point in points]).T
@@ -68,7 +70,7 @@ def sizes(found: Libraries) -> Plate:
         "fig-2-size-and-agreement",
         figure,
         "at one threshold earlier layers need larger libraries: their patterns are more diverse",
-        said,
+        f"of {images:,} images: {said}",
         holds,
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from toy import Trained
 
-from askance.calibration import attacks, suite
+from askance.calibration import attacks, processes, suite
 from askance.calibration.attacks import FGSM, PGD, PixelClassifier
 from askance.calibration.cache import ImageCache, cache_folder
 from askance.calibration.digests import tensor_digest
@@ -86,7 +86,7 @@ def test_processes_give_what_one_gives(
     options = FGSM(name="f", kind="fgsm", epsilon=0.2)
     both = [job(trained, PIECE_IMAGES + 5), job(trained, PIECE_IMAGES + 5, options)]
     here = run(target, both, ImageCache(tmp_path / "here"))
-    monkeypatch.setattr(suite, "WORTH_PROCESSES_SECONDS", -1.0)
+    monkeypatch.setattr(processes, "WORTH_PROCESSES_SECONDS", -1.0)
     elsewhere = run(target, both, ImageCache(tmp_path / "elsewhere"))
     for a, b in zip(here, elsewhere, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
@@ -104,7 +104,7 @@ class Fatal(Target):
 def test_processes_that_are_ended_are_told_of_in_a_line(
     trained: Trained, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "WORTH_PROCESSES_SECONDS", -1.0)
+    monkeypatch.setattr(processes, "WORTH_PROCESSES_SECONDS", -1.0)
     fatal = Fatal(target.factory, target.arguments, target.weights, target.preprocessing)
     with pytest.raises(CalibrationError, match="memory ran out, or the script that calibrates has no if __name__"):
         run(fatal, [job(trained)], ImageCache(tmp_path))
@@ -112,8 +112,9 @@ def test_processes_that_are_ended_are_told_of_in_a_line(
 
 
 SCRIPT = """
-import os, pathlib, sys, time, torch
-from askance.calibration import suite
+import os, pathlib, sys, time
+import numpy as np
+from askance.calibration import processes, suite
 from askance.calibration.attacks import FGSM
 from askance.screening.preprocessing import Preprocessing
 
@@ -124,8 +125,8 @@ class Slow(suite.Target):
 
 if __name__ == "__main__":
     target = Slow("digits_cnn", {}, {}, Preprocessing(channels=1, height=8, width=8, mean=(0,), std=(1,)))
-    piece = FGSM(name="f", kind="fgsm", epsilon=0.2), torch.zeros(1, 1, 8, 8), torch.zeros(1).long(), 0
-    list(suite._in_processes(target, {(0, 0): piece}))
+    piece = FGSM(name="f", kind="fgsm", epsilon=0.2), np.zeros((1, 1, 8, 8), "f4"), np.zeros(1, int), 0
+    list(processes._in_processes(suite._Attacker(target), {(0, 0): piece}, "attacks"))
 """
 
 

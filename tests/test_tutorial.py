@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from calibration_support import changed
 from photos import take_photos, train_on
 
+import askance
+from askance.service.client import Client
 from askance.service.launch import Serving, started
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
@@ -77,3 +81,47 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         process.terminate()
         assert process.wait(60) == 0
     assert re.search(r"standing/0002.png │ standing\s+│\s+[01]\.\d+ │ (CLEAN|SUSPECT)", verdict), verdict
+
+
+@pytest.mark.acceptance
+@pytest.mark.lasting
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("network", "arguments", "epochs", "rate"),
+    [("mobilenet_v3_small", {}, 15, 0.05), ("vit_b_16", {"image_size": 32}, 6, 0.003)],
+)
+def test_other_networks_of_torchvision_are_served_as_torch_reads_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+    arguments: dict[str, int],
+    epochs: int,
+    rate: float,
+) -> None:
+    """From photos and a state dict to a server, as in the tutorial; by their graphs."""
+    monkeypatch.setenv("ASKANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    take_photos(tmp_path / "photos", {"train": 240, "test": 240})
+    factory = f"torchvision:{network}"
+    assert train_on(tmp_path / "photos", tmp_path / "weights.pt", epochs, factory, arguments, rate) > 0.85
+    _, init, _, calibrate, serve, _ = commands()
+    given = {"torchvision:resnet18": factory, '{"num_classes": 3}': json.dumps({"num_classes": 3, **arguments})}
+    typed([given.get(word, word) for word in init], tmp_path)
+    config = tmp_path / "mine.toml"
+    config.write_text(changed(config.read_text(), *QUICKER))
+    typed(calibrate, tmp_path)
+    shown = sorted((tmp_path / "photos" / "test").glob("*/*.png"))[::6]
+    line = ["-m", *serve, "--port", "0", "--metrics-port", "0"]
+    with started(line) as (process, serving), askance.open("mine-bundle", engine="torch") as screen:
+        assert isinstance(serving, Serving)
+        metrics = f"{serving.metrics_scheme}://{serving.metrics_host}:{serving.metrics_port}/metrics"
+        with urlopen(metrics) as page:
+            assert 'engine="onnxruntime"' in page.read().decode()
+        with Client(serving.target) as client:
+            for path in shown:
+                served, read = client.screen(path), screen(path)
+                assert (served.label, served.verdict) == (read.label, read.verdict)
+                assert served.p_value == pytest.approx(read.p_value, abs=0.02)  # a rank of 100 and more images
+        process.terminate()
+        assert process.wait(60) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from askance.calibration.attacks._lead import lead
 from askance.calibration.attacks.apgd import APGD
 from askance.calibration.attacks.attack import AimedAttack, Attack, Perturb, PixelClassifier, Pixels, perturb
 from askance.calibration.attacks.bim import BIM
@@ -98,5 +99,6 @@ __all__ = [
     "StoppedPGD",
     "Transfer",
     "Universal",
+    "lead",
     "perturb",
 ]

@@ -9,20 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from askance.detectors.tensors import straight_through
 from askance.detectors.views import median_filter, reduce_bits
 
 Squeeze = Callable[[Tensor], Tensor]
 
 
 def non_local_means(images: Tensor) -> Tensor:
-    """OpenCV's colour non-local means, search window 13, patch 3, strength 2 ("13-3-2"), [B, 3, H, W] in [0, 1]."""
+    """OpenCV's colour non-local means, search window 13, patch 3, strength 2 ("13-3-2"), [B, 3, H, W] in [0, 1].
+
+    Gradients go straight through.
+    """
     smooth = [
         cv2.fastNlMeansDenoisingColored(
             np.ascontiguousarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), None, 2, 2, 3, 13
         )
-        for image in images
+        for image in images.detach()
     ]
-    return torch.from_numpy(np.stack(smooth)).permute(0, 3, 1, 2).float() / 255
+    return straight_through(torch.from_numpy(np.stack(smooth)).permute(0, 3, 1, 2).float() / 255, images)
 
 
 def squeezers(channels: int) -> Mapping[str, Squeeze]:

@@ -1,0 +1,114 @@
+"""The figures of an aware evaluation: how often attackers who know a defence evade it, and whether to believe that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from askance.judgement.arrays import Bools
+
+Share = Annotated[float, Field(ge=0, le=1)]
+LEVELS = (0.01, 0.05, 0.5)  # p-values above which an image that fools the classifier counts as unnoticed
+HEADLINE = 0.05  # of these the one that gates go by
+QUANTILE = 1.959964  # of a normal distribution, for 95%
+
+
+class Part(BaseModel):
+    """Never changed, and nothing in it that has no name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Part):
+    """A share of images, and its 95% Wilson interval."""
+
+    share: Share
+    low: Share
+    high: Share
+
+    @classmethod
+    def of(cls, which: Bools) -> Rate:
+        """The share of those marked.
+
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+        """
+        count, share, square = len(which), float(which.mean()), QUANTILE**2
+        middle = (share + square / (2 * count)) / (1 + square / count)
+        half = QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
+        return cls(share=share, low=max(0.0, min(middle - half, share)), high=min(1.0, max(middle + half, share)))
+
+
+class Gate(Part):
+    """A condition without which a figure says more of the attack than of the defence.
+
+    Attributes:
+        holds: whether it is met.
+        why: what was compared, for people.
+    """
+
+    holds: bool
+    why: str
+
+
+class Cost(Part):
+    """What evading takes, over what fooling the classifier takes; medians over images where both were done.
+
+    Attributes:
+        steps: of the same attack.
+        distance: L2, of images that evade, over those of an attack that stops at the first wrong answer.
+    """
+
+    steps: float
+    distance: float
+
+
+class Row(Part):
+    """One defence, faced with one budget.
+
+    Attributes:
+        defence: "fused", "fused_single_pass", or a baseline.
+        epsilon: L-infinity, in pixel values.
+        victims: images that the classifier gets right, all attacked.
+        fooled: the share of them that it gets wrong under some aware attack.
+        oblivious: by level, the share that fool it and are not noticed, of attacks that do not know the defence.
+        aware: the same of attacks that do; None where a gate is closed: these have not converged.
+        cost: None where nothing evades.
+        gates: by name.
+    """
+
+    defence: str
+    epsilon: float
+    victims: int
+    fooled: Rate
+    oblivious: Mapping[str, Rate]
+    aware: Mapping[str, Rate] | None
+    cost: Cost | None
+    gates: Mapping[str, Gate]
+
+    @property
+    def converged(self) -> bool:
+        """Whether every gate is open."""
+        return all(gate.holds for gate in self.gates.values())
+
+
+class AwareEvaluation(Part):
+    """What attackers who know the defences get.
+
+    Attributes:
+        bundle_id: of the bundle.
+        effort: "quick", "standard" or "full".
+        steps: of each attack.
+        attacks: each that was tried, in order; an image that one of them leaves unnoticed is spared the next.
+        rows: by defence, then by budget.
+        left_out: defences that were not attacked, and why.
+    """
+
+    bundle_id: str
+    effort: str
+    steps: int
+    attacks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, str] = {}
