@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from askance.arguments import BundleArgument, ConfigArgument, JsonOption, SignatureOption
 from askance.engines import Engine
 from askance.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from askance.aware import AwareEvaluation, Rate
 
 EFFORTS = ("quick", "standard", "full")
 
@@ -53,6 +59,13 @@ def evaluate(
     victims: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="With --aware: images that they attack, at most.")
     ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE2", help="With --aware: what is made against this one, too."),
+    ] = None,
+    served: Annotated[
+        bool, typer.Option("--served", help="With --aware: attack a live server of BUNDLE, too, by its answers alone.")
+    ] = False,
     require_signature: SignatureOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -60,13 +73,15 @@ def evaluate(
     from askance.calibration.config import load_config
     from askance.calibration.pipeline import evaluate_bundle
     from askance.detectors.bundle import Bundle
-    from askance.output import also_as_json, print_aware, print_evaluation
+    from askance.output import also_as_json, print_evaluation
 
     budgets = [_budget(spelt) for spelt in epsilon or ()]
     if aware and engine is not None:
         raise typer.BadParameter("--aware goes by torch, whose gradients it needs: leave --engine out")
-    if not aware and (effort or budgets or victims):
-        raise typer.BadParameter("--effort, --epsilon and --victims say how attackers try who know BUNDLE: add --aware")
+    if not aware and (effort or budgets or victims or other or served):
+        raise typer.BadParameter(
+            "--effort, --epsilon, --victims, --other and --served are for attackers who know BUNDLE: add --aware"
+        )
     opened = Bundle.open(bundle, require_signature=require_signature)
     if not aware:
         evaluation = evaluate_bundle(opened, load_config(config), engine or Engine.TORCH)
@@ -75,6 +90,65 @@ def evaluate(
         return
     from askance.aware import Effort, evaluate_aware
 
-    found = evaluate_aware(opened, load_config(config), Effort(effort or "standard"), budgets, victims)
+    stolen = None if other is None else Bundle.open(other, require_signature=require_signature)
+    found = evaluate_aware(
+        opened, load_config(config), Effort(effort or "standard"), budgets, victims, other=stolen, served=served
+    )
     with also_as_json(json, found.model_dump(mode="json")):
-        print_aware(found)
+        _print_aware(found)
+
+
+def _print_aware(found: AwareEvaluation) -> None:
+    """What attackers get who know the defences, beside what those get who do not; and why not, where nobody can say."""
+    from askance.output import console
+
+    levels = list(found.rows[0].oblivious)
+    table = Table(
+        title=f"share of victims that fool the classifier and are let through, with p above {', '.join(levels)}",
+        title_justify="left",
+    )
+    stolen = ["another bundle's"] if found.rows[0].stolen is not None else []
+    for column in ("defence", "budget", "victims", "fooled", "oblivious", *stolen, "aware", "95% at 5%", "cost"):
+        table.add_column(column, justify="left" if column == "defence" else "right")
+    for row in found.rows:
+        aware, interval, cost = "not converged", "", ""
+        if row.aware is not None:
+            headline = row.aware["0.05"]
+            aware, interval = _shares(row.aware), f"{headline.low:.2f} to {headline.high:.2f}"
+        if row.cost is not None:
+            cost = f"{row.cost.steps:.1f} x steps, {row.cost.distance:.1f} x L2"
+        fooled = f"{row.fooled.share:.2f}"
+        theirs = [] if row.stolen is None else [_shares(row.stolen)]
+        cells = (str(row.victims), fooled, _shares(row.oblivious), *theirs, aware, interval, cost)
+        table.add_row(row.defence, f"{row.epsilon:.4g}", *cells)
+    console.print(table)
+    for row in found.rows:
+        for name, gate in row.gates.items():
+            if not gate.holds:
+                line = f"{row.defence} at {row.epsilon:.4g} has not converged, gate {name}: {gate.why}"
+                console.print(line, soft_wrap=True, markup=False)
+    for line in _served(found):
+        console.print(line, soft_wrap=True, markup=False)
+    for name, why in found.left_out.items():
+        console.print(f"{name} was not attacked: {why}", soft_wrap=True, markup=False)
+
+
+def _served(found: AwareEvaluation) -> Iterator[str]:
+    """What attackers of a live server get, in words."""
+    by_answers, by_decisions = found.by_answers, found.by_decisions
+    if by_answers is not None:
+        shares = ", ".join(f"{rate.share:.2f} by {count} answers" for count, rate in by_answers.unnoticed.items())
+        told = shares if by_answers.gate.holds else f"not converged: {by_answers.gate.why}"
+        yield (
+            f"a live server, Square by its scores within {by_answers.epsilon:.4g}, {by_answers.victims} victims: {told}"
+        )
+    if by_decisions is not None:
+        far = "" if by_decisions.distance is None else f", {by_decisions.distance:.1f} x as far as by the class alone"
+        yield (
+            f"a live server, HopSkipJump by class and verdict, {by_decisions.victims} victims: "
+            f"{by_decisions.unnoticed.share:.2f} are let through, by {by_decisions.answers} answers{far}"
+        )
+
+
+def _shares(rates: Mapping[str, Rate]) -> str:
+    return " ".join(f"{rate.share:.2f}" for rate in rates.values())

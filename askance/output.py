@@ -22,7 +22,6 @@ from askance.service.client_messages import ServiceError
 from askance.writing import write_whole
 
 if TYPE_CHECKING:
-    from askance.aware import AwareEvaluation, Rate
     from askance.calibration.layers import Layer
     from askance.calibration.recalibration import Shift
     from askance.demo import DemoFigures
@@ -129,39 +128,6 @@ def _flagged_by_reason(evaluation: Evaluation) -> Table:
         shares = (rates[one][level] for one in SCORER_OF.values() for level in evaluation.target_flag_rate)
         table.add_row(images, *(f"{share:.1%}" for share in shares))
     return table
-
-
-def print_aware(found: AwareEvaluation) -> None:
-    """What attackers get who know the defences, beside what those get who do not; and why not, where nobody can say."""
-    levels = list(found.rows[0].oblivious)
-    table = Table(
-        title=f"share of victims that fool the classifier and are let through, with p above {', '.join(levels)}",
-        title_justify="left",
-    )
-    for column in ("defence", "budget", "victims", "fooled", "oblivious", "aware", "95% interval at 5%", "cost"):
-        table.add_column(column, justify="left" if column == "defence" else "right")
-    for row in found.rows:
-        aware, interval, cost = "not converged", "", ""
-        if row.aware is not None:
-            headline = row.aware["0.05"]
-            aware, interval = _shares(row.aware), f"{headline.low:.2f} to {headline.high:.2f}"
-        if row.cost is not None:
-            cost = f"{row.cost.steps:.1f} x steps, {row.cost.distance:.1f} x L2"
-        fooled = f"{row.fooled.share:.2f}"
-        cells = (str(row.victims), fooled, _shares(row.oblivious), aware, interval, cost)
-        table.add_row(row.defence, f"{row.epsilon:.4g}", *cells)
-    console.print(table)
-    for row in found.rows:
-        for name, gate in row.gates.items():
-            if not gate.holds:
-                line = f"{row.defence} at {row.epsilon:.4g} has not converged, gate {name}: {gate.why}"
-                console.print(line, soft_wrap=True, markup=False)
-    for name, why in found.left_out.items():
-        console.print(f"{name} was not attacked: {why}", soft_wrap=True, markup=False)
-
-
-def _shares(rates: Mapping[str, Rate]) -> str:
-    return " ".join(f"{rate.share:.2f}" for rate in rates.values())
 
 
 def print_diagnostics(diagnostics: Mapping[str, Any]) -> None:

@@ -39,6 +39,21 @@ class Effort(StrEnum):
         return {Effort.QUICK: 100, Effort.STANDARD: 500, Effort.FULL: 1000}[self]
 
     @property
+    def served_victims(self) -> int:
+        """Images of attacks on a live server, at most."""
+        return {Effort.QUICK: 20, Effort.STANDARD: 100, Effort.FULL: 200}[self]
+
+    @property
+    def answers(self) -> int:
+        """Of a live server, for each victim of an attack by scores."""
+        return {Effort.QUICK: 200, Effort.STANDARD: 800, Effort.FULL: 4000}[self]
+
+    @property
+    def walk(self) -> tuple[int, int]:
+        """Steps, and decisions asked for in the first, of an attack by decisions."""
+        return {Effort.QUICK: (3, 20), Effort.STANDARD: (10, 40), Effort.FULL: (30, 100)}[self]
+
+    @property
     def all_steps(self) -> int:
         """Of all attacks but the last, which shows whether they were enough."""
         return self.steps * COUNTS[self]

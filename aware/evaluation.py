@@ -13,6 +13,7 @@ from askance.judgement.arrays import Bools
 Share = Annotated[float, Field(ge=0, le=1)]
 LEVELS = (0.01, 0.05, 0.5)  # p-values above which an image that fools the classifier counts as unnoticed
 HEADLINE = 0.05  # of these the one that gates go by
+MOVES = 0.02  # by which a figure that has converged may move
 QUANTILE = 1.959964  # of a normal distribution, for 95%
 
 
@@ -76,6 +77,7 @@ class Row(Part):
         oblivious: by level, the share that fool it and are not noticed, of attacks that do not know the defence.
         aware: the same of attacks that do; None where a gate is closed: these have not converged.
         cost: None where nothing evades.
+        stolen: by level, of images made against another bundle's fused score; None where none were.
         gates: by name.
     """
 
@@ -86,12 +88,45 @@ class Row(Part):
     oblivious: Mapping[str, Rate]
     aware: Mapping[str, Rate] | None
     cost: Cost | None
+    stolen: Mapping[str, Rate] | None = None
     gates: Mapping[str, Gate]
 
     @property
     def converged(self) -> bool:
         """Whether every gate is open."""
         return all(gate.holds for gate in self.gates.values())
+
+
+class ByAnswers(Part):
+    """An attack on a live server that goes by the scores in its answers.
+
+    Attributes:
+        epsilon: L-infinity, in pixel values.
+        victims: how many.
+        unnoticed: the share that fool the classifier with a p-value above 5%, by answers asked for.
+        gate: who knows all must get as far as who sees answers.
+    """
+
+    epsilon: float
+    victims: int
+    unnoticed: Mapping[int, Rate]
+    gate: Gate
+
+
+class ByDecisions(Part):
+    """An attack on a live server that goes by class and verdict alone, however far it has to go.
+
+    Attributes:
+        victims: how many.
+        unnoticed: the share that ended wrong and CLEAN.
+        answers: asked for, the median of these.
+        distance: their median L2, over that of the same attack by the class alone; None where nothing arrived.
+    """
+
+    victims: int
+    unnoticed: Rate
+    answers: int
+    distance: float | None
 
 
 class AwareEvaluation(Part):
@@ -104,6 +139,7 @@ class AwareEvaluation(Part):
         attacks: each that was tried, in order; an image that one of them leaves unnoticed is spared the next.
         rows: by defence, then by budget.
         left_out: defences that were not attacked, and why.
+        by_answers, by_decisions: attacks on a live server; None where there were none.
     """
 
     bundle_id: str
@@ -112,3 +148,5 @@ class AwareEvaluation(Part):
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
     left_out: Mapping[str, str] = {}
+    by_answers: ByAnswers | None = None
+    by_decisions: ByDecisions | None = None

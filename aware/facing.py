@@ -9,10 +9,8 @@ import numpy as np
 
 from askance.aware.crafting import Crafted
 from askance.aware.effort import TWICE, Effort
-from askance.aware.evaluation import HEADLINE, LEVELS, Cost, Gate, Rate, Row
+from askance.aware.evaluation import HEADLINE, LEVELS, MOVES, Cost, Gate, Rate, Row
 from askance.judgement.arrays import Bools, Doubles
-
-MOVES = 0.02  # by which a figure that has converged may move
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Faced:
         oblivious: what was made without knowing any.
         distances: L2, of the images made against it; and of those that stop at the first wrong answer, [N] each.
         stopped: which of the latter the classifier is wrong about, [N].
+        stolen: what was made against another bundle's fused score; None where nothing was.
     """
 
     own: Crafted
@@ -65,11 +64,18 @@ class Faced:
     oblivious: Judged
     distances: tuple[Doubles, Doubles]
     stopped: Bools
+    stolen: Judged | None = None
+
+    @property
+    def _others(self) -> Judged:
+        """What was made against other defences."""
+        every = [self.transferred] if self.stolen is None else [self.transferred, self.stolen]
+        return Judged.best(every, len(self.stopped))
 
     @property
     def aware(self) -> Judged:
         """The worst case: of each victim the image that passes best."""
-        return Judged.best([self.direct, self.transferred, self.oblivious], len(self.stopped))
+        return Judged.best([self.direct, self._others, self.oblivious], len(self.stopped))
 
     def row(self, name: str, epsilon: float, effort: Effort, before: float | None, at_half: Bools) -> Row:
         """The figures, if they have converged.
@@ -92,11 +98,12 @@ class Faced:
             oblivious=self.oblivious.rates(),
             aware=aware.rates() if converged else None,
             cost=self._cost() if converged else None,
+            stolen=None if self.stolen is None else self.stolen.rates(),
             gates=gates,
         )
 
     def _gates(self, effort: Effort, before: float | None, at_half: Bools) -> Mapping[str, Gate]:
-        share, direct, others = (float(one.unnoticed().mean()) for one in (self.aware, self.direct, self.transferred))
+        share, direct, others = (float(one.unnoticed().mean()) for one in (self.aware, self.direct, self._others))
         in_the_end = self.own.evaded_at >= 0
         in_time = in_the_end & (self.own.evaded_at <= effort.all_steps)
         sooner, later = float(in_time.mean()), float(in_the_end.mean())

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from askance.answers import Answer
+from askance.answers import FUSED, Answer
+from askance.aware.attacks import AwareAttack
+from askance.aware.black_box import BlackBox
 from askance.aware.crafting import Crafted, Crafter
 from askance.aware.defences import BaselineDefence, in_bytes
 from askance.aware.effort import Effort
-from askance.aware.evaluation import AwareEvaluation, Row
+from askance.aware.evaluation import AwareEvaluation, ByAnswers, ByDecisions, Row
 from askance.aware.facing import Faced, Judged
 from askance.calibration.attacks import StoppedPGD
 from askance.calibration.baselines import BASELINES
@@ -31,9 +32,11 @@ from askance.calibration.suite import AttackJob, run
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Tap
 from askance.errors import CalibrationError
-from askance.judgement.arrays import Doubles, Floats, Ints
+from askance.judgement.arrays import Bools, Doubles, Floats, Ints
 from askance.judgement.calibration import SINGLE_PASS
 from askance.judgement.conformal import table
+from askance.service.launch import launched
+from askance.writing import temporary_folder
 
 PIECE = 25  # victims that are attacked together
 HALF = 0.5  # of the range of a pixel: whoever may go so far is stopped by nothing
@@ -49,6 +52,9 @@ def evaluate_aware(
     effort: Effort = Effort.STANDARD,
     budgets: Sequence[float] = (),
     victims: int | None = None,
+    *,
+    other: Bundle | None = None,
+    served: bool = False,
 ) -> AwareEvaluation:
     """Attack a published bundle's defences with full knowledge of them, on images that nothing was chosen by.
 
@@ -64,25 +70,33 @@ def evaluate_aware(
         budgets: L-infinity, in pixel values, (0, 1]; without any once, twice and four times the least at which FGSM
             fools the classifier on half of some images.
         victims: how many, at most; None: as many as the effort has.
+        other: another bundle of the same classifier, of other images and seeds, say: what is made against its fused
+            score is held to these defences, too, as made by somebody who has not stolen this very one.
+        served: also attack a live server of the bundle, started for it, by its answers alone, with the greatest budget.
 
     Raises:
+        AskanceError: the server does not start, or does not answer.
         CalibrationError: the classifier gets no image right, or a process that makes images was ended.
         ConfigError, DataError: as for `evaluate_bundle`.
     """
     field = _Field(bundle, inputs_of(bundle, config), victims or effort.victims)
+    thief = None if other is None else Crafter(other.path, {})
     wanted = sorted(set(budgets)) or field.default_budgets()
     listed = ", ".join(f"{one:.3g}" for one in wanted)
     say(f"{len(field.victims)} victims, budgets {listed}; defences: {', '.join(field.defences)}")
     made = {epsilon: field.crafted(epsilon, effort) for epsilon in wanted}
+    stolen = {} if thief is None else {one: field.crafted(one, effort, thief=thief)[FUSED] for one in wanted}
     unbounded = field.crafted(HALF, effort, TRIED_AT_HALF)
     oblivious = {epsilon: field.oblivious(epsilon) for epsilon in wanted}
-    rows = list[Row]()
+    rows, passed = list[Row](), dict[str, Bools]()
     for name in field.defences:
         at_half, before = field.judged(name, unbounded[name].pixels).unnoticed(), None
         for epsilon in wanted:
-            faced = field.faced(name, made[epsilon], oblivious[epsilon])
+            faced = field.faced(name, made[epsilon], oblivious[epsilon], stolen.get(epsilon))
             rows.append(faced.row(name, epsilon, effort, before, at_half))
-            before = float(faced.aware.unnoticed().mean())
+            passed[name] = faced.aware.unnoticed()
+            before = float(passed[name].mean())
+    answers, decisions = field.served(wanted[-1], effort, passed[FUSED]) if served else (None, None)
     return AwareEvaluation(
         bundle_id=bundle.manifest.id,
         effort=effort.value,
@@ -90,6 +104,8 @@ def evaluate_aware(
         attacks=tuple(effort.attacks(HALF)),
         rows=tuple(rows),
         left_out=field.left_out,
+        by_answers=answers,
+        by_decisions=decisions,
     )
 
 
@@ -159,34 +175,39 @@ class _Field:
         spelt, _ = budget_for(inputs.classifier, inputs.preprocessing, inputs.splits["calibrate"])
         return [min(1.0, times * int(spelt.partition("/")[0]) / 255) for times in BUDGETS]
 
-    def crafted(self, epsilon: float, effort: Effort, most: int | None = None) -> dict[str, Crafted]:
-        """What attackers make of the first victims within a budget, against each defence."""
+    def crafted(
+        self, epsilon: float, effort: Effort, most: int | None = None, thief: Crafter | None = None
+    ) -> dict[str, Crafted]:
+        """What attackers make of the first victims within a budget, against each defence; a thief's, if one is given,
+        against the fused score of another bundle.
+        """
+        crafter, names = (self._crafter, self.defences) if thief is None else (thief, (FUSED,))
         attacks = effort.attacks(epsilon)
         arrays = self.victims[:most].pixels(), self.victims[:most].y, self._guides[:most]
         pieces = list(zip(*(part.split(PIECE) for part in arrays), strict=True))
-        places = [(name, place) for name in self.defences for place in range(len(pieces))]
-        keys = {(name, place): self._key(name, attacks.values(), pieces[place]) for name, place in places}
+        places = [(name, place) for name in names for place in range(len(pieces))]
+        keys = {(name, place): self._key(crafter, name, attacks.values(), pieces[place]) for name, place in places}
         found = {where: self._cache.get(key) for where, key in keys.items()}
         todo = {
             (name, place): (name, attacks, *(part.numpy() for part in pieces[place]))
             for (name, place), kept in found.items()
             if kept is None
         }
-        for where, packed in spread(self._crafter, todo, f"aware attacks within {epsilon:.3g}, {PIECE} images each"):
+        for where, packed in spread(crafter, todo, f"aware attacks within {epsilon:.3g}, {PIECE} images each"):
             found[where] = torch.from_numpy(packed)
             self._cache.put(keys[where], torch.from_numpy(packed))
-        whole = {name: [found[name, place] for place in range(len(pieces))] for name in self.defences}
+        whole = {name: [found[name, place] for place in range(len(pieces))] for name in names}
         shape = self._inputs.preprocessing.shape
         return {
             name: Crafted.unpacked(torch.cat([part for part in parts if part is not None]), shape)
             for name, parts in whole.items()
         }
 
-    def _key(self, name: str, attacks: Any, piece: tuple[Tensor, ...]) -> str:
-        tables = self._crafter.tables
+    def _key(self, crafter: Crafter, name: str, attacks: Iterable[AwareAttack], piece: tuple[Tensor, ...]) -> str:
+        tables = crafter.tables
         return json_digest(
             {
-                "bundle": self._bundle.manifest.id,
+                "bundle": Bundle.open(crafter.bundle).manifest.id,
                 "defence": [name, tensor_digest(torch.from_numpy(tables[name])) if name in tables else ""],
                 "attacks": [one.model_dump(mode="json") for one in attacks],
                 "images": tensor_digest(*piece),
@@ -202,8 +223,10 @@ class _Field:
         jobs = [AttackJob(one, self.victims.pixels(), self.victims.y) for one in attacks]
         return dict(zip(OBLIVIOUS, run(self._inputs.target, jobs, self._cache), strict=True))
 
-    def faced(self, name: str, made: Mapping[str, Crafted], oblivious: Mapping[str, Tensor]) -> Faced:
-        """A defence, and what was made against it, against the others, and without knowing any."""
+    def faced(
+        self, name: str, made: Mapping[str, Crafted], oblivious: Mapping[str, Tensor], stolen: Crafted | None
+    ) -> Faced:
+        """A defence, and what was made against it, against the others, against another bundle's, and knowing none."""
         count, victims = len(self.victims), self.victims.pixels()
         judged = {other: self.judged(name, crafted.pixels) for other, crafted in made.items()}
         unaware = [self.judged(name, pixels) for pixels in oblivious.values()]
@@ -215,7 +238,22 @@ class _Field:
             Judged.best(unaware, count),
             (_lengths(made[name].pixels - victims), _lengths(stopped - victims)),
             unaware[0].fooled,
+            None if stolen is None else self.judged(name, stolen.pixels),
         )
+
+    def served(self, epsilon: float, effort: Effort, white_box: Bools) -> tuple[ByAnswers, ByDecisions]:
+        """What attackers of a live server get."""
+        some, guides = self.victims[: effort.served_victims], self._guides[: effort.served_victims]
+        options = ["--disclose", "--port", "0", "--metrics-port", "0"]
+        if self._inputs.factory is not None:
+            options += ["--allow-factory", self._inputs.factory]
+        with temporary_folder() as folder:
+            (folder / "server.toml").write_text('[log]\nlevel = "warning"\n')  # not a line for each image flagged
+            options += ["--config", str(folder / "server.toml")]
+            with launched(["-m", "askance", "serve", str(self._bundle.path), *options]) as serving:
+                attacked = BlackBox(serving.target, some.pixels(), some.y.tolist(), guides)
+                answers = attacked.by_answers(epsilon, effort.answers, white_box[: len(some)])
+                return answers, attacked.by_decisions(*effort.walk)
 
     def judged(self, name: str, pixels: Tensor) -> Judged:
         """What a defence says of images made of the first victims."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ from torch import Tensor
 from toy import Trained
 
 from askance.__main__ import run as command
-from askance.answers import Answer
+from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
+from askance.aware import evaluate_aware
 from askance.aware.attacks import CALM, AwareAttack, Way, run
+from askance.aware.black_box import by_decision, by_score
 from askance.aware.crafting import Crafted, Crafter, craft
 from askance.aware.defences import BaselineDefence, Defence, FusedDefence, Look, in_bytes
 from askance.aware.effort import TWICE, Effort
 from askance.aware.evaluation import Rate
 from askance.aware.facing import Faced, Judged
 from askance.calibration.baselines import BASELINES
+from askance.calibration.config import load_config
 from askance.detectors.tensors import rounded
+from askance.errors import AskanceError
 
 WITH_SLOPES = [name for name, baseline in BASELINES.items() if BaselineDefence.suits(baseline)]
 EPSILON = 0.2
@@ -281,13 +286,68 @@ class TestFigures:
         assert [effort.victims for effort in Effort] == [100, 500, 1000]
 
 
+def answer(predicted: int, p: float | None, score: float = 0.0, verdict: Verdict = Verdict.CLEAN) -> Answer:
+    shares = tuple(0.8 if k == predicted else 0.1 for k in range(3))
+    fused = None if p is None else Screening(DetectorVerdict("fused", score, p, ()), ())
+    return Answer(Prediction(predicted, str(predicted), shares), verdict, fused)
+
+
+class TestServed:
+    def test_what_an_attacker_by_scores_wants(self) -> None:
+        """First a wrong class, by the margin; then a low score; then nothing more."""
+        right, suspicious, less, through = (
+            by_score(one, 0) for one in (answer(0, 0.9), answer(1, 0.01, 3.0), answer(1, 0.01, 1.0), answer(1, 0.06))
+        )
+        assert right == pytest.approx(1 + math.log(8))
+        assert right > 1 > suspicious > less > 0 > through
+        with pytest.raises(AskanceError, match="needs the role scores"):
+            by_score(answer(1, None), 0)
+
+    @pytest.mark.parametrize(
+        ("given", "with_verdict", "without"),
+        [
+            (answer(0, None), 1, 1),
+            (answer(1, None), -1, -1),
+            (answer(1, None, verdict=Verdict.SUSPECT), 1, -1),
+            (answer(1, None, verdict=Verdict.BLOCKED), 1, -1),
+        ],
+    )
+    def test_what_an_attacker_by_decisions_wants(self, given: Answer, with_verdict: int, without: int) -> None:
+        assert by_decision(given, 0) == with_verdict
+        assert by_decision(given, 0, with_verdict=False) == without
+
+    def test_a_live_server_and_a_stolen_bundle(self, digits_run: DigitsRun, capsys: pytest.CaptureFixture[str]) -> None:
+        """By few answers, on few victims: Square gets somewhere, HopSkipJump arrives, the gate is open.
+
+        The bundle that was stolen is this very one.
+        """
+        bundle, config = digits_run.bundle, load_config(digits_run.config_path)
+        found = evaluate_aware(bundle, config, Effort.QUICK, [0.3], victims=8, other=bundle, served=True)
+        (fused, *_) = found.rows
+        assert fused.aware is not None
+        assert fused.stolen is not None
+        assert fused.oblivious["0.05"].share < fused.stolen["0.05"].share <= fused.aware["0.05"].share
+        assert found.by_answers is not None
+        assert found.by_decisions is not None
+        assert list(found.by_answers.unnoticed) == [50, 100, 200]
+        assert found.by_answers.gate.holds
+        shares = [rate.share for rate in found.by_answers.unnoticed.values()]
+        assert shares == sorted(shares)
+        assert shares[-1] >= 0.25
+        assert found.by_decisions.unnoticed.share == 1
+        assert found.by_decisions.answers > 60
+        assert found.by_decisions.distance is not None
+        assert found.by_decisions.distance > 0.8
+        assert "Screen for" not in capsys.readouterr().err
+
+
 class TestCommand:
     @pytest.mark.parametrize(
         ("options", "line"),
         [
             (
                 ["--effort", "quick"],
-                "--effort, --epsilon and --victims say how attackers try who know BUNDLE: add --aware",
+                "--effort, --epsilon, --victims, --other and --served are for attackers who know BUNDLE: add --aware",
             ),
             (["--aware", "--effort", "qick"], "unknown effort 'qick': did you mean 'quick'?"),
             (
