@@ -15,12 +15,12 @@ from torch import Tensor
 from askance.aware.attacks import CALM, AwareAttack, run
 from askance.aware.defences import BaselineDefence, Defence, FusedDefence
 from askance.calibration.baselines import BASELINES
+from askance.calibration.digests import tensor_digest
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle
 from askance.judgement.arrays import Doubles, Floats, Ints
 from askance.judgement.calibration import SINGLE_PASS
 
-FUSED_ONES = ("fused", SINGLE_PASS)
 COUNTS = 4  # numbers of an image beside its pixels
 
 
@@ -87,10 +87,12 @@ class Crafter:
 
     Attributes:
         bundle: its folder.
+        bundle_id: its id.
         tables: of the baselines, their scores of clean images, sorted.
     """
 
     bundle: Path
+    bundle_id: str
     tables: Mapping[str, Floats]
     here_only: bool = field(default=False, init=False)
 
@@ -106,6 +108,11 @@ class Crafter:
             return packed
 
         return do
+
+    def identity(self, name: str) -> list[str]:
+        """What images made against one of them depend on of it."""
+        tables = [tensor_digest(torch.from_numpy(self.tables[name]))] if name in self.tables else []
+        return [self.bundle_id, name, *tables]
 
     def defences(self) -> dict[str, Callable[[], Defence]]:
         """What makes each, by name."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from askance.answers import FUSED, Answer
-from askance.aware.attacks import AwareAttack
 from askance.aware.black_box import BlackBox
 from askance.aware.crafting import Crafted, Crafter
 from askance.aware.defences import BaselineDefence, in_bytes
@@ -25,13 +25,13 @@ from askance.calibration.config import Config
 from askance.calibration.digests import json_digest, tensor_digest
 from askance.calibration.images import Images, ImageStream
 from askance.calibration.inputs import CalibrationInputs
-from askance.calibration.pipeline import inputs_of
+from askance.calibration.pipeline import inputs_of, trusted_factory
 from askance.calibration.processes import spread
 from askance.calibration.progress import say
 from askance.calibration.suite import AttackJob, run
 from askance.classifiers import build_classifier
 from askance.detectors import Bundle, Tap
-from askance.errors import CalibrationError
+from askance.errors import CalibrationError, ConfigError
 from askance.judgement.arrays import Bools, Doubles, Floats, Ints
 from askance.judgement.calibration import SINGLE_PASS
 from askance.judgement.conformal import table
@@ -79,8 +79,9 @@ def evaluate_aware(
         CalibrationError: the classifier gets no image right, or a process that makes images was ended.
         ConfigError, DataError: as for `evaluate_bundle`.
     """
-    field = _Field(bundle, inputs_of(bundle, config), victims or effort.victims)
-    thief = None if other is None else Crafter(other.path, {})
+    inputs = inputs_of(bundle, config)
+    thief = None if other is None else _thief(other, bundle, config)
+    field = _Field(bundle, inputs, victims or effort.victims)
     wanted = sorted(set(budgets)) or field.default_budgets()
     listed = ", ".join(f"{one:.3g}" for one in wanted)
     say(f"{len(field.victims)} victims, budgets {listed}; defences: {', '.join(field.defences)}")
@@ -109,6 +110,19 @@ def evaluate_aware(
     )
 
 
+def _thief(other: Bundle, bundle: Bundle, config: Config) -> Crafter:
+    """Crafts against another bundle.
+
+    Raises:
+        ConfigError: its classifier may not be built, or is of other images or classes.
+    """
+    trusted_factory(other, config)
+    theirs, ours = other.manifest.classifier, bundle.manifest.classifier
+    if (theirs.preprocessing.shape, theirs.class_names) != (ours.preprocessing.shape, ours.class_names):
+        raise ConfigError(f"{other.path} is of other images or classes than {bundle.path}: what fools it says nothing")
+    return Crafter(other.path, other.manifest.id, {})
+
+
 class _Field:
     """A bundle, its defences and the victims.
 
@@ -126,7 +140,7 @@ class _Field:
             raise CalibrationError(
                 "the classifier gets no image of the evaluation split right: nothing can be attacked"
             )
-        self._crafter = Crafter(bundle.path, self._tables())
+        self._crafter = Crafter(bundle.path, bundle.manifest.id, self._tables())
         makers = self._crafter.defences()
         self.defences = tuple(makers)
         self._baselines = {name: makers[name]() for name in self._crafter.tables}
@@ -186,7 +200,18 @@ class _Field:
         arrays = self.victims[:most].pixels(), self.victims[:most].y, self._guides[:most]
         pieces = list(zip(*(part.split(PIECE) for part in arrays), strict=True))
         places = [(name, place) for name in names for place in range(len(pieces))]
-        keys = {(name, place): self._key(crafter, name, attacks.values(), pieces[place]) for name, place in places}
+        options = [one.model_dump(mode="json") for one in attacks.values()]
+        keys = {
+            (name, place): json_digest(
+                {
+                    "defence": crafter.identity(name),
+                    "attacks": options,
+                    "images": tensor_digest(*pieces[place]),
+                    "askance": version("askance"),
+                }
+            )
+            for name, place in places
+        }
         found = {where: self._cache.get(key) for where, key in keys.items()}
         todo = {
             (name, place): (name, attacks, *(part.numpy() for part in pieces[place]))
@@ -202,17 +227,6 @@ class _Field:
             name: Crafted.unpacked(torch.cat([part for part in parts if part is not None]), shape)
             for name, parts in whole.items()
         }
-
-    def _key(self, crafter: Crafter, name: str, attacks: Iterable[AwareAttack], piece: tuple[Tensor, ...]) -> str:
-        tables = crafter.tables
-        return json_digest(
-            {
-                "bundle": Bundle.open(crafter.bundle).manifest.id,
-                "defence": [name, tensor_digest(torch.from_numpy(tables[name])) if name in tables else ""],
-                "attacks": [one.model_dump(mode="json") for one in attacks],
-                "images": tensor_digest(*piece),
-            }
-        )
 
     def oblivious(self, epsilon: float) -> dict[str, Tensor]:
         """What attackers make of the victims who know the classifier alone, by attack."""

@@ -185,16 +185,9 @@ def inputs_of(bundle: Bundle, config: Config) -> CalibrationInputs:
             shipped nor the config's.
         DataError: the images are not of the bundle's size.
     """
-    entry = bundle.manifest.classifier
-    if entry.factory is None:
-        raise ConfigError(f"{bundle.path} names no factory for its classifier: use askance.evaluate with classifier=")
-    if not is_trusted(entry.factory, [config.classifier.factory]):
-        raise ConfigError(
-            f"{bundle.path}: its classifier is built by {entry.factory!r}, the config's by "
-            f"{config.classifier.factory!r}: name the bundle's in the config, if you trust it to be imported"
-        )
+    factory, entry = trusted_factory(bundle, config), bundle.manifest.classifier
     classifier = ClassifierConfig(
-        factory=entry.factory,
+        factory=factory,
         arguments=entry.arguments,
         weights=bundle.path / entry.file,
         preprocessing=entry.preprocessing,
@@ -203,6 +196,23 @@ def inputs_of(bundle: Bundle, config: Config) -> CalibrationInputs:
     )
     weights = bundle.tensors(entry)  # as they were verified: the file may be another by now
     return load_inputs(config.model_copy(update={"classifier": classifier}), weights)
+
+
+def trusted_factory(bundle: Bundle, config: Config) -> str:
+    """What builds a bundle's classifier, if it comes along or a config names it, too.
+
+    Raises:
+        ConfigError: neither, or the bundle names none.
+    """
+    entry = bundle.manifest.classifier
+    if entry.factory is None:
+        raise ConfigError(f"{bundle.path} names no factory for its classifier: use askance.evaluate with classifier=")
+    if not is_trusted(entry.factory, [config.classifier.factory]):
+        raise ConfigError(
+            f"{bundle.path}: its classifier is built by {entry.factory!r}, the config's by "
+            f"{config.classifier.factory!r}: name the bundle's in the config, if you trust it to be imported"
+        )
+    return entry.factory
 
 
 @contextmanager

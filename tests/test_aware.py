@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundle_support import edit
 from calibration_support import DigitsRun
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,8 +29,9 @@ from askance.aware.evaluation import Rate
 from askance.aware.facing import Faced, Judged
 from askance.calibration.baselines import BASELINES
 from askance.calibration.config import load_config
+from askance.detectors import Bundle
 from askance.detectors.tensors import rounded
-from askance.errors import AskanceError
+from askance.errors import AskanceError, ConfigError
 
 WITH_SLOPES = [name for name, baseline in BASELINES.items() if BaselineDefence.suits(baseline)]
 EPSILON = 0.2
@@ -341,6 +343,25 @@ class TestServed:
         assert "Screen for" not in capsys.readouterr().err
 
 
+class TestAnotherBundle:
+    @pytest.mark.parametrize(
+        ("entry", "line"),
+        [
+            (
+                {"factory": "evil:build"},
+                "its classifier is built by 'evil:build', the config's by 'digits_cnn': name the",
+            ),
+            ({"class_names": [str(k) for k in range(10)]}, "is of other images or classes than"),
+        ],
+    )
+    def test_what_is_refused(self, digits_run: DigitsRun, bundle: Path, entry: dict[str, Any], line: str) -> None:
+        """Before anything of it is imported."""
+        edit(bundle, lambda manifest: manifest["classifier"].update(entry))
+        config = load_config(digits_run.config_path)
+        with pytest.raises(ConfigError, match=line):
+            evaluate_aware(digits_run.bundle, config, Effort.QUICK, [0.2], victims=2, other=Bundle.open(bundle))
+
+
 class TestCommand:
     @pytest.mark.parametrize(
         ("options", "line"),
@@ -388,4 +409,4 @@ class TestCommand:
 
     def test_defences_by_name(self, digits_run: DigitsRun) -> None:
         """Defences are opened by name, the bundle's own first."""
-        assert list(Crafter(digits_run.bundle.path, {"energy": np.zeros(1)}).defences()) == ["fused", "energy"]
+        assert list(Crafter(digits_run.bundle.path, "", {"energy": np.zeros(1)}).defences()) == ["fused", "energy"]
