@@ -16,11 +16,11 @@ from askance.colours import ATTACKED, CLEAN, COLOURS, of_class
 from askance.detectors import LibraryNetwork
 from askance.inside.libraries import THETAS, Agreement, Libraries, libraries, most_confusing
 from askance.papers.plates import Plate, sheet
-from askance.papers.study import Study
+from askance.papers.study import BATCH, Study
 
 ROWS = (30, 100, 300, 1000, 3000)  # of libraries, as far as there are FEWEST times as many images
 FEWEST = 4
-SETTLED = 2000  # images that thresholds are found by
+SETTLED = 2000  # images that thresholds are found by, or a few less
 NUMBERS = 2**28  # of all layers and images, 1 GiB: by a high threshold libraries of wide layers store every image
 NAMED = 20  # classes at most, along an axis
 FEWEST_ATTACKED = 20  # images, below which AUROC says little
@@ -35,13 +35,14 @@ def plates(study: Study) -> Iterator[Plate]:
     (first,) = study.stream(layers, study.fitted[:1])
     fitted = study.fitted[: NUMBERS // sum(first.flat(layer).shape[1] for layer in layers)]
     say(f"libraries of {len(fitted)} images")
+    captures = list(study.stream(layers, fitted))  # of a classifier that need not answer anew for each library
     found = libraries(
         layers,
         [rows for rows in ROWS if FEWEST * rows <= len(fitted)],
         detector.options.neighbors,
-        study.stream(layers, fitted),
-        study.stream(layers, study.seen),
-        (study.stream(layers, fitted[:SETTLED]), len(fitted)),
+        captures,
+        list(study.stream(layers, study.seen)),
+        (captures[: max(1, SETTLED // BATCH)], len(fitted)),
     )
     yield sizes(found, len(fitted))
     yield confusion(found, study.class_names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -322,24 +323,41 @@ def signature(made: Reproduction) -> str:
 
 
 def figures(folders: Mapping[str, Path]) -> str:
-    """What the papers claim of each figure, and what is so of each classifier."""
-    claims: dict[tuple[str, str], str] = {}
-    said: dict[tuple[str, str], list[str]] = {}
+    """What the papers claim of each figure, and what is so of each classifier; what the page says of others stays."""
+    claims, said = _said_before()
     for name, folder in folders.items():
         for file in sorted(folder.glob("*/figures.json")):
             for one in json.loads(file.read_text()):
                 key = file.parent.name, one["name"]
                 claims[key] = one["claim"]
-                said.setdefault(key, []).append(f"- {name}: **{one['verdict']}**: {one['found']}.")
+                said.setdefault(key, {})[name] = f"**{one['verdict']}**: {one['found']}."
     return "\n\n".join(
         "\n\n".join(
             [
                 textwrap.fill(f"**{paper}, {name}**: {claims[paper, name]}.", 120, break_on_hyphens=False),
-                "\n".join(map(wrapped, said[paper, name])),
+                "\n".join(wrapped(f"- {one}: {found}") for one, found in said[paper, name].items()),
             ]
         )
         for paper, name in sorted(said)
     )
+
+
+def _said_before() -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], dict[str, str]]]:
+    """What the page claims of each figure, and says of each classifier."""
+    claims: dict[tuple[str, str], str] = {}
+    said: dict[tuple[str, str], dict[str, str]] = {}
+    (section,) = re.findall(r"<!-- figures: begin -->(.*?)<!-- figures: end -->", PAGE.read_text("utf-8"), re.DOTALL)
+    for block in re.split(r"\n(?=\*\*\d{3}, )", section):
+        head, *rows = re.split(r"\n(?=- )", " ".join(block.split("\n  ")).strip())
+        named = re.fullmatch(r"\*\*(\d{3}), ([\w-]+)\*\*: (.*)\.", " ".join(head.split()))
+        if named is None:
+            continue
+        key = named[1], named[2]
+        claims[key] = named[3]
+        for row in rows:
+            name, _, found = " ".join(row.split()).removeprefix("- ").partition(": **")
+            said.setdefault(key, {})[name] = f"**{found}"
+    return claims, said
 
 
 def architectures(bundles: Mapping[str, Path]) -> str:
