@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tables import replace_section
+from tables import replace_section, wrapped
 
 from askance.aware import AwareEvaluation, Rate, Row
 from askance.calibration.markdown import table
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         found[name] = AwareEvaluation.model_validate_json(Path(file).read_bytes())
     rows = [line for name, one in found.items() for line in _rows(name, one)]
     served = [line for name, one in found.items() for line in _served(name, one)]
-    replace_section(PAGE, "aware", "\n\n".join([table(HEAD, rows), "\n".join(served)]))
+    replace_section(PAGE, "aware", "\n\n".join([table(HEAD, rows), "\n".join(map(wrapped, served))]))
 
 
 def _rows(name: str, found: AwareEvaluation) -> Iterator[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tables import replace_section
+from tables import replace_section, wrapped
 from torch import Tensor
 
 from askance.calibration.images import Images
@@ -374,11 +374,6 @@ def architectures(bundles: Mapping[str, Path]) -> str:
             )
     head = ("classifier", "layer", "information", "purity", "spread of a class, units", "success by spread, r")
     return table(head, rows)
-
-
-def wrapped(line: str) -> str:
-    """A line of a list as docs have it."""
-    return textwrap.fill(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def main(name: str, *of: str) -> None:

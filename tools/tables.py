@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -169,6 +170,11 @@ def replace_section(page: Path, name: str, content: str) -> None:
     if not pattern.search(text):
         raise SystemExit(f"{page} has no section {name!r}")
     page.write_text(pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text), encoding="utf-8")
+
+
+def wrapped(line: str) -> str:
+    """A line of a list as docs have it."""
+    return textwrap.fill(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def main(name: str, bundle: str) -> None:
