@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from askance.arguments import BundleArgument, ConfigArgument, JsonOption, SignatureOption
 from askance.engines import Engine
@@ -100,6 +99,8 @@ def evaluate(
 
 def _print_aware(found: AwareEvaluation) -> None:
     """What attackers get who know the defences, beside what those get who do not; and why not, where nobody can say."""
+    from rich.table import Table
+
     from askance.output import console
 
     levels = list(found.rows[0].oblivious)

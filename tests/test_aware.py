@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -40,8 +41,8 @@ EPSILON = 0.2
 @pytest.fixture(scope="module")
 def defence(trained: Trained) -> FusedDefence:
     assert trained.calibration is not None
-    trained.classifier.requires_grad_(False)
-    return FusedDefence(trained.classifier, trained.detectors, trained.preprocessing, trained.calibration)
+    own = copy.deepcopy(trained.classifier).requires_grad_(False)  # others' stays as it is
+    return FusedDefence(own, trained.detectors, trained.preprocessing, trained.calibration)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_a_shipped_config_works_wherever_it_is_written(tmp_path: Path, capsys: p
     assert 'source = "torchvision:MNIST"' in shipped_config("mnist")  # no file: left as it is
     assert run(["config", "mnits"]) == 2
     assert (
-        "no config 'mnits': did you mean 'mnist'? known: cifar10, digits, fashion_mnist, mnist"
+        "no config 'mnits': did you mean 'mnist'? known: cifar10, cifar10_allconv, digits, fashion_mnist, mnist"
         in capsys.readouterr().err
     )
 
