@@ -37,7 +37,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # that need the digits run, which it makes for all: the other worker would wait for that, too.
 LONGEST = (
     *("docs_config", "tutorial", "benchmarks", "fuzz", "disk", "attacks", "workers", "score_leaks", "pipeline"),
-    *("graph", "readme", "abuse", "worst_messages", "haproxy", "own_detector", "papers", "examples", "margins"),
+    *(
+        "aware",
+        "graph",
+        "readme",
+        "abuse",
+        "worst_messages",
+        "haproxy",
+        "own_detector",
+        "papers",
+        "examples",
+        "margins",
+    ),
 )
 
 
