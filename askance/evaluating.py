@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ from askance.engines import Engine
 from askance.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from askance.aware import AwareEvaluation, Rate
+    from askance.aware import AwareEvaluation
 
 EFFORTS = ("quick", "standard", "full")
 
@@ -101,6 +101,7 @@ def _print_aware(found: AwareEvaluation) -> None:
     """What attackers get who know the defences, beside what those get who do not; and why not, where nobody can say."""
     from rich.table import Table
 
+    from askance.aware.evaluation import in_words
     from askance.output import console
 
     levels = list(found.rows[0].oblivious)
@@ -112,15 +113,14 @@ def _print_aware(found: AwareEvaluation) -> None:
     for column in ("defence", "budget", "victims", "fooled", "oblivious", *stolen, "aware", "95% at 5%", "cost"):
         table.add_column(column, justify="left" if column == "defence" else "right")
     for row in found.rows:
-        aware, interval, cost = "not converged", "", ""
+        aware, interval = "not converged", ""
+        cost = "" if row.cost is None else row.cost.in_words
         if row.aware is not None:
             headline = row.aware["0.05"]
-            aware, interval = _shares(row.aware), f"{headline.low:.2f} to {headline.high:.2f}"
-        if row.cost is not None:
-            cost = f"{row.cost.steps:.1f} x steps, {row.cost.distance:.1f} x L2"
+            aware, interval = in_words(row.aware), f"{headline.low:.2f} to {headline.high:.2f}"
         fooled = f"{row.fooled.share:.2f}"
-        theirs = [] if row.stolen is None else [_shares(row.stolen)]
-        cells = (str(row.victims), fooled, _shares(row.oblivious), *theirs, aware, interval, cost)
+        theirs = [] if row.stolen is None else [in_words(row.stolen)]
+        cells = (str(row.victims), fooled, in_words(row.oblivious), *theirs, aware, interval, cost)
         table.add_row(row.defence, f"{row.epsilon:.4g}", *cells)
     console.print(table)
     for row in found.rows:
@@ -149,7 +149,3 @@ def _served(found: AwareEvaluation) -> Iterator[str]:
             f"a live server, HopSkipJump by class and verdict, {by_decisions.victims} victims: "
             f"{by_decisions.unnoticed.share:.2f} are let through, by {by_decisions.answers} answers{far}"
         )
-
-
-def _shares(rates: Mapping[str, Rate]) -> str:
-    return " ".join(f"{rate.share:.2f}" for rate in rates.values())

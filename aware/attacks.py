@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from askance.aware.defences import Defence, Look, in_bytes
+from askance.aware.evaluation import HEADLINE
 from askance.calibration.attacks import Pixels, lead
 from askance.judgement.arrays import Bools, Doubles, Ints
 
 FIRST = 0.25  # of the budget, the first step's length; the steps shrink along half a cosine
 LAST = 0.1  # of the first step's length, the last one's
 SHORTEST = 1e-12  # of what is brought to a length
-SUSPECT = 0.05  # the p-value that counts as evading
 CALM = 0.5  # a p-value above which there is nothing to gain
 
 
@@ -68,12 +68,6 @@ class AwareAttack(BaseModel):
     random_start: bool = False
     seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """For people."""
-        rest = {"start": "random start"} if self.random_start else {}
-        return ", ".join([self.way.value, "sign steps" if self.signs else "steps along the gradient", *rest.values()])
-
 
 class Found(NamedTuple):
     """What became of N images.
@@ -115,7 +109,7 @@ def run(defence: Defence, attack: AwareAttack, images: Tensor, labels: Tensor, g
         leads = lead(look.logits, labels[going])
         wrong = (leads.detach() > 0).numpy()
         _note(fooled_at, going[wrong], step)
-        _note(evaded_at, going[wrong & (look.p_values > SUSPECT)], step)
+        _note(evaded_at, going[wrong & (look.p_values > HEADLINE)], step)
         better = wrong & (look.p_values > p_values[going])
         best[going[better]] = in_bytes(moved.detach())[better]
         p_values[going[better]] = look.p_values[better]

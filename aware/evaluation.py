@@ -42,6 +42,11 @@ class Rate(Part):
         return cls(share=share, low=max(0.0, min(middle - half, share)), high=min(1.0, max(middle + half, share)))
 
 
+def in_words(rates: Mapping[str, Rate]) -> str:
+    """Shares by level, for people: 1.00 0.96 0.55."""
+    return " ".join(f"{rate.share:.2f}" for rate in rates.values())
+
+
 class Gate(Part):
     """A condition without which a figure says more of the attack than of the defence.
 
@@ -64,6 +69,11 @@ class Cost(Part):
 
     steps: float
     distance: float
+
+    @property
+    def in_words(self) -> str:
+        """For people: 2.0 x steps, 1.5 x L2."""
+        return f"{self.steps:.1f} x steps, {self.distance:.1f} x L2"
 
 
 class Row(Part):

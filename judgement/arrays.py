@@ -38,9 +38,8 @@ class Ranks:
         off = tolerance[:, None]
         sides = [side for table in tables for side in (table + off, table - off)]
         of_side = np.repeat(np.arange(len(sides)), [side.shape[1] for side in sides])
-        passes = (
-            of_side % 2 == 0
-        )  # a number of the upper side counts once it is passed, one of the lower once it is met
+        # a number of the upper side counts once it is passed, one of the lower once it is met
+        passes = of_side % 2 == 0
         self._length = len(of_side)
         smallest = np.uint16 if self._length < 2**16 else np.int32  # beside millions of numbers these are most of it
         self._counts = np.zeros((len(tolerance), self._length + 1, len(sides)), dtype=smallest)

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tables import replace_section, wrapped
 
-from askance.aware import AwareEvaluation, Rate, Row
+from askance.aware import AwareEvaluation, Row
+from askance.aware.evaluation import in_words
 from askance.calibration.markdown import table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "detection.md"
@@ -38,13 +39,13 @@ def main(arguments: list[str]) -> None:
 
 def _rows(name: str, found: AwareEvaluation) -> Iterator[tuple[str, ...]]:
     for row in found.rows:
-        cost = "" if row.cost is None else f"{row.cost.steps:.1f} x steps, {row.cost.distance:.1f} x L2"
+        cost = "" if row.cost is None else row.cost.in_words
         yield (
             f"{name}, {row.epsilon:.3g}",
             f"`{row.defence}`",
             f"{row.victims}, {found.steps}",
             f"{row.fooled.share:.2f}",
-            _shares(row.oblivious),
+            in_words(row.oblivious),
             _aware(row),
             cost,
         )
@@ -55,11 +56,7 @@ def _aware(row: Row) -> str:
         closed = ", ".join(f"{name}: {gate.why}" for name, gate in row.gates.items() if not gate.holds)
         return f"not converged <sub>{closed}</sub>"
     headline = row.aware["0.05"]
-    return f"**{_shares(row.aware)}** <sub>{headline.low:.2f} to {headline.high:.2f}</sub>"
-
-
-def _shares(rates: Mapping[str, Rate]) -> str:
-    return " ".join(f"{rate.share:.2f}" for rate in rates.values())
+    return f"**{in_words(row.aware)}** <sub>{headline.low:.2f} to {headline.high:.2f}</sub>"
 
 
 def _served(name: str, found: AwareEvaluation) -> Iterator[str]:
