@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from askance import drafting, evaluating, picturing, reviewing
+from askance import drafting, evaluating, picturing, reviewing, training
 from askance.arguments import AllowOption, BundleArgument, ConfigArgument, JsonOption, SignatureOption
 
 app = typer.Typer(
@@ -73,41 +73,8 @@ app.command(short_help="The source papers' figures, of a bundle.")(picturing.fig
 app.add_typer(reviewing.app, name="review", short_help="What a server has kept for people to look at.")
 
 
-@app.command(short_help="Train an example classifier.")
-def train(
-    config: ConfigArgument,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights that are there.")] = False,
-    checkpoints: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Also keep the weights of each epoch, for askance figures."),
-    ] = None,
-    permuted_labels: Annotated[
-        bool,
-        typer.Option(
-            "--permuted-labels", help="Learn permuted labels, by heart, and keep the weights of each epoch alone."
-        ),
-    ] = False,
-) -> None:
-    """Train one of the example classifiers and write its weights where CONFIG says."""
-    from askance.calibration.config import load_config
-    from askance.calibration.training import memorise
-    from askance.calibration.training import train as train_classifier
-    from askance.output import console
-
-    if permuted_labels:
-        if checkpoints is None:
-            raise typer.BadParameter("--permuted-labels: name a folder for the weights, --checkpoints FOLDER")
-        learned = memorise(load_config(config), checkpoints)
-        console.print(
-            f"learned {learned['learned']:.2%} of {learned['train_images']} permuted labels; accuracy "
-            f"{learned['accuracy']:.2%} on {learned['test_images']} unseen images; weights in {checkpoints}"
-        )
-        return
-    result = train_classifier(load_config(config), overwrite=overwrite, checkpoints=checkpoints)
-    console.print(
-        f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
-        f"on {result['test_images']} unseen ones; weights in {result['weights']}"
-    )
+app.command(short_help="Train an example classifier.")(training.train)
+app.command(short_help="Train a classifier to stand attacks.")(training.harden)
 
 
 @app.command(short_help="Fit, calibrate, attack, evaluate, and write a bundle.")

@@ -86,7 +86,7 @@ def report(
 def figures(
     bundle: BundleArgument,
     paper: Annotated[
-        list[str], typer.Option("--paper", metavar="000|001|003|004|all", help="Whose figures; repeatable.")
+        list[str], typer.Option("--paper", metavar="000|001|002|003|004|all", help="Whose figures; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where they go.")],
     config: Annotated[
@@ -106,7 +106,8 @@ def figures(
 ) -> None:
     """Draw the figures of the source papers of BUNDLE, each with what its paper says of it and what is so here.
 
-    000: library networks, 001: introspection, 003: the semantic signature, 004: self-organizing maps.
+    000: library networks, 001: introspection, 002: neuron consistency, 003: the semantic signature, 004:
+    self-organizing maps.
     """
     from askance.errors import did_you_mean
     from askance.papers import PAPERS, Study, keep_plates
@@ -127,4 +128,4 @@ def figures(
         plates = keep_plates(PAPERS[number](study), folder, f"Paper {number}: {study.name}")
         _say(f"{plate.name}: {plate.verdict}: {plate.found}" for plate in plates)
         kept = f"{len(plates)} figures, as PNG and SVG, and README.md in {folder}"
-        _say([f"paper {number}: {kept if plates else 'none: the bundle has no such detector'}"])
+        _say([f"paper {number}: {kept if plates else 'none: the bundle has no such detector, or no such layer'}"])

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from askance.answers import Answer, Verdict
 from askance.aware.defences import LEVELS
-from askance.aware.evaluation import HEADLINE, MOVES, ByAnswers, ByDecisions, Gate, Rate
+from askance.aware.evaluation import HEADLINE, MOVES, ByAnswers, ByDecisions, Gate
 from askance.calibration.attacks import Square
 from askance.calibration.attacks._foolbox import perturb_of
 from askance.calibration.progress import track
+from askance.calibration.rates import Rate
 from askance.errors import AskanceError
 from askance.judgement.arrays import Bools
 from askance.service.client import Client

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from askance.judgement.arrays import Bools
+from askance.calibration.rates import Rate
 
-Share = Annotated[float, Field(ge=0, le=1)]
 LEVELS = (0.01, 0.05, 0.5)  # p-values above which an image that fools the classifier counts as unnoticed
 HEADLINE = 0.05  # of these the one that gates go by
 MOVES = 0.02  # by which a figure that has converged may move
-QUANTILE = 1.959964  # of a normal distribution, for 95%
 
 
 class Part(BaseModel):
     """Never changed, and nothing in it that has no name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(Part):
-    """A share of images, and its 95% Wilson interval."""
-
-    share: Share
-    low: Share
-    high: Share
-
-    @classmethod
-    def of(cls, which: Bools) -> Rate:
-        """The share of those marked.
-
-        E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-        """
-        count, share, square = len(which), float(which.mean()), QUANTILE**2
-        middle = (share + square / (2 * count)) / (1 + square / count)
-        half = QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
-        return cls(share=share, low=max(0.0, min(middle - half, share)), high=min(1.0, max(middle + half, share)))
 
 
 def in_words(rates: Mapping[str, Rate]) -> str:

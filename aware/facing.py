@@ -9,7 +9,8 @@ import numpy as np
 
 from askance.aware.crafting import Crafted
 from askance.aware.effort import TWICE, Effort
-from askance.aware.evaluation import HEADLINE, LEVELS, MOVES, Cost, Gate, Rate, Row
+from askance.aware.evaluation import HEADLINE, LEVELS, MOVES, Cost, Gate, Row
+from askance.calibration.rates import Rate
 from askance.judgement.arrays import Bools, Doubles
 
 

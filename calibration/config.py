@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from askance.calibration.attacks import ATTACKS, Attack
+from askance.calibration.attacks import ATTACKS, Attack, Pixels
 from askance.calibration.baselines import BASELINES
 from askance.calibration.benign import BENIGN_IMAGES
 from askance.calibration.controls import ControlConfig, spelled_out
@@ -66,6 +66,41 @@ class TrainingConfig(_Section):
     learning_rate: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.5, ge=0, lt=1)
     seed: int = 0
+
+
+class HardeningConfig(_Section):
+    """How `askance harden` trains the classifier, by images that are attacked as it learns; seeded as training is.
+
+    Attributes:
+        epsilon: the attacker's budget, L-infinity, in pixel values.
+        method: "adversarial" learns attacked images alone, "trades" holds the answer to an image and to what an attack
+            makes of it together, "consistent" the activations.
+        start: from "weights", the config's own, or "anew".
+        steps: of the gradient, from a random start, in each attack; one is fast, and may be blind to more.
+        trades_weight: of the answers' difference, beside the loss of images as they are (the paper's 1 / lambda).
+        consistency_weight: of the activations' relative difference, beside the losses of both.
+        layers: whose activations they are, and are measured; default: those that the detectors read.
+        epochs, batch_size: of the training.
+        learning_rate: at its greatest; it falls along half a cosine, after
+        warm_up: the share of the training over which budget and rate grow from nothing.
+        momentum, weight_decay: of stochastic gradient descent.
+        ema_decay: of the running average of the weights, which is what is kept, at each step.
+    """
+
+    epsilon: Pixels
+    method: Literal["adversarial", "trades", "consistent"] = "trades"
+    start: Literal["weights", "anew"] = "weights"
+    steps: int = Field(default=7, ge=1)
+    trades_weight: float = Field(default=6.0, gt=0)
+    consistency_weight: float = Field(default=0.5, gt=0)
+    layers: tuple[str, ...] | None = Field(default=None, min_length=1)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=0.02, gt=0)
+    warm_up: float = Field(default=0.2, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
 
 
 class DataConfig(_Section):
@@ -245,6 +280,7 @@ class Config(Settings):
 
     classifier: ClassifierConfig
     training: TrainingConfig = TrainingConfig()
+    hardening: HardeningConfig | None = None
     data: DataConfig
     splits: SplitsConfig
 

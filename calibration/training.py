@@ -97,7 +97,7 @@ def train(
     """
     path = config.classifier.weights
     if config.splits.train is None:
-        raise _nothing_to_learn()
+        raise nothing_to_learn()
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"askance train writes safetensors: set classifier.weights to a .safetensors path, not {path}"
@@ -106,11 +106,11 @@ def train(
         raise ConfigError(f"{path} exists: training would replace these weights; add --overwrite if that is meant")
     preprocessing = config.classifier.preprocessing
     splits = load_splits(config.data, config.splits, preprocessing) if splits is None else splits
-    with _begun(config) as classifier, reserved(path, len(saved(classifier))) as write:
+    with begun(config) as classifier, reserved(path, len(saved(classifier))) as write:
         keep = None if checkpoints is None else _keeping(classifier, checkpoints)
         fit_classifier(classifier, preprocessing, splits["train"], config.training, keep)
         write(saved(classifier))
-    unseen = _unseen(splits)
+    unseen = unseen_images(splits)
     return {
         "train_images": len(splits["train"]),
         "test_images": len(unseen),
@@ -139,15 +139,15 @@ def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None
         FileError: the weights cannot be written.
     """
     if config.splits.train is None:
-        raise _nothing_to_learn()
+        raise nothing_to_learn()
     preprocessing = config.classifier.preprocessing
     splits = load_splits(config.data, config.splits, preprocessing) if splits is None else splits
     images = splits["train"]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.training.seed))
     permuted = Images(images.x, images.y[order], images.classes)
-    with _begun(config) as classifier:
+    with begun(config) as classifier:
         fit_classifier(classifier, preprocessing, permuted, config.training, _keeping(classifier, checkpoints))
-    unseen = _unseen(splits)
+    unseen = unseen_images(splits)
     return {
         "train_images": len(permuted),
         "learned": accuracy(classifier, preprocessing, permuted),
@@ -157,7 +157,7 @@ def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None
 
 
 @contextmanager
-def _begun(config: Config) -> Iterator[nn.Module]:
+def begun(config: Config) -> Iterator[nn.Module]:
     """The config's classifier before any training, which is seeded as long as this lasts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -175,13 +175,14 @@ def _keeping(classifier: nn.Module, folder: Path) -> Callable[[int], None]:
     return keep
 
 
-def _unseen(splits: dict[str, Images]) -> Images:
+def unseen_images(splits: dict[str, Images]) -> Images:
     """All images that neither training nor detectors see."""
     parts = [splits[name] for name in ("calibrate", "fuse", "evaluate")]
     return Images(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]), parts[0].classes)
 
 
-def _nothing_to_learn() -> ConfigError:
+def nothing_to_learn() -> ConfigError:
+    """Where a config has no split to train on."""
     return ConfigError("the key 'splits.train' is missing: it says which images the classifier is trained on")
 
 

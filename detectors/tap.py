@@ -85,6 +85,7 @@ class Tap:
         views: gives V views of each image, [B, C, H, W] -> [B, V, C, H, W]; they join the batch: one
             call of the classifier serves all.
         view_layers: the layers whose activations are kept for the views, too.
+        training: take a module in training mode, too, as one that learns is.
 
     Raises:
         LayerError: a name is not a submodule.
@@ -97,6 +98,8 @@ class Tap:
         preprocess: Callable[[Tensor], Tensor] | None = None,
         views: Callable[[Tensor], Tensor] | None = None,
         view_layers: Sequence[str] = (),
+        *,
+        training: bool = False,
     ) -> None:
         modules = dict(module.named_modules())
         self.layers = tuple(dict.fromkeys((*layers, *view_layers)))
@@ -108,6 +111,7 @@ class Tap:
         self.module = module
         self.preprocess = preprocess
         self.views = views
+        self._training = training
         self._local = threading.local()
         self._handles = [modules[layer].register_forward_hook(self._hook(layer)) for layer in self.layers]
 
@@ -138,11 +142,11 @@ class Tap:
 
         Raises:
             LayerError: a tapped layer did not run or did not give one [B, ...] tensor, the logits are not [B, K],
-                the module is in training mode, or the Tap is closed.
+                the module is in training mode and must not, or the Tap is closed.
         """
         if not self._handles and self.layers:
             raise LayerError("this Tap is closed: open a new one")
-        if any(module.training for module in self.module.modules()):
+        if not self._training and any(module.training for module in self.module.modules()):
             raise LayerError("the classifier, or a part of it, is in training mode: call .eval() on it first")
         inputs = images.shape[0]
         if self.views is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from askance.papers import introspection, library_network, self_organizing_map, semantic_signature
+from askance.papers import introspection, library_network, neurons, self_organizing_map, semantic_signature
 from askance.papers.plates import Plate, keep_plates
 from askance.papers.study import Study
 
 PAPERS: Mapping[str, Callable[[Study], Iterator[Plate]]] = {
     "000": library_network.plates,
     "001": introspection.plates,
+    "002": neurons.plates,
     "003": semantic_signature.plates,
     "004": self_organizing_map.plates,
 }

@@ -162,9 +162,19 @@ class Study:
         return torch.cat([capture.predicted for capture in self.stream((), images, pixels, classifier)])
 
     @cached_property
+    def all_right(self) -> Images:
+        """Of the images seen, those that the classifier takes for what they are."""
+        return self.seen[self.predicted == self.seen.y]
+
+    @property
     def right(self) -> Images:
-        """Of the images seen, the first that the classifier takes for what they are."""
-        return self.seen[self.predicted == self.seen.y][:ATTACKED]
+        """The first of them, as many as are attacked in most figures."""
+        return self.all_right[:ATTACKED]
+
+    @property
+    def tapped(self) -> tuple[str, ...]:
+        """The layers that the bundle's detectors read."""
+        return self._entry.layers
 
     def fooled(self, budget: float) -> tuple[Images, Tensor]:
         """Of `right`, those that PGD fools the classifier with, and what it makes of them, as pixels."""
@@ -184,13 +194,14 @@ class Study:
             entry.output,
         )
 
-    def pgd(self, epsilon: float, aims: Tensor | None = None) -> Tensor:
-        """What PGD makes of `right`, as pixels; towards classes, if there are aims."""
+    def pgd(self, epsilon: float, aims: Tensor | None = None, images: Images | None = None) -> Tensor:
+        """What PGD makes of `right`, or of others, as pixels; towards classes, if there are aims."""
+        images = self.right if images is None else images
         options: dict[str, Any] = {"epsilon": epsilon, "steps": STEPS, "step_size": epsilon / 10}
         attack: Attack = PGD(name="pgd", kind="pgd", target_rank=None if aims is None else 1, **options)
-        labels = self.right.y if aims is None else aims
+        labels = images.y if aims is None else aims
         say(f"PGD at {epsilon:.3g}, {len(labels)} images")
-        return run(self._target, [AttackJob(attack, self.right.pixels(), labels)], attack_cache())[0]
+        return run(self._target, [AttackJob(attack, images.pixels(), labels)], attack_cache())[0]
 
     def checkpoints(self, *, permuted: bool = False) -> Iterator[Checkpoint]:
         """The classifier at each epoch that was kept, the first first; or the one that learned permuted labels.

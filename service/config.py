@@ -23,6 +23,7 @@ from askance.service.settings import (
     LogConfig,
     MetricsConfig,
     ModelConfig,
+    ProbingConfig,
     ReviewConfig,
     RolloutConfig,
     ShutdownConfig,
@@ -44,8 +45,8 @@ class ServerConfig(Table):
         metrics_port: theirs, of HTTP; 0 takes a free one.
         workers: how many processes screen, each with a classifier and limits of its own; "auto" (or 0) takes as many as
             there are CPUs. Linux alone spreads connections over them.
-        bundles, model, inference, limits, connections, verdicts, access, metrics, live, review, rollout, log, shutdown:
-            tables.
+        bundles, model, inference, limits, connections, verdicts, access, metrics, live, probing, review, rollout, log,
+            shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 
@@ -64,6 +65,7 @@ class ServerConfig(Table):
     access: AccessConfig = AccessConfig()
     metrics: MetricsConfig = MetricsConfig()
     live: LiveConfig = LiveConfig()
+    probing: ProbingConfig = ProbingConfig()
     review: ReviewConfig = ReviewConfig()
     tls: TlsConfig | None = None
     rollout: RolloutConfig = RolloutConfig()

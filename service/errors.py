@@ -30,6 +30,7 @@ REASONS = (
     "queue_full",
     "in_flight_bytes",
     "client_rate",
+    "probing",
     "unauthenticated",
     "forbidden",
     "expired",
@@ -92,6 +93,13 @@ def too_fast(rate: float, burst: int) -> StatusError:
         Code.RESOURCE_EXHAUSTED,
         f"a client may send {rate:g} images a second, {burst} at once: slow down",
         "client_rate",
+    )
+
+
+def probes() -> StatusError:
+    """PERMISSION_DENIED: what the client has asked looks like an attack, and such clients get no answer here."""
+    return StatusError(
+        Code.PERMISSION_DENIED, "what this client has asked looks like an attack: it gets no answer for now", "probing"
     )
 
 

@@ -33,6 +33,7 @@ from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.observability.totals import Totals
 from askance.service.ports import metrics_server, review_store
+from askance.service.probing.patrol import Patrol, Response
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
 from askance.service.review.keeper import Keeper
 from askance.service.runtime.model import LoadedBundle
@@ -124,7 +125,18 @@ class Server:
         if self._review is not None:
             self._keeper = Keeper(self._review, config.review.clean_share, self.metrics.registry)
             observers.append(self._keeper.offer)
-        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers)
+        self._patrol = None
+        if (probing := config.probing).response is not Response.OFF:
+            self._patrol = Patrol(
+                probing.response,
+                probing.throttle_rate,
+                probing.keep_seconds,
+                clients,
+                self.metrics.registry,
+                limits.client_ipv6_prefix,
+            )
+            observers.append(self._patrol.offer)
+        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers, self._patrol)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)
         self.admission = Admission(METHODS, self.metrics, request_log, access, rate, self.repository.full)
@@ -310,6 +322,8 @@ class Server:
         await asyncio.to_thread(self._figures.stop)
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.stop)
+        if self._patrol is not None:
+            await asyncio.to_thread(self._patrol.stop)
         self._watchdog.stop()
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)

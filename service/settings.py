@@ -16,6 +16,7 @@ from askance.service.guard.reception import COPIES
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
+from askance.service.probing.patrol import Response
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 MEBIBYTE = 1024 * 1024
@@ -269,6 +270,21 @@ class LiveConfig(Table):
     """
 
     page: bool = True
+
+
+class ProbingConfig(Table):
+    """Clients that probe: whose images, one after the other, feel their way to one that is let through.
+
+    Attributes:
+        response: "off" looks for none; "log" names one in log and metrics, "throttle" answers it slowly from then on,
+            "block" not at all.
+        throttle_rate: images a second of a client that is throttled.
+        keep_seconds: after which one that was found is let off, and what nobody asks for any more is forgotten.
+    """
+
+    response: Response = Response.OFF
+    throttle_rate: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+    keep_seconds: Seconds = Field(default=3600.0, gt=0)
 
 
 class ReviewConfig(Table):

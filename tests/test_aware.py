@@ -26,10 +26,10 @@ from askance.aware.black_box import by_decision, by_score
 from askance.aware.crafting import Crafted, Crafter, craft
 from askance.aware.defences import BaselineDefence, Defence, FusedDefence, Look, in_bytes
 from askance.aware.effort import TWICE, Effort
-from askance.aware.evaluation import Rate
 from askance.aware.facing import Faced, Judged
 from askance.calibration.baselines import BASELINES
 from askance.calibration.config import load_config
+from askance.calibration.rates import Rate
 from askance.detectors import Bundle
 from askance.detectors.tensors import rounded
 from askance.errors import AskanceError, ConfigError

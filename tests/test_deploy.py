@@ -16,6 +16,7 @@ from askance.service.errors import REASONS
 from askance.service.guard.admission import Kind
 from askance.service.observability.metrics import RELOADS, SUSPICIONS, Metrics
 from askance.service.observability.shared import WorkerMetrics
+from askance.service.probing.patrol import Patrol, Response
 from askance.service.protocols import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,8 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
 def test_every_metric_of_the_rules_is_the_servers() -> None:
     of_workers = CollectorRegistry()
     WorkerMetrics(of_workers, lambda: 0)
-    families = [*Metrics(1).registry.collect(), *of_workers.collect()]
+    Patrol(Response.LOG, 1.0, 60.0, (), of_patrols := CollectorRegistry()).stop()
+    families = [*Metrics(1).registry.collect(), *of_workers.collect(), *of_patrols.collect()]
     known = {family.name for family in families}
     known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}
     text = re.sub(r"#.*|\$externalLabels\.\w+", "", RULES.read_text())

@@ -175,6 +175,7 @@ NAMED = {
         "fig-6-trajectories",
         "fig-7-violins",
     },
+    "002": {"consistency", *(f"neurons-{layer}" for layer in ("conv1", "relu1", "conv2", "relu3", "fc1", "fc2"))},
     "003": {
         "fig-1-two-versus-two",
         "fig-3-over-training",

@@ -18,6 +18,7 @@ from askance.service.errors import StatusError, forgetful
 from askance.service.guard.limits import RateLimit
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import verdict_of
+from askance.service.probing.patrol import Patrol
 from askance.service.runtime.batcher import Outcome, Slot
 from askance.service.runtime.model import LoadedBundle, ModelVersion
 from askance.service.runtime.repository import ModelRepository
@@ -53,6 +54,7 @@ class Screener:
         rate: of each client's images.
         observers: look at what the default version has answered, once the answer is on its way: how long a client waits
             must not tell it whether an image is looked at.
+        patrol: knows the clients that probe; None where nobody looks for them.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Screener:
         repository: ModelRepository,
         rate: RateLimit,
         observers: Sequence[Observer] = (),
+        patrol: Patrol | None = None,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -70,6 +73,7 @@ class Screener:
         self._repository = repository
         self._rate = rate
         self._observers = tuple(observers)
+        self._patrol = patrol
 
     @property
     def shows_verdicts(self) -> bool:
@@ -93,11 +97,13 @@ class Screener:
 
         Raises:
             StatusError: UNAVAILABLE before anything is served; RESOURCE_EXHAUSTED when the queue is full, or the
-                client too fast.
+                client too fast; PERMISSION_DENIED, it probes.
         """
         default = self._repository.default
         version = default if version is None else version
         self._rate.take(call.client, len(images) - call.images_taken)
+        if self._patrol is not None:
+            self._patrol.check(call, len(images))
         slots: list[Slot] = []
         observed: list[Answered] = []
         request = object()  # stands for this one where many are counted together; holds nothing of it

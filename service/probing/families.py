@@ -1,0 +1,190 @@
+"""Families: images that are nearly the same, whoever asks for them, and what their order gives away."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from askance.service.probing.evidence import Evidence
+from askance.service.probing.fingerprints import Fingerprints, Hashes, thinned
+from askance.service.probing.techniques import Numbers, Technique, bisects, pairs, square
+
+REMEMBERED = 48  # images of a family that the next one is compared with
+CANDIDATES, FEWEST_SHARED = 4, 2  # families that share most hashes with an image, and how many, which are compared
+NEAR = 0.95  # a correlation of two images that are nearly the same
+COMPARED = 4  # of a family's last images, that the next one is known by
+MOST_BYTES = 64 * 2**20  # of all images kept
+MOST_CLIENTS = 64  # of a family, that are told apart
+ELSEWHERE = 0.5  # of two squares' numbers, those that both change, at most
+
+
+class Family:
+    """Images that are nearly the same, each as one before it.
+
+    Attributes:
+        asked: how many there were; the same image once more is none.
+        clients: how many of them each client asked for.
+        seen_at: when the last came.
+        prints: fingerprints that the next one is known by.
+        evidence: what their order says.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.clients: Counter[str] = Counter()
+        self.seen_at = 0.0
+        self.prints: deque[Hashes] = deque(maxlen=COMPARED)
+        self._images: Numbers = np.empty((0, 0), np.int16)
+        self._last: deque[NDArray[np.float32]] = deque(maxlen=COMPARED)
+        self._label = -1
+        self._square: NDArray[np.bool_] | None = None
+        self.evidence = Evidence()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images."""
+        return self._images.nbytes
+
+    def is_near(self, direction: NDArray[np.float32]) -> bool:
+        """Whether an image is nearly the same as one of its last."""
+        return any(float(direction @ one) > NEAR for one in self._last)
+
+    def add(
+        self, numbers: Numbers, direction: NDArray[np.float32], label: int, client: str
+    ) -> Mapping[Technique, bool] | None:
+        """What an image, after those before it, looks like; None where it is one of them: a client that tries again.
+
+        Args:
+            numbers: int16 [D] of 0 to 255.
+            direction: of the same.
+            label: the class it was taken for.
+            client: who asks.
+        """
+        if self.asked and (self._images == numbers).all(axis=1).any():
+            return None
+        before = self._images[1 - REMEMBERED :] if self.asked else np.empty((0, len(numbers)), np.int16)
+        self._images = np.concatenate([before, numbers[None]])
+        self._last.append(direction)
+        self.asked += 1
+        if client in self.clients or len(self.clients) < MOST_CLIENTS:
+            self.clients[client] += 1
+        found: dict[Technique, bool] = {}
+        if self.asked > 1:
+            found = {
+                Technique.BISECTION: bisects(self._images),
+                Technique.PAIRS: pairs(self._images),
+                Technique.SQUARES: self._is_another_square(),
+                Technique.BOUNDARY: label != self._label,
+            }
+            self.evidence.see(found)
+        self._label = label
+        return found
+
+    def _is_another_square(self) -> bool:
+        """Whether the last image changes a part, and another one than the last such image did: a clock in a corner is
+        no attack.
+        """
+        found, before = square(self._images), self._square
+        if found is None:
+            return False
+        self._square = found
+        return before is not None and int((found & before).sum()) <= ELSEWHERE * min(
+            int(found.sum()), int(before.sum())
+        )
+
+
+class Families:
+    """The families of late.
+
+    Args:
+        clock: seconds, monotonic.
+        keep_seconds: after which one that nobody adds to is forgotten.
+        most_bytes: of images; the oldest are forgotten first.
+    """
+
+    def __init__(self, clock: Callable[[], float], keep_seconds: float, most_bytes: int = MOST_BYTES) -> None:
+        self._clock, self._keep_seconds, self._most_bytes = clock, keep_seconds, most_bytes
+        self._fingerprints: dict[int, Fingerprints] = {}
+        self._families: OrderedDict[int, Family] = OrderedDict()
+        self._index: dict[int, int] = {}
+        self._bytes, self._next = 0, 1
+
+    def __len__(self) -> int:
+        return len(self._families)
+
+    def add(self, image: NDArray[np.uint8], label: int, client: str) -> tuple[Family, Mapping[Technique, bool] | None]:
+        """The family of an image, a new one if need be, and what it looks like in it, as `Family.add` says.
+
+        Args:
+            image: uint8 [C, H, W].
+            label: the class it was taken for.
+            client: who asks.
+        """
+        self._forget()
+        numbers = thinned(image)
+        if len(numbers) not in self._fingerprints:
+            self._fingerprints = {len(numbers): Fingerprints(len(numbers))}
+        hashes, direction = self._fingerprints[len(numbers)].of(numbers), direction_of(numbers)
+        name = self._match(hashes, direction)
+        if name is None:
+            name, self._next = self._next, self._next + 1
+            self._families[name] = Family()
+        family = self._families[name]
+        self._families.move_to_end(name)
+        family.seen_at, before = self._clock(), family.size
+        found = family.add(numbers.astype(np.int16), direction, label, client)
+        self._bytes += family.size - before
+        if found is not None:
+            self._remember(name, family, hashes)
+        return family, found
+
+    def lift(self, client: str) -> None:
+        """Forget the families that a client has asked for images of."""
+        for name in [name for name, family in self._families.items() if client in family.clients]:
+            self._remove(name)
+
+    def _match(self, hashes: Hashes, direction: NDArray[np.float32]) -> int | None:
+        """The family that has an image nearly the same; the one that shares most hashes, of several."""
+        votes = Counter(filter(None, map(self._index.get, hashes.tolist())))
+        for name, count in votes.most_common(CANDIDATES):
+            if count >= FEWEST_SHARED and self._families[name].is_near(direction):
+                return name
+        return None
+
+    def _remember(self, name: int, family: Family, hashes: Hashes) -> None:
+        """Have the next image known by this one's fingerprint, and no longer by that of the fifth last."""
+        if len(family.prints) == COMPARED:
+            self._drop(name, family.prints.popleft())
+            for kept in family.prints:  # which may have some of those hashes, too
+                self._index.update(dict.fromkeys(kept.tolist(), name))
+        family.prints.append(hashes)
+        self._index.update(dict.fromkeys(hashes.tolist(), name))
+
+    def _drop(self, name: int, hashes: Hashes) -> None:
+        for one in hashes.tolist():
+            if self._index.get(one) == name:
+                del self._index[one]
+
+    def _forget(self) -> None:
+        oldest_allowed = self._clock() - self._keep_seconds
+        while self._families:
+            name, family = next(iter(self._families.items()))
+            if family.seen_at >= oldest_allowed and self._bytes <= self._most_bytes:
+                return
+            self._remove(name)
+
+    def _remove(self, name: int) -> None:
+        family = self._families.pop(name)
+        self._bytes -= family.size
+        for hashes in family.prints:
+            self._drop(name, hashes)
+
+
+def direction_of(numbers: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What correlates with others, at unit length; of one colour nothing does, but with itself."""
+    centred: NDArray[np.float32] = numbers - numbers.mean(dtype=np.float32)
+    length = float(np.linalg.norm(centred))
+    return centred / length if length > 0 else np.eye(1, len(numbers), dtype=np.float32)[0]

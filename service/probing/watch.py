@@ -1,0 +1,111 @@
+"""Watch: who probes, by all that clients ask, one image after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from askance.service.probing.evidence import Evidence
+from askance.service.probing.families import Families
+from askance.service.probing.techniques import Technique
+
+SURE = 16.0
+"""The log of the wealth that a bet must come to: by honest questions it does once in nine million, or less often."""
+FEWEST_ASKED = 3  # images of a family, of a client that is named with others
+REMEMBERED_CLIENTS = 10_000  # the least recent are forgotten
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A client that probes.
+
+    Attributes:
+        client: its name, or an anonymous one's address.
+        technique: what gives it away.
+        asked: how many images it has asked for: of a family, where others ask for that, too.
+    """
+
+    client: str
+    technique: Technique
+    asked: int
+
+
+@dataclass
+class _Client:
+    """What is known of one: when it last asked, how many images, what speaks against it, and what it is named for."""
+
+    seen_at: float = 0.0
+    asked: int = 0
+    evidence: Evidence = field(default_factory=Evidence)
+    named: set[Technique] = field(default_factory=set)
+
+
+class Watch:
+    """Looks at what is asked.
+
+    Args:
+        keep_seconds: after which what nobody asks for, and who does not ask any more, is forgotten.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, keep_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._keep_seconds = clock, keep_seconds
+        self._families = Families(clock, keep_seconds)
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    def see(self, client: str, image: NDArray[np.uint8], label: int, *, adversarial: bool) -> list[Suspect]:
+        """Look at one image; the clients that it gives away, each once by the same technique.
+
+        Args:
+            client: who asks.
+            image: uint8 [C, H, W].
+            label: the class it was taken for.
+            adversarial: whether it was judged so.
+        """
+        self._forget()
+        known = self._clients.setdefault(client, _Client())
+        self._clients.move_to_end(client)
+        known.seen_at = self._clock()
+        family, looks = self._families.add(image, label, client)
+        if looks is None:
+            return []
+        known.asked += 1
+        # the images of a family are as usual as its first, and say no more
+        known.evidence.see(looks or {Technique.UNUSUAL: adversarial})
+        found = [Suspect(client, technique, known.asked) for technique in _sure(known.evidence)]
+        for technique in _sure(family.evidence):
+            found += [
+                Suspect(one, technique, asked)
+                for one, asked in family.clients.items()
+                if asked >= FEWEST_ASKED and one in self._clients
+            ]
+        return [one for one in found if self._is_news(one)]
+
+    def lift(self, client: str) -> None:
+        """Begin anew with a client."""
+        self._clients.pop(client, None)
+        self._families.lift(client)
+
+    def _is_news(self, suspect: Suspect) -> bool:
+        named = self._clients[suspect.client].named
+        if suspect.technique in named:
+            return False
+        named.add(suspect.technique)
+        return True
+
+    def _forget(self) -> None:
+        oldest_allowed = self._clock() - self._keep_seconds
+        while self._clients:
+            client, known = next(iter(self._clients.items()))
+            if known.seen_at >= oldest_allowed and len(self._clients) < REMEMBERED_CLIENTS:
+                return
+            del self._clients[client]
+
+
+def _sure(evidence: Evidence) -> Iterator[Technique]:
+    return (technique for technique, logged in evidence.wealth.items() if logged > SURE)

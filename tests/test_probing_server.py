@@ -1,0 +1,157 @@
+"""Clients that probe a live server: who is named, in log and metrics, and what becomes of him, and of nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from service_support import Running, config, noise, running, status_of, until
+
+from askance.service.call import Call
+from askance.service.config import ServerConfig
+from askance.service.errors import StatusError
+from askance.service.pb.askance.v1 import screening_pb2 as pb
+from askance.service.probing import patrol
+from askance.service.probing.techniques import Technique
+from askance.service.probing.watch import Suspect, Watch
+
+TOKENS = {"mallory": "m" * 43, "alice": "a" * 43}
+
+
+def settings(response: str, **more: float) -> ServerConfig:
+    clients = [
+        {"name": name, "token_sha256": hashlib.sha256(token.encode()).hexdigest()} for name, token in TOKENS.items()
+    ]
+    access = {"anonymous": {"predict"}, "clients": clients}
+    return config(access=access, probing={"response": response, **more})
+
+
+def request(image: NDArray[np.uint8]) -> pb.ScreenRequest:
+    return pb.ScreenRequest(tensor=pb.Tensor(shape=image.shape, dtype=pb.Tensor.UINT8, data=image.tobytes()))
+
+
+def shown(name: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {TOKENS[name]}")]
+
+
+def squares() -> Iterator[NDArray[np.uint8]]:
+    """What Square asks: a square here and a square there."""
+    rng, image = np.random.default_rng(0), noise(0) // 2 + 60
+    while True:
+        by = np.zeros(image.shape, np.int16)
+        top, left = rng.integers(0, 6, 2)
+        by[:, top : top + 3, left : left + 3] = rng.choice([-20, 20])
+        yield np.clip(image + by, 0, 255).astype(np.uint8)
+
+
+async def probe(service: Running, most: int = 60) -> None:
+    """Ask as Square does, until mallory is named or refused."""
+    for image in itertools.islice(squares(), most):
+        await service.stub.Screen(request(image), metadata=shown("mallory"))
+        if named(service, "mallory"):
+            return
+    raise AssertionError(f"not named by {most} questions")
+
+
+def named(service: Running, client: str) -> float:
+    return service.value("askance_probing_clients_total", client=client, technique="squares") or 0.0
+
+
+def test_who_probes_is_named_in_log_and_metrics_and_answered_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        async with running(settings=settings("log")) as service:
+            with caplog.at_level(logging.WARNING, "askance"):
+                await probe(service)
+            await service.stub.Screen(request(noise(9)), metadata=shown("mallory"))
+            assert [named(service, one) for one in ("mallory", "alice", "anonymous")] == [1, 0, 0]
+        (record,) = [one for one in caplog.records if "probes" in one.message]
+        assert record.message.startswith("mallory probes: its images change part after part of one, after ")
+        assert (record.__dict__["client"], record.__dict__["technique"]) == ("mallory", "squares")
+
+    asyncio.run(test())
+
+
+def test_who_probes_is_not_answered_and_everybody_else_is() -> None:
+    async def test() -> None:
+        async with running(settings=settings("block")) as service:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await probe(service)
+                await service.stub.Screen(request(noise(2)), metadata=shown("mallory"))
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert "what this client has asked looks like an attack" in (caught.value.details() or "")
+            assert service.value("askance_rejected_total", reason="probing") == 1
+            await service.stub.Screen(request(noise(1)), metadata=shown("alice"))
+            await service.stub.Screen(request(noise(1)))
+
+    asyncio.run(test())
+
+
+def test_who_probes_is_answered_slowly() -> None:
+    async def test() -> None:
+        async with running(settings=settings("throttle", throttle_rate=0.001)) as service:
+            await probe(service)
+            code, details = await status_of(_two(service))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "slow down" in details
+
+    asyncio.run(test())
+
+
+async def _two(service: Running) -> None:
+    for seed in (2, 3):
+        await service.stub.Screen(request(noise(seed)), metadata=shown("mallory"))
+
+
+def test_who_probes_is_let_off_in_the_end() -> None:
+    now = 0.0
+    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, (), CollectorRegistry(), clock=lambda: now)
+    call = Call("Screen", "id", address="ipv4:10.0.0.1")
+    found.check(call, 1)
+    found._name(Suspect("ipv4:10.0.0.1", Technique.PAIRS, 9))
+    with pytest.raises(StatusError, match="looks like an attack"):
+        found.check(call, 1)
+    found.check(Call("Screen", "id", address="ipv4:10.0.0.2"), 1)
+    now = 61.0
+    found.check(call, 1)
+    found.stop()
+
+
+def test_nobody_looks_unless_told() -> None:
+    async def test() -> None:
+        async with running(settings=config()) as service:
+            assert service.value("askance_probing_dropped_total") is None
+
+    asyncio.run(test())
+
+
+def test_what_comes_too_fast_is_let_go_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        looking, seen = threading.Event(), threading.Event()
+
+        def wait(*_: Any, **__: Any) -> list[Suspect]:
+            seen.set()
+            looking.wait(60)
+            return []
+
+        monkeypatch.setattr(patrol, "WAITING", 2)
+        monkeypatch.setattr(Watch, "see", wait)
+        async with running(settings=settings("log")) as service:
+            for seed in range(6):
+                await service.stub.Screen(request(noise(seed)))
+                await asyncio.to_thread(seen.wait, 60)
+            await until(lambda: service.value("askance_probing_dropped_total") == 3)
+            looking.set()
+
+    asyncio.run(test())
