@@ -6,7 +6,7 @@ STAMP := $(VENV)/.askance-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Real data sets for tests and experiments, where they are at hand.
 export ASKANCE_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
-.PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-live bench-peers matrix soak fuzz figures protos image-check lock clean
+.PHONY: demo test acceptance lint docs bench bench-large bench-workers bench-growth bench-starting bench-bounds bench-live bench-probing bench-peers matrix soak fuzz figures protos image-check lock clean
 
 demo: $(STAMP)
 	mkdir -p build
@@ -57,6 +57,10 @@ bench-bounds: $(STAMP)
 # What the live page costs a busy server.
 bench-live: $(STAMP)
 	$(BIN)/python -m benchmarks.looking $(ARGS)
+
+# By how many questions a live server names who attacks it, and whom else it names: ARGS="BUNDLE CONFIG".
+bench-probing: $(STAMP)
+	$(BIN)/python -m benchmarks.probing $(ARGS)
 
 # Beside MLServer, which detects nothing, in an environment of its own.
 PEERS := build/peers

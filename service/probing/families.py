@@ -141,11 +141,6 @@ class Families:
             self._remember(name, family, hashes)
         return family, found
 
-    def lift(self, client: str) -> None:
-        """Forget the families that a client has asked for images of."""
-        for name in [name for name, family in self._families.items() if client in family.clients]:
-            self._remove(name)
-
     def _match(self, hashes: Hashes, direction: NDArray[np.float32]) -> int | None:
         """The family that has an image nearly the same; the one that shares most hashes, of several."""
         votes = Counter(filter(None, map(self._index.get, hashes.tolist())))

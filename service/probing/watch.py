@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -37,12 +38,12 @@ class Suspect:
 
 @dataclass
 class _Client:
-    """What is known of one: when it last asked, how many images, what speaks against it, and what it is named for."""
+    """What is known of one: when it last asked, how many images, what speaks against it, and when it was named."""
 
     seen_at: float = 0.0
     asked: int = 0
     evidence: Evidence = field(default_factory=Evidence)
-    named: set[Technique] = field(default_factory=set)
+    named_at: dict[Technique, float] = field(default_factory=dict)
 
 
 class Watch:
@@ -59,7 +60,7 @@ class Watch:
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def see(self, client: str, image: NDArray[np.uint8], label: int, *, adversarial: bool) -> list[Suspect]:
-        """Look at one image; the clients that it gives away, each once by the same technique.
+        """Look at one image; the clients that it gives away, each once in `keep_seconds` for the same technique.
 
         Args:
             client: who asks.
@@ -86,16 +87,13 @@ class Watch:
             ]
         return [one for one in found if self._is_news(one)]
 
-    def lift(self, client: str) -> None:
-        """Begin anew with a client."""
-        self._clients.pop(client, None)
-        self._families.lift(client)
-
     def _is_news(self, suspect: Suspect) -> bool:
-        named = self._clients[suspect.client].named
-        if suspect.technique in named:
+        """Whether a client is not named for this already; what speaks against it has to be seen anew from then on."""
+        known, now = self._clients[suspect.client], self._clock()
+        if now - known.named_at.get(suspect.technique, -math.inf) < self._keep_seconds:
             return False
-        named.add(suspect.technique)
+        known.named_at[suspect.technique] = now
+        known.evidence = Evidence()
         return True
 
     def _forget(self) -> None:
