@@ -242,7 +242,7 @@ def frames(images: Bytes, rng: np.random.Generator) -> Iterator[tuple[str, Bytes
 
 def honest(bundle: Path, images: Images, questions: int, seed: int = 0) -> Honest:
     """Have honest clients ask, in no order."""
-    rng, watch, pixels = np.random.default_rng(seed), Watch(3600), images.x.numpy()
+    rng, watch, pixels = np.random.default_rng(seed), Watch(3600, 2**27), images.x.numpy()
     scenes: dict[int, Iterator[tuple[str, Bytes]]] = {}
     named, greatest = Counter[str](), dict[str, float]()
 

@@ -131,6 +131,7 @@ class Server:
                 probing.response,
                 probing.throttle_rate,
                 probing.keep_seconds,
+                probing.max_bytes,
                 clients,
                 self.metrics.registry,
                 limits.client_ipv6_prefix,

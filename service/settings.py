@@ -280,11 +280,14 @@ class ProbingConfig(Table):
             "block" not at all.
         throttle_rate: images a second of a client that is throttled.
         keep_seconds: after which one that was found is let off, and what nobody asks for any more is forgotten.
+        max_bytes: of images of late; the oldest make room for the latest, so that busy servers see slow attackers no
+            more.
     """
 
     response: Response = Response.OFF
     throttle_rate: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     keep_seconds: Seconds = Field(default=3600.0, gt=0)
+    max_bytes: int = Field(default=128 * MEBIBYTE, ge=MEBIBYTE)
 
 
 class ReviewConfig(Table):

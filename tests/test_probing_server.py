@@ -116,7 +116,7 @@ async def _two(service: Running) -> None:
 
 def test_who_probes_is_let_off_in_the_end() -> None:
     now = 0.0
-    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, (), CollectorRegistry(), clock=lambda: now)
+    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, (), CollectorRegistry(), clock=lambda: now)
     call = Call("Screen", "id", address="ipv4:10.0.0.1")
     found.check(call, 1)
     found._name(Suspect("ipv4:10.0.0.1", Technique.PAIRS, 9))

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askance.service.probing.evidence import Evidence
-from askance.service.probing.fingerprints import Fingerprints, Hashes, thinned
-from askance.service.probing.techniques import Numbers, Technique, bisects, pairs, square
+from askance.service.probing.fingerprints import Bytes, Fingerprints, Hashes, thinned
+from askance.service.probing.techniques import Technique, bisects, pairs, square
 
 REMEMBERED = 48  # images of a family that the next one is compared with
 CANDIDATES, FEWEST_SHARED = 4, 2  # families that share most hashes with an image, and how many, which are compared
 NEAR = 0.95  # a correlation of two images that are nearly the same
 COMPARED = 4  # of a family's last images, that the next one is known by
-MOST_BYTES = 64 * 2**20  # of all images kept
+OVERHEAD_BYTES = 4096  # of a family, about, beside its images
 MOST_CLIENTS = 64  # of a family, that are told apart
 ELSEWHERE = 0.5  # of two squares' numbers, those that both change, at most
 
@@ -37,37 +37,33 @@ class Family:
         self.clients: Counter[str] = Counter()
         self.seen_at = 0.0
         self.prints: deque[Hashes] = deque(maxlen=COMPARED)
-        self._images: Numbers = np.empty((0, 0), np.int16)
-        self._last: deque[NDArray[np.float32]] = deque(maxlen=COMPARED)
+        self._images: Bytes = np.empty((0, 0), np.uint8)
         self._label = -1
         self._square: NDArray[np.bool_] | None = None
         self.evidence = Evidence()
 
     @property
     def size(self) -> int:
-        """Bytes of its images."""
-        return self._images.nbytes
+        """Bytes of its images, and about those of the rest."""
+        return self._images.nbytes + OVERHEAD_BYTES
 
-    def is_near(self, direction: NDArray[np.float32]) -> bool:
-        """Whether an image is nearly the same as one of its last."""
-        return any(float(direction @ one) > NEAR for one in self._last)
+    @property
+    def last(self) -> Bytes:
+        """The images that the next one is known by, uint8 [N, D]."""
+        return self._images[-COMPARED:]
 
-    def add(
-        self, numbers: Numbers, direction: NDArray[np.float32], label: int, client: str
-    ) -> Mapping[Technique, bool] | None:
+    def add(self, numbers: Bytes, label: int, client: str) -> Mapping[Technique, bool] | None:
         """What an image, after those before it, looks like; None where it is one of them: a client that tries again.
 
         Args:
-            numbers: int16 [D] of 0 to 255.
-            direction: of the same.
+            numbers: uint8 [D].
             label: the class it was taken for.
             client: who asks.
         """
         if self.asked and (self._images == numbers).all(axis=1).any():
             return None
-        before = self._images[1 - REMEMBERED :] if self.asked else np.empty((0, len(numbers)), np.int16)
+        before = self._images[1 - REMEMBERED :] if self.asked else np.empty((0, len(numbers)), np.uint8)
         self._images = np.concatenate([before, numbers[None]])
-        self._last.append(direction)
         self.asked += 1
         if client in self.clients or len(self.clients) < MOST_CLIENTS:
             self.clients[client] += 1
@@ -102,10 +98,10 @@ class Families:
     Args:
         clock: seconds, monotonic.
         keep_seconds: after which one that nobody adds to is forgotten.
-        most_bytes: of images; the oldest are forgotten first.
+        most_bytes: of all of them; the oldest are forgotten first.
     """
 
-    def __init__(self, clock: Callable[[], float], keep_seconds: float, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, clock: Callable[[], float], keep_seconds: float, most_bytes: int) -> None:
         self._clock, self._keep_seconds, self._most_bytes = clock, keep_seconds, most_bytes
         self._fingerprints: dict[int, Fingerprints] = {}
         self._families: OrderedDict[int, Family] = OrderedDict()
@@ -127,27 +123,30 @@ class Families:
         numbers = thinned(image)
         if len(numbers) not in self._fingerprints:
             self._fingerprints = {len(numbers): Fingerprints(len(numbers))}
-        hashes, direction = self._fingerprints[len(numbers)].of(numbers), direction_of(numbers)
-        name = self._match(hashes, direction)
+        hashes = self._fingerprints[len(numbers)].of(numbers)
+        name = self._match(hashes, numbers)
         if name is None:
             name, self._next = self._next, self._next + 1
             self._families[name] = Family()
+            self._bytes += self._families[name].size
         family = self._families[name]
         self._families.move_to_end(name)
         family.seen_at, before = self._clock(), family.size
-        found = family.add(numbers.astype(np.int16), direction, label, client)
+        found = family.add(numbers, label, client)
         self._bytes += family.size - before
         if found is not None:
             self._remember(name, family, hashes)
         return family, found
 
-    def _match(self, hashes: Hashes, direction: NDArray[np.float32]) -> int | None:
+    def _match(self, hashes: Hashes, numbers: Bytes) -> int | None:
         """The family that has an image nearly the same; the one that shares most hashes, of several."""
         votes = Counter(filter(None, map(self._index.get, hashes.tolist())))
-        for name, count in votes.most_common(CANDIDATES):
-            if count >= FEWEST_SHARED and self._families[name].is_near(direction):
-                return name
-        return None
+        likely = [name for name, count in votes.most_common(CANDIDATES) if count >= FEWEST_SHARED]
+        last = [self._families[name].last for name in likely]
+        if not last:
+            return None
+        found = np.flatnonzero(near(numbers, np.concatenate(last)))
+        return likely[np.searchsorted(np.cumsum([len(one) for one in last]), found[0], "right")] if len(found) else None
 
     def _remember(self, name: int, family: Family, hashes: Hashes) -> None:
         """Have the next image known by this one's fingerprint, and no longer by that of the fifth last."""
@@ -178,8 +177,13 @@ class Families:
             self._drop(name, hashes)
 
 
-def direction_of(numbers: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What correlates with others, at unit length; of one colour nothing does, but with itself."""
-    centred: NDArray[np.float32] = numbers - numbers.mean(dtype=np.float32)
+def near(image: Bytes, others: Bytes) -> NDArray[np.bool_]:
+    """Which of others, uint8 [N, D], an image, uint8 [D], correlates with; of one colour, those that are the same."""
+    centred = image - image.mean(dtype=np.float32)
     length = float(np.linalg.norm(centred))
-    return centred / length if length > 0 else np.eye(1, len(numbers), dtype=np.float32)[0]
+    if length == 0:
+        same: NDArray[np.bool_] = (others == image).all(axis=1)
+        return same
+    numbers = others.astype(np.float32)
+    close: NDArray[np.bool_] = numbers @ centred > NEAR * length * numbers.std(axis=1) * numbers.shape[1] ** 0.5
+    return close

@@ -18,7 +18,7 @@ Hashes = NDArray[np.uint64]
 
 LEVEL = 50  # of 255: a smaller change is mostly none (the paper's quantisation step)
 WINDOW = 20  # numbers of a segment (the paper's, of small images)
-KEPT, MOST_SORTED = 40, 120  # hashes of an image (the paper keeps 50)
+KEPT, MOST_SORTED = 24, 80  # hashes of an image (the paper keeps 50), and those that they are chosen among
 MOST_NUMBERS = 4096  # of an image: of larger ones each n-th pixel
 MODULUS = 2**64
 MIXER = np.uint64(0x9E3779B97F4A7C15)

@@ -68,6 +68,7 @@ class Patrol:
         response: what becomes of those who probe.
         throttle_rate: images a second of one that is throttled.
         keep_seconds: how long one is remembered, and what was asked.
+        most_bytes: of what was asked of late.
         known: the names of clients that the settings know, which bound a label of the metrics.
         registry: gets the counts.
         ipv6_prefix: as for `network_of`.
@@ -79,6 +80,7 @@ class Patrol:
         response: Response,
         throttle_rate: float,
         keep_seconds: float,
+        most_bytes: int,
         known: Collection[str],
         registry: CollectorRegistry,
         ipv6_prefix: int = 64,
@@ -87,7 +89,7 @@ class Patrol:
         self._response, self._keep_seconds, self._ipv6_prefix = response, keep_seconds, ipv6_prefix
         self._clock = clock
         self._rate = RateLimit(throttle_rate, THROTTLED_BURST, clock, ipv6_prefix)
-        self._watch = Watch(keep_seconds, clock)
+        self._watch = Watch(keep_seconds, most_bytes, clock)
         self._known = frozenset(known)
         self._named: dict[str, float] = {}
         self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()

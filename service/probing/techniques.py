@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.int16]
+from askance.service.probing.fingerprints import Bytes
 
 HALVINGS = 2  # in a row
 SHORTEST, BACK = 0.25, -0.5  # of a step: its root mean square, of 255; and its cosine with the one it turns back from
@@ -47,13 +47,13 @@ class Technique(StrEnum):
     UNUSUAL = "unusual"
 
 
-def bisects(images: Numbers) -> bool:
+def bisects(images: Bytes) -> bool:
     """Whether each of the last steps is about half as long as the one before it, and one turns back.
 
     A camera whose exposure settles does not turn back.
 
     Args:
-        images: of a family, [N, D] of 0 to 255, the latest last.
+        images: of a family, uint8 [N, D], the latest last.
     """
     if len(images) < HALVINGS + 2:
         return False
@@ -66,7 +66,7 @@ def bisects(images: Numbers) -> bool:
     return bool(cosines.min() < BACK)
 
 
-def pairs(images: Numbers) -> bool:
+def pairs(images: Bytes) -> bool:
     """Whether the last image lies opposite to one other about the middle of some, and to no more.
 
     Two views in turn, or a light that flickers, are opposite to many.
@@ -97,7 +97,7 @@ def _stands_opposite(products: NDArray[np.float32]) -> bool:
     return bool(np.count_nonzero(np.abs(cosines) > ASIDE) == 1)
 
 
-def square(images: Numbers) -> NDArray[np.bool_] | None:
+def square(images: Bytes) -> NDArray[np.bool_] | None:
     """The numbers that the last image changes of the one before it that is nearest, if these are a part that changes by
     at most two amounts; else None.
 
@@ -106,7 +106,7 @@ def square(images: Numbers) -> NDArray[np.bool_] | None:
     """
     if len(images) < 2:
         return None
-    changes = images[:-1] - images[-1]
+    changes = images[:-1].astype(np.int16) - images[-1]
     nearest = np.abs(changes[(changes != 0).sum(axis=1).argmin()])
     changed: NDArray[np.bool_] = nearest != 0
     if not 0 < changed.mean() <= LOCAL:

@@ -51,12 +51,13 @@ class Watch:
 
     Args:
         keep_seconds: after which what nobody asks for, and who does not ask any more, is forgotten.
+        most_bytes: of images of late; the oldest are forgotten first.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, keep_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keep_seconds: float, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._keep_seconds = clock, keep_seconds
-        self._families = Families(clock, keep_seconds)
+        self._families = Families(clock, keep_seconds, most_bytes)
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def see(self, client: str, image: NDArray[np.uint8], label: int, *, adversarial: bool) -> list[Suspect]:
