@@ -1,5 +1,6 @@
-"""By how many questions who attacks a live server is named, into docs/security.md: python tools/probing.py NAME=FILE...,
-of what `make bench-probing ARGS="BUNDLE CONFIG --json FILE"` wrote.
+"""By how many questions who attacks a live server is named, into docs/security.md.
+
+python tools/probing.py NAME=FILE..., of what `make bench-probing ARGS="BUNDLE CONFIG --json FILE"` wrote.
 """
 
 from __future__ import annotations
@@ -41,11 +42,9 @@ def _rows(name: str, found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _honest(name: str, found: dict[str, Any]) -> str:
     named = ", ".join(f"{count} ({how})" for how, count in found["named"].items()) or "none"
-    most = max(found["greatest"].items(), key=lambda one: one[1])
-    return (
-        f"- {name}, {found['clients']:,} honest clients, {found['questions']:,} questions: named {named}. What bets came to "
-        f"was e^{most[1]:g} at most (`{most[0]}`); e^16 names."
-    )
+    technique, most = max(found["greatest"].items(), key=lambda one: one[1])
+    clients, questions = f"{found['clients']:,} honest clients", f"{found['questions']:,} questions"
+    return f"- {name}, {clients}, {questions}: named {named}. Bets came to e^{most:g} (`{technique}`); e^16 names."
 
 
 if __name__ == "__main__":
