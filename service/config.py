@@ -45,8 +45,8 @@ class ServerConfig(Table):
         metrics_port: theirs, of HTTP; 0 takes a free one.
         workers: how many processes screen, each with a classifier and limits of its own; "auto" (or 0) takes as many as
             there are CPUs. Linux alone spreads connections over them.
-        bundles, model, inference, limits, connections, verdicts, access, metrics, live, probing, review, rollout, log,
-            shutdown: tables.
+        bundles, model, inference, limits, connections, verdicts, access: tables.
+        metrics, live, probing, review, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 

@@ -295,6 +295,8 @@ def answer(predicted: int, p: float | None, score: float = 0.0, verdict: Verdict
     return Answer(Prediction(predicted, str(predicted), shares), verdict, fused)
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 class TestServed:
     def test_what_an_attacker_by_scores_wants(self) -> None:
         """First a wrong class, by the margin; then a low score; then nothing more."""

@@ -81,6 +81,7 @@ def test_client(digits_run: DigitsRun, black: Path, disclosed: bool) -> None:
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_own_classifier(tmp_path: Path) -> None:
     """The script, then the commands that it prints."""
     export, *commands = run(EXAMPLES / "own_classifier.py", tmp_path)

@@ -251,6 +251,7 @@ def test_export(published: Path, graphed: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_vision_transformer_has_a_graph() -> None:
     """torchvision's own, but smaller: attention, tokens and all; `graphs_of` would refuse one that judges otherwise."""
     import_torchvision()

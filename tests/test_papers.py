@@ -282,6 +282,7 @@ def test_permuted_labels_are_learned_by_heart(
 
 @pytest.mark.acceptance
 @pytest.mark.data
+@pytest.mark.lasting
 def test_lenets_early_layers_are_diverse_and_confused_by_nine(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paper 000, Figs. 2 and 3: sizes fall with depth, and what confuses is nine; four is confused with it."""
     monkeypatch.setenv("ASKANCE_DATA", str(data_root))
@@ -303,6 +304,7 @@ def test_lenets_early_layers_are_diverse_and_confused_by_nine(data_root: Path, m
 
 @pytest.mark.acceptance
 @pytest.mark.data
+@pytest.mark.lasting
 def test_lenets_codes_go_from_homogeneous_to_diverse(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paper 004: the deeper the layer, the more a unit tells of the class, and the nearer together its codes lie."""
     monkeypatch.setenv("ASKANCE_DATA", str(data_root))

@@ -217,6 +217,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_the_same_inputs_give_the_same_id(
     digits_run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
