@@ -47,6 +47,7 @@ BATCH = 256
 SIGMA, PAIRS = 0.01, 20  # of NES: of its noise, and how many it asks for in a step
 KINDS = ("fresh", "still", "shaken", "dimmed", "settling", "again", "flickering")
 DWELL = 30  # frames of a scene, on average
+SHAKEN = 28  # a shaken camera moves by that part of an image's side, to the next pixel
 HONEST_CLIENTS = 1000
 Bytes = NDArray[np.uint8]
 
@@ -228,7 +229,8 @@ def frames(images: Bytes, rng: np.random.Generator) -> Iterator[tuple[str, Bytes
     for place in range(min(count, 3) if kind == "again" else count):
         frame = scene
         if kind == "shaken":
-            frame = np.roll(frame, tuple(rng.integers(-1, 2, 2)), (1, 2))
+            far = round(images.shape[2] / SHAKEN)
+            frame = np.roll(frame, tuple(rng.integers(-far, far + 1, 2)), (1, 2))
         elif kind == "dimmed":
             frame = frame * (1 - 0.4 * place / count)
         elif kind == "settling":

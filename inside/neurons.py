@@ -20,7 +20,7 @@ from askance.detectors import Capture
 from askance.inside.data import Part, Row
 from askance.judgement.arrays import Doubles
 
-EXCITING = 50  # images of a neuron: those that it fires for most
+EXCITING, FEWEST = 50, 10  # images of a neuron: those that it fires for most; one that fires for fewer says nothing
 RESAMPLED = 1000  # times, for an interval
 Mean = Annotated[float, Field(le=1)]
 
@@ -29,7 +29,7 @@ class Consistency(Part):
     """Of the neurons of a layer; a map's are its channels.
 
     Attributes:
-        neurons: which fire for any image; the others are silent, and left out.
+        neurons: which fire for FEWEST images or more; the others are left out.
         consistency: of each, (p' A p - chance) / (1 - chance): 1 where all images that excite it are of one class, 0 as
             for classes at random.
         mean: over them.
@@ -62,7 +62,7 @@ def exciting(fired: Tensor) -> Tensor:
 
 
 def consistency(excited: Tensor, labels: Tensor, affinity: Tensor) -> Consistency | None:
-    """How consistent neurons are; None where all are silent.
+    """How consistent neurons are; None where all are left out.
 
     Args:
         excited: as `exciting` gives it.
@@ -71,7 +71,7 @@ def consistency(excited: Tensor, labels: Tensor, affinity: Tensor) -> Consistenc
     """
     classes = len(affinity)
     counts = torch.stack([((labels[excited] == k) & (excited >= 0)).sum(dim=1) for k in range(classes)], dim=1).double()
-    neurons = counts.sum(dim=1).nonzero().flatten()
+    neurons = (counts.sum(dim=1) >= FEWEST).nonzero().flatten()
     if not len(neurons):
         return None
     shares = counts[neurons] / counts[neurons].sum(dim=1, keepdim=True)

@@ -126,6 +126,6 @@ def neurons(layer: str, found: Consistency, excited: Tensor, images: Images, stu
         figure,
         "what the most consistent neurons fire for is of one kind",
         f"{len(order)} neurons of {layer} fire; the most consistent one {found.consistency[order[0]]:.2f}, the least "
-        f" {found.consistency[order[-1]]:.2f}: see for yourself",
+        f"{found.consistency[order[-1]]:.2f}: see for yourself",
         None,
     )

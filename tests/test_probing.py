@@ -247,7 +247,7 @@ def halving(image: Image, other: Image, rounds: int, clients: int = 1) -> Iterat
     """HopSkipJump's way: halve, ask about, step, and again."""
     rng, count = np.random.default_rng(0), 0
     for turn in range(rounds):
-        low, high = 0.0, 0.2
+        low, high = 0.0, 0.4
         for _ in range(6):
             middle = (low + high) / 2
             wrong = bool(rng.random() < 0.5)

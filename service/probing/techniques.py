@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from askance.service.probing.fingerprints import Bytes
 
 HALVINGS = 2  # in a row
-SHORTEST, BACK = 0.25, -0.5  # of a step: its root mean square, of 255; and its cosine with the one it turns back from
+SHORTEST, BACK = 0.25, -0.8  # of a step: its root mean square, of 255; and its cosine with the one it turns back from
 HALVED = (0.35, 0.68)  # of the step before, the length of one that halves it; at the end 8 bits a pixel are coarse
 OPPOSITE, ASIDE = -0.7, 0.4  # cosines: of a pair about its middle, and of what is no pair
 ALIKE = 0.8  # of a pair's lengths, the shorter one's share of the longer
@@ -50,7 +50,7 @@ class Technique(StrEnum):
 def bisects(images: Bytes) -> bool:
     """Whether each of the last steps is about half as long as the one before it, and one turns back.
 
-    A camera whose exposure settles does not turn back.
+    A camera whose exposure settles does not turn back, and noise by itself only half (its cosine is -.5).
 
     Args:
         images: of a family, uint8 [N, D], the latest last.
