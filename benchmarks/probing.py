@@ -2,8 +2,8 @@
 
 `python -m benchmarks.probing BUNDLE CONFIG`, or `make bench-probing ARGS="BUNDLE CONFIG"`. Attackers ask a server with
 `probing.response = "block"` until they are refused; each has clients, and a victim, of its own. Honest clients send
-frames of real images, as cameras and whoever tries again do, to the same code in this process: two of three are of a
-scene that goes on, which is noisy, shaken, dimmed, flickering, or settling after a change of light.
+frames of real images, as cameras and whoever tries again do, to the same code in this process: most are of a scene that
+goes on, which is noisy, shaken, dimmed, flickering, or settling after a change of light.
 """
 
 from __future__ import annotations
