@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import askance
 from askance.answers import Answer, Verdict
-from askance.aware.black_box import NOTICED, by_decision, by_score
+from askance.aware.black_box import NOTICED, Server, by_decision, by_score
 from askance.calibration.attacks import SPSA, Square
 from askance.calibration.attacks._foolbox import perturb_of
 from askance.calibration.config import load_config
@@ -95,38 +95,29 @@ class Honest:
     greatest: dict[str, float]
 
 
-class Asking(nn.Module):
-    """A live server, as a classifier of images [B, C, H, W]: output 0 leads until an image has what is wanted.
+class Asking(Server):
+    """A live server that clients ask in turn, until it refuses one.
 
     Args:
-        clients: that ask in turn.
+        clients: connected to it.
         wanted: at most 0 once an answer is.
         most: questions.
     """
 
     def __init__(self, clients: Sequence[Client], wanted: Callable[[Answer], float], most: int) -> None:
-        super().__init__()
-        self._clients, self._wanted, self._most = clients, wanted, most
-        self.asked = 0
-        self.eval()
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Ask for each image by itself."""
-        leads = torch.tensor([self._ask(image) for image in pixels])
-        return torch.stack([leads, torch.zeros_like(leads)], dim=1)
+        super().__init__(clients[0], wanted)
+        self._clients, self._most = clients, most
 
     def _ask(self, image: Tensor) -> float:
         if self.asked == self._most:
             raise RefusedError
-        sent = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        self._client = self._clients[self.asked % len(self._clients)]
         try:
-            answer = self._clients[self.asked % len(self._clients)].screen(sent)
+            return super()._ask(image)
         except ServiceError as error:
             if error.code is grpc.StatusCode.PERMISSION_DENIED:
                 raise RefusedError from None
             raise
-        self.asked += 1
-        return self._wanted(answer)
 
 
 def nes(model: nn.Module, image: Tensor, epsilon: float, steps: int = 100) -> None:

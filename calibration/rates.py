@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from askance.inside.data import Share
 from askance.judgement.arrays import Bools
 
-Share = Annotated[float, Field(ge=0, le=1)]
 QUANTILE = 1.959964  # of a normal distribution, for 95%
 
 

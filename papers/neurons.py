@@ -35,19 +35,18 @@ def plates(study: Study) -> Iterator[Plate]:
     further = torch.randint(1, count, (len(images),), generator=torch.Generator().manual_seed(0))
     attacked = study.pgd(epsilon, (images.y + further) % count, images)
     usual, moved = (_fired(study, layers, images, pixels) for pixels in (images.pixels(), attacked))
-    affinity = torch.eye(count)
+    both = {layer: torch.cat([usual[layer], moved[layer]]) for layer in layers}
+    clean, affinity = _exciting(usual), torch.eye(count)
     found = {
-        "clean": _layers(usual, images.y, affinity),
-        "attacked": _layers(moved, images.y, affinity),
-        "both": _layers(
-            {layer: torch.cat([usual[layer], moved[layer]]) for layer in layers}, images.y.repeat(2), affinity
-        ),
+        "clean": _layers(clean, images.y, affinity),
+        "attacked": _layers(_exciting(moved), images.y, affinity),
+        "both": _layers(_exciting(both), images.y.repeat(2), affinity),
     }
     words = study.detector(SemanticSignature)
-    by_word = None if words is None else _layers(usual, images.y, by_words(words.word_correlations))
+    by_word = None if words is None else _layers(clean, images.y, by_words(words.word_correlations))
     yield by_layer(found, by_word, epsilon)
     for layer, one in found["clean"].items():
-        yield neurons(layer, one, exciting(usual[layer]), images, study)
+        yield neurons(layer, one, clean[layer], images, study)
 
 
 def _fired(study: Study, layers: list[str], images: Images, pixels: Tensor) -> dict[str, Tensor]:
@@ -55,8 +54,12 @@ def _fired(study: Study, layers: list[str], images: Images, pixels: Tensor) -> d
     return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
-def _layers(fired: Mapping[str, Tensor], labels: Tensor, affinity: Tensor) -> dict[str, Consistency]:
-    found = {layer: consistency(exciting(values), labels, affinity) for layer, values in fired.items()}
+def _exciting(fired: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {layer: exciting(values) for layer, values in fired.items()}
+
+
+def _layers(excited: Mapping[str, Tensor], labels: Tensor, affinity: Tensor) -> dict[str, Consistency]:
+    found = {layer: consistency(one, labels, affinity) for layer, one in excited.items()}
     return {layer: one for layer, one in found.items() if one is not None}
 
 
@@ -110,10 +113,9 @@ def neurons(layer: str, found: Consistency, excited: Tensor, images: Images, stu
     for place, chosen_one in enumerate(chosen.tolist()):
         axes = parts[2 * (place % rows) + place // rows]
         neuron, value = found.neurons[chosen_one], found.consistency[chosen_one]
-        which = excited[neuron]
-        which = which[which >= 0][:EXAMPLES]
-        picture(axes, torch.cat(list(images[which].pixels()), dim=2))
-        classes = torch.bincount(images.y[excited[neuron][excited[neuron] >= 0]], minlength=len(study.class_names))
+        which = excited[neuron][excited[neuron] >= 0]
+        picture(axes, torch.cat(list(images[which[:EXAMPLES]].pixels()), dim=2))
+        classes = torch.bincount(images.y[which], minlength=len(study.class_names))
         most = int(classes.argmax())
         axes.set_title(
             f"{neuron}: {value:.2f}, {int(classes[most]) / int(classes.sum()):.0%} {study.class_names[most]}",
