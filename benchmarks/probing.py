@@ -2,8 +2,8 @@
 
 `python -m benchmarks.probing BUNDLE CONFIG`, or `make bench-probing ARGS="BUNDLE CONFIG"`. Attackers ask a server with
 `probing.response = "block"` until they are refused; each has clients, and a victim, of its own. Honest clients send
-frames of real images, as cameras and whoever tries again do, to the same code in this process: most are of a scene that
-goes on, which is noisy, shaken, dimmed, flickering, or settling after a change of light.
+frames of real images to the same code in this process: most are of a scene that goes on, which is noisy, shaken, dimmed
+or compressed, whose light settles, hunts, flickers or pulses, that is drawn on, or that something moves about in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -24,10 +25,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 import askance
-from askance.answers import Answer, Verdict
+from askance.answers import Answer
 from askance.aware.black_box import NOTICED, Server, by_decision, by_score
 from askance.calibration.attacks import SPSA, Square
 from askance.calibration.attacks._foolbox import perturb_of
@@ -45,8 +47,22 @@ from askance.writing import temporary_folder
 
 BATCH = 256
 SIGMA, PAIRS = 0.01, 20  # of NES: of its noise, and how many it asks for in a step
-KINDS = ("fresh", "still", "shaken", "dimmed", "settling", "again", "flickering")
-DWELL = 30  # frames of a scene, on average
+KINDS = (
+    "fresh",
+    "still",
+    "shaken",
+    "dimmed",
+    "settling",
+    "hunting",
+    "flickering",
+    "pulsing",
+    "again",
+    "drawn",
+    "moving",
+    "compressed",
+)
+NOISY = ("still", "shaken", "dimmed", "settling", "hunting", "moving", "compressed")
+DWELLS = (30, 300)  # frames of a scene, on average: of some, and of the others
 SHAKEN = 28  # a shaken camera moves by that part of an image's side, to the next pixel
 HONEST_CLIENTS = 1000
 Bytes = NDArray[np.uint8]
@@ -216,21 +232,48 @@ def frames(images: Bytes, rng: np.random.Generator) -> Iterator[tuple[str, Bytes
     """One scene's frames, each with the kind of the scene, uint8 [C, H, W]."""
     kind = KINDS[rng.integers(len(KINDS))]
     scene = images[rng.integers(len(images))] * rng.uniform(0.8, 1.0)
-    count, noise = 1 if kind == "fresh" else int(rng.geometric(1 / DWELL)), rng.uniform(0, 6)
+    count, noise = 1 if kind == "fresh" else int(rng.geometric(1 / rng.choice(DWELLS))), rng.uniform(0, 6)
+    rate, strength, side = rng.uniform(0.3, 0.8), rng.uniform(0.1, 0.5), images.shape[2]
+    high = 3 * side // 4
+    at = rng.integers(0, high, 2)
     for place in range(min(count, 3) if kind == "again" else count):
         frame = scene
         if kind == "shaken":
-            far = round(images.shape[2] / SHAKEN)
+            far = round(side / SHAKEN)
             frame = np.roll(frame, tuple(rng.integers(-far, far + 1, 2)), (1, 2))
         elif kind == "dimmed":
             frame = frame * (1 - 0.4 * place / count)
         elif kind == "settling":
-            frame = frame * (1 - 0.5 * 0.6**place)
+            frame = frame * (1 - strength * rate**place)
+        elif kind == "hunting":
+            frame = frame * (1 - strength * (-rate) ** place)
         elif kind == "flickering":
-            frame = frame * (1 if place % 2 else 0.93)
-        if kind in ("still", "shaken", "dimmed", "settling"):
+            frame = frame * (1 if place % 2 else 1 - strength / 3)
+        elif kind == "pulsing":
+            frame = frame * (1 - strength * rng.random())
+        elif kind in ("drawn", "moving"):
+            at = rng.integers(0, high, 2) if kind == "drawn" else np.clip(at + rng.integers(-1, 2, 2), 0, high)
+            frame = frame.copy()
+            frame[:, at[0] : at[0] + side // 4, at[1] : at[1] + side // 4] = 255 * strength
+            if kind == "drawn":
+                scene = frame
+        if kind in NOISY:
             frame = frame + rng.normal(0, noise, frame.shape)
-        yield kind, np.clip(np.rint(frame), 0, 255).astype(np.uint8)
+        yield kind, _compressed(frame, rng) if kind == "compressed" else _rounded(frame)
+
+
+def _rounded(frame: NDArray[np.float64]) -> Bytes:
+    return np.clip(np.rint(frame), 0, 255).astype(np.uint8)
+
+
+def _compressed(frame: NDArray[np.float64], rng: np.random.Generator) -> Bytes:
+    """As it comes out of a JPEG file of some quality."""
+    file, pixels = BytesIO(), _rounded(frame).transpose(1, 2, 0)
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+        file, "JPEG", quality=int(rng.integers(50, 96))
+    )
+    found = np.asarray(Image.open(file))
+    return found.reshape(pixels.shape).transpose(2, 0, 1)
 
 
 def honest(bundle: Path, images: Images, questions: int, seed: int = 0) -> Honest:
@@ -253,8 +296,8 @@ def honest(bundle: Path, images: Images, questions: int, seed: int = 0) -> Hones
             answers = screen([frame for _, frame in sent])
             for client, (kind, frame), answer in zip(who, sent, answers, strict=True):
                 assert answer.prediction is not None
-                adversarial = answer.verdict is Verdict.ADVERSARIAL
-                for suspect in watch.see(f"c{client}", frame, answer.prediction.index, adversarial=adversarial):
+                assert answer.verdict is not None
+                for suspect in watch.see(f"c{client}", frame, answer.prediction.index, answer.verdict):
                     named[f"{kind}: {suspect.technique.value}"] += 1
             evidence = [one.evidence for one in watch._clients.values()]
             evidence += [one.evidence for one in watch._families._families.values()]

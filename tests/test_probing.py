@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from askance.service.probing.evidence import BETS, HONEST, Hits
+from askance.answers import Verdict
+from askance.service.probing.evidence import ODDS, Evidence
 from askance.service.probing.families import OVERHEAD_BYTES, REMEMBERED, Families, near
 from askance.service.probing.fingerprints import KEPT, MOST_NUMBERS, Fingerprints, thinned
-from askance.service.probing.techniques import Technique, bisects, pairs, square
+from askance.service.probing.techniques import RESIDUES, Halvings, Sign, Technique, pairs, square
 from askance.service.probing.watch import Suspect, Watch
 
 Image = NDArray[np.uint8]
@@ -62,18 +63,22 @@ def test_images_that_are_nearly_the_same_share_most_hashes_and_others_none(seed:
     assert common(image, scene(seed + 1000, side, channels), prints) < 0.1
 
 
-def test_a_hash_is_of_a_segment_wherever_it_stands() -> None:
-    image = np.zeros((1, 1, 200), np.uint8)
-    image[..., 60:75] = 100
-    elsewhere = np.roll(image, 37, 2)
-    assert common(image, elsewhere, prints_of(image)) * KEPT == len(prints_of(image).of(thinned(image))) == KEPT
+def test_a_segment_is_another_one_elsewhere_and_of_one_level_only_where_there_is_nothing_else() -> None:
+    image = np.zeros((1, 1, 400), np.uint8)
+    image[..., 100:300] = scene(0, 15)[..., :200].reshape(-1)[:200]
+    prints = prints_of(image)
+    assert common(image, image, prints) == 1
+    assert common(image, np.roll(image, 10, 2), prints) <= 0.1
+    black = np.zeros_like(image)
+    assert common(black, black, prints) == 1
+    assert common(image, black, prints) == 0
 
 
 def test_fingerprints_are_of_a_secret_key() -> None:
     first, second = prints_of(scene(0)), prints_of(scene(0))
     assert len(np.intersect1d(first.of(thinned(scene(0))), second.of(thinned(scene(0))))) == 0
-    assert len(Fingerprints(4).of(np.zeros(4, np.uint8))) == 1  # smaller than a segment
-    assert len(Fingerprints(400).of(np.full(400, 255, np.uint8))) == 1  # of one colour
+    for numbers in (1, 4, 12, 400):  # smaller than a segment, and of one colour
+        assert 0 < len(Fingerprints(numbers).of(np.full(numbers, 255, np.uint8))) <= KEPT
 
 
 def test_large_images_are_thinned() -> None:
@@ -86,47 +91,58 @@ def test_large_images_are_thinned() -> None:
 # --- evidence ---
 
 
-def test_a_bet_by_hand() -> None:
-    bet = Hits(0.1, (0.5,))
-    bet.see(hit=True)
-    assert bet.log_wealth == pytest.approx(math.log(5))
-    bet.see(hit=False)
-    assert bet.log_wealth == pytest.approx(math.log(5 * 5 / 9))
-    both = Hits(0.1, (0.5, 0.2))
-    both.see(hit=True)
-    assert both.log_wealth == pytest.approx(math.log((5 + 2) / 2))
+def test_bets_by_hand() -> None:
+    evidence, odds = Evidence(), ODDS[Sign.FLAGGED]
+    assert (odds.honest, odds.bets) == (0.25, (0.5, 0.9))
+    evidence.see({Sign.FLAGGED: True})
+    assert evidence.wealth == {Technique.UNUSUAL: pytest.approx(math.log((0.5 / 0.25 + 0.9 / 0.25) / 2))}
+    evidence.see({Sign.FLAGGED: False})
+    first, second = 2 * 0.5 / 0.75, 3.6 * 0.1 / 0.75
+    assert evidence.wealth == {Technique.UNUSUAL: pytest.approx(math.log((first + second) / 2))}
+    assert evidence.sure(math.log(0.9)) == [Technique.UNUSUAL]
+    assert evidence.sure(math.log(0.91)) == []
+
+
+def test_signs_of_one_technique_are_one_bet() -> None:
+    evidence, halved, turned = Evidence(), ODDS[Sign.HALVED], ODDS[Sign.TURNED]
+    evidence.see({Sign.HALVED: True, Sign.TURNED: True, Sign.PAIRED: False})
+    stakes = [
+        (one / halved.honest) * (other / turned.honest) for one, other in zip(halved.bets, turned.bets, strict=True)
+    ]
+    assert evidence.wealth[Technique.BISECTION] == pytest.approx(math.log(sum(stakes) / 2))
+    assert set(evidence.wealth) == {Technique.BISECTION, Technique.PAIRS}
 
 
 def test_nobody_is_safe_for_having_been_honest_before() -> None:
-    bet = Hits(0.1, (0.5,))
+    evidence, fresh = Evidence(), Evidence()
     for _ in range(1000):
-        bet.see(hit=False)
-    assert bet.log_wealth == pytest.approx(math.log(5 / 9))
-    bet.see(hit=True)
-    assert bet.log_wealth == pytest.approx(math.log(5))
+        evidence.see({Sign.FLAGGED: False})
+    for one in (evidence, fresh):
+        one.see({Sign.FLAGGED: True})
+    assert evidence.wealth == fresh.wealth
 
 
-@pytest.mark.parametrize("technique", HONEST)
-def test_a_bet_is_fair_at_the_honest_rate(technique: Technique) -> None:
-    honest = HONEST[technique]
-    assert all(bet > honest for bet in BETS[technique])
-    for bet in BETS[technique]:
-        mean = 0.0
-        for hit in (False, True):
-            made = Hits(honest, (bet,))
-            made.see(hit=hit)
-            mean += (honest if hit else 1 - honest) * math.exp(made.log_wealth)
-        assert mean == pytest.approx(1)
+@pytest.mark.parametrize("sign", Sign)
+def test_a_bet_is_fair_at_the_honest_rate(sign: Sign) -> None:
+    honest = ODDS[sign].honest
+    assert all(bet > honest for bet in ODDS[sign].bets)
+    mean = 0.0
+    for shows in (False, True):
+        evidence = Evidence()
+        evidence.see({sign: shows})
+        (logged,) = evidence.wealth.values()
+        mean += (honest if shows else 1 - honest) * math.exp(logged)
+    assert mean == pytest.approx(1)
 
 
 @given(seed=st.integers(0, 5))
 def test_honest_questions_come_to_little(seed: int) -> None:
-    rng, bet = np.random.default_rng(seed), Hits(0.25, (0.4, 0.5))
+    rng, evidence = np.random.default_rng(seed), Evidence()
     found = []
-    for hit in rng.random(3000) < 0.25:
-        bet.see(hit=bool(hit))
-        found.append(bet.log_wealth)
-    assert max(found) < 9  # on average once in 8,000
+    for shows in rng.random(3000) < 0.25:
+        evidence.see({Sign.FLAGGED: bool(shows)})
+        found.append(evidence.wealth[Technique.UNUSUAL])
+    assert max(found) < 13  # on average once in 440,000
 
 
 # --- techniques ---
@@ -136,13 +152,44 @@ def family(*images: NDArray[np.generic]) -> Image:
     return np.array([one.reshape(-1) for one in images]).astype(np.uint8)
 
 
-def test_ways_that_are_halved_twice_are_seen_and_one_that_goes_on_is_not() -> None:
-    start, way = np.zeros(64), np.arange(64.0)
-    at = [start + share * 2 * way for share in (0.0, 0.5, 0.75, 0.625, 1.5)]
-    assert bisects(family(*at[:4]))
-    assert not bisects(family(*at[:3]))  # once
-    assert not bisects(family(at[0], at[1], at[2], at[4]))  # further than before
-    assert not bisects(family(*[start + share * way for share in range(4)]))  # as far
+def halvings(*shares: float, noise: float = 0.0, length: float = 200.0) -> list[bool]:
+    """Whether each of some images on a way ends one that was halved."""
+    rng = np.random.default_rng(0)
+    start, way = np.full(400, 10.0), length * rng.random(400) ** 0.1
+    seen = Halvings()
+    return [
+        seen.see(np.rint(start + share * way + rng.normal(0, noise, 400)).clip(0, 255).astype(np.uint8))
+        for share in shares
+    ]
+
+
+def test_a_way_that_is_halved_to_and_fro_is_seen_once() -> None:
+    assert halvings(0, 1 / 2, 1 / 4, 3 / 8) == [False, False, False, False]  # two halvings
+    assert halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16) == [False] * 4 + [True]
+    assert halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, 13 / 32) == [False] * 4 + [True, False]
+    again = (0, 1 / 2, 1 / 4, 3 / 8, 7 / 16)
+    assert sum(halvings(*again, *again)) == 2
+
+
+def test_what_lights_and_cameras_do_is_no_halving() -> None:
+    settling = [1 - 0.5**place for place in range(8)]
+    assert not any(halvings(*settling))  # it does not turn back
+    assert not any(halvings(*[0.6 + 0.3 * (-0.6) ** place for place in range(8)]))  # a control that hunts
+    assert not any(halvings(*[share / 8 for share in range(8)]))
+    assert not any(halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, noise=1.5))
+    assert not any(halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, length=8))  # less than a camera's noise
+    assert not any(halvings(*np.random.default_rng(0).random(300), noise=1.0))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_half_a_step_to_the_last_bit_differs_by_its_roundings_alone(turns: bool) -> None:
+    rng = np.random.default_rng(0)
+    start, end = rng.integers(0, 256, (2, 200_000))
+    at = (0, 1 / 2, 1 / 4) if turns else (0, 1 / 2, 3 / 4)
+    first, second, third = (np.rint(start + share * (end - start) + rng.uniform(-0.5, 0.5, 200_000)) for share in at)
+    sign = -1 if turns else 1
+    residue = np.sqrt(np.mean(((third - second) - sign * (second - first) / 2) ** 2))
+    assert 0.5 * RESIDUES[turns] < residue / np.sqrt(2) < RESIDUES[turns]
 
 
 def noises(count: int, size: int = 100, sigma: float = 4.0) -> list[NDArray[np.float64]]:
@@ -152,31 +199,39 @@ def noises(count: int, size: int = 100, sigma: float = 4.0) -> list[NDArray[np.f
 
 def test_pairs_are_seen_in_whatever_order_and_flickering_or_noise_is_not() -> None:
     base = np.full(100, 120.0)
-    there = [np.round(base + noise) for noise in noises(8)]
-    back = [np.round(base - noise) for noise in noises(8)]
+    there = [np.round(base + noise) for noise in noises(12)]
+    back = [np.round(base - noise) for noise in noises(12)]
     assert pairs(family(*there, back[0]))
-    assert pairs(family(*itertools.chain(*zip(there[:4], back[:4], strict=True))))
+    assert pairs(family(*itertools.chain(*zip(there[:6], back[:6], strict=True))))
     assert not pairs(family(*there))
     assert not pairs(family(*there[:3], back[0]))  # too few to stand out from
-    flicker = [base * (1 if place % 2 else 0.9) for place in range(9)]
+    flicker = [base * (1 if place % 2 else 0.9) for place in range(13)]
     assert not pairs(family(*flicker))
     assert not pairs(family(*[np.round(one * 0) for one in there], np.zeros(100)))  # where nothing shows both sides
 
 
+def square_of(*images: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+    found = family(*images)
+    return square(found, np.count_nonzero(found[:-1] != found[-1], axis=1))
+
+
 def test_a_square_is_seen_and_noise_or_a_shift_or_a_light_is_not() -> None:
     image = scene(0).astype(np.int16)
-    part = image.copy()
+    part, other = image.copy(), image.copy()
     part[:, 4:9, 4:9] += 10
-    assert square(family(image, part)) is not None
-    found = square(family(image, image[:, ::-1], part))  # the nearest of those before it counts
+    other[:, 10:14, 1:6] -= 10
+    found = square_of(image, other, part)  # the last one is taken back
     assert found is not None
     assert found.sum() == 25
-    assert square(family(image, image + 10)) is None  # all of it
-    assert square(family(image, np.roll(image, 1, 2))) is None
+    assert square_of(image, part) is None  # drawn on
+    assert square_of(image, other, image + 10) is None  # all of it
+    assert square_of(image, other, np.roll(image, 1, 2)) is None
     noisy = part.copy()
     noisy[:, 4:9, 4:9] += np.arange(25).reshape(1, 5, 5).astype(np.int16)
-    assert square(family(image, noisy)) is None
-    assert square(family(image)) is None
+    assert square_of(image, other, noisy) is None
+    lit = image.copy()
+    lit[:, 4:9, 4:9] += np.array([1, 2, 3, 4, 4]).astype(np.int16)
+    assert square_of(image, other, lit) is None  # fainter at its edge
 
 
 # --- families ---
@@ -238,7 +293,7 @@ def named(watch: Watch, questions: Iterator[tuple[str, Image, int, bool]]) -> di
     """Who is named first by what, and after how many questions of all."""
     found: dict[str, tuple[Technique, int]] = {}
     for count, (client, image, label, adversarial) in enumerate(questions, 1):
-        for suspect in watch.see(client, image, label, adversarial=adversarial):
+        for suspect in watch.see(client, image, label, Verdict.ADVERSARIAL if adversarial else Verdict.CLEAN):
             found.setdefault(suspect.client, (suspect.technique, count))
     return found
 
@@ -303,16 +358,27 @@ def test_who_changes_squares_is_named_and_a_clock_in_a_corner_is_not() -> None:
     assert not named(Watch(60, 2**26), squares(wander=False))
 
 
-def test_who_walks_along_a_boundary_is_named_and_a_camera_is_not() -> None:
+def test_who_looks_at_what_the_classifier_is_not_sure_of_is_not_named() -> None:
     rng = np.random.default_rng(0)
+    assert not named(
+        Watch(60, 2**26),
+        (("c", moved(scene(0), rng.normal(0, 3, (1, 16, 16))), int(rng.random() < 0.5), False) for _ in range(1000)),
+    )
 
-    def frames(turning: float) -> Iterator[tuple[str, Image, int, bool]]:
-        for place in range(400):
-            image = scene(place // 100)
-            yield "c", moved(image, rng.normal(0, 3, image.shape)), int(rng.random() < turning), False
 
-    assert named(Watch(60, 2**26), frames(0.5))["c"][0] is Technique.BOUNDARY
-    assert not named(Watch(60, 2**26), frames(0.1))
+def test_who_halves_one_way_and_then_asks_about_its_end_is_named() -> None:
+    rng, image, other = np.random.default_rng(0), scene(0).astype(float), scene(1).astype(float)
+
+    def asked(*, turning: float) -> Iterator[tuple[str, Image, int, bool]]:
+        for share in (0.0, 0.2, 0.1, 0.15, 0.175):
+            yield "c", moved(scene(0), share * (other - image)), 0, False
+        for _ in range(150):
+            yield "c", moved(scene(0), rng.normal(0, 3, image.shape)), int(rng.random() < turning), False
+
+    found = named(Watch(60, 2**26), asked(turning=0.5))["c"]
+    assert found[0] is Technique.BISECTION
+    assert found[1] <= 100
+    assert not named(Watch(60, 2**26), asked(turning=0.05))
 
 
 def test_who_asks_for_adversarial_images_is_named_and_who_asks_for_one_often_is_not() -> None:
@@ -335,7 +401,7 @@ def test_a_client_is_named_once_in_a_while() -> None:
     watch = Watch(60, 2**26, clock)
 
     def asks(seeds: range) -> list[Suspect]:
-        return [one for seed in seeds for one in watch.see("c", scene(seed), 0, adversarial=True)]
+        return [one for seed in seeds for one in watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL)]
 
     assert asks(range(30)) == [Suspect("c", Technique.UNUSUAL, 14)]
     clock.now = 59.0
@@ -349,4 +415,4 @@ def test_who_does_not_ask_for_long_is_forgotten() -> None:
     watch = Watch(60, 2**26, clock)
     for seed in range(40):  # each after an hour
         clock.now += 3600
-        assert watch.see("c", scene(seed), 0, adversarial=True) == []
+        assert watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL) == []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from service_support import Running, config, noise, running, status_of, until
 
-from askance.service.call import Call
+from askance.service.call import Call, Identity
 from askance.service.config import ServerConfig
 from askance.service.errors import StatusError
 from askance.service.pb.askance.v1 import screening_pb2 as pb
@@ -126,6 +126,15 @@ def test_who_probes_is_let_off_in_the_end() -> None:
     now = 61.0
     found.check(call, 1)
     found.stop()
+
+
+def test_whose_images_are_unusual_is_named_and_answered() -> None:
+    registry = CollectorRegistry()
+    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, ("a",), registry)
+    found._name(Suspect("a", Technique.UNUSUAL, 20))
+    found.check(Call("Screen", "id", identity=Identity("a", frozenset())), 1)
+    found.stop()
+    assert registry.get_sample_value("askance_probing_clients_total", {"client": "a", "technique": "unusual"}) == 1
 
 
 def test_nobody_looks_unless_told() -> None:

@@ -10,68 +10,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import add
 
-from askance.service.probing.techniques import Technique
-
-HONEST = {
-    Technique.BISECTION: 0.001,
-    Technique.PAIRS: 0.01,
-    Technique.SQUARES: 0.01,
-    Technique.BOUNDARY: 0.25,
-    Technique.UNUSUAL: 0.25,
-}
-"""How often an honest client's images look so, at most: a camera may be out of focus, or in fog."""
-BETS = {
-    Technique.BISECTION: (0.02, 0.1),
-    Technique.PAIRS: (0.2, 0.5),
-    Technique.SQUARES: (0.3, 0.7),
-    Technique.BOUNDARY: (0.4, 0.5),
-    Technique.UNUSUAL: (0.5, 0.9),
-}
-"""How often those of one that probes do."""
+from askance.service.probing.techniques import Sign, Technique
 
 
-class Hits:
-    """A bet that something happens more often than it honestly may.
+@dataclass(frozen=True)
+class Odds:
+    """How often an image of a client's shows a sign.
 
-    Args:
-        honest: how often it may, at most.
-        bets: how often it happens to those who probe, each with the same stake.
+    Attributes:
+        technique: of those whom it gives away.
+        honest: how often to those who do not probe, at most: a camera may be out of focus, or in fog.
+        bets: how often to those who do, by stake.
     """
 
-    __slots__ = ("_gains", "_logs")
+    technique: Technique
+    honest: float
+    bets: tuple[float, float]
 
-    def __init__(self, honest: float, bets: Sequence[float]) -> None:
-        self._gains = [(math.log((1 - bet) / (1 - honest)), math.log(bet / honest)) for bet in bets]
-        self._logs = [0.0] * len(bets)
 
-    def see(self, *, hit: bool) -> None:
-        """Settle one bet."""
-        self._logs = [max(log, 0.0) + gains[hit] for log, gains in zip(self._logs, self._gains, strict=True)]
+NOTHING = (0.0, 0.0)
+ODDS = {
+    Sign.HALVED: Odds(Technique.BISECTION, 0.00002, (0.01, 0.02)),
+    Sign.TURNED: Odds(Technique.BISECTION, 0.2, (0.4, 0.5)),
+    Sign.PAIRED: Odds(Technique.PAIRS, 0.01, (0.2, 0.5)),
+    Sign.ELSEWHERE: Odds(Technique.SQUARES, 0.01, (0.3, 0.7)),
+    Sign.FLAGGED: Odds(Technique.UNUSUAL, 0.25, (0.5, 0.9)),
+}
 
-    @property
-    def log_wealth(self) -> float:
-        """Of all stakes together, the natural logarithm."""
-        greatest = max(self._logs)
-        return greatest + math.log(sum(math.exp(one - greatest) for one in self._logs) / len(self._logs))
+
+def _gains(odds: Odds, *, shown: bool) -> tuple[float, ...]:
+    if shown:
+        return tuple(math.log(bet / odds.honest) for bet in odds.bets)
+    return tuple(math.log((1 - bet) / (1 - odds.honest)) for bet in odds.bets)
+
+
+GAINS = {
+    (sign, shows): (odds.technique, _gains(odds, shown=shows)) for sign, odds in ODDS.items() for shows in (False, True)
+}
 
 
 class Evidence:
-    """What speaks against a client, or a family of images, by technique."""
+    """What speaks against a client, or a family of images: for each technique a bet that its signs show more often than
+    they honestly may, each of its stakes borrowed anew when it is lost.
+    """
 
-    __slots__ = ("_bets",)
+    __slots__ = ("_logs",)
 
     def __init__(self) -> None:
-        self._bets: dict[Technique, Hits] = {}
+        self._logs: dict[Technique, tuple[float, ...]] = {}
 
-    def see(self, found: Mapping[Technique, bool]) -> None:
-        """Settle the bets on what one image looks like."""
-        for technique, hit in found.items():
-            if technique not in self._bets:
-                self._bets[technique] = Hits(HONEST[technique], BETS[technique])
-            self._bets[technique].see(hit=hit)
+    def see(self, signs: Mapping[Sign, bool]) -> None:
+        """Settle the bets on what one image shows.
+
+        Args:
+            signs: those that were looked for, each with whether it shows.
+        """
+        gains: dict[Technique, tuple[float, ...]] = {}
+        for sign, shows in signs.items():
+            technique, gain = GAINS[sign, shows]
+            gains[technique] = tuple(map(add, gains[technique], gain)) if technique in gains else gain
+        for technique, gain in gains.items():
+            logs = self._logs.get(technique, NOTHING)
+            self._logs[technique] = tuple([max(log, 0.0) + more for log, more in zip(logs, gain, strict=True)])
+
+    def sure(self, wealth: float) -> list[Technique]:
+        """The techniques whose bets have come to more than that, the natural logarithm."""
+        return [one for one, logs in self._logs.items() if max(logs) > wealth and _log_mean_exp(logs) > wealth]
 
     @property
     def wealth(self) -> dict[Technique, float]:
-        """What each bet has come to, the natural logarithm."""
-        return {technique: hits.log_wealth for technique, hits in self._bets.items()}
+        """What each bet has come to, all its stakes together, the natural logarithm."""
+        return {technique: _log_mean_exp(logs) for technique, logs in self._logs.items()}
+
+
+def _log_mean_exp(logs: Sequence[float]) -> float:
+    greatest = max(logs)
+    return greatest + math.log(sum(math.exp(log - greatest) for log in logs) / len(logs))

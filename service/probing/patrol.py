@@ -32,13 +32,14 @@ SEEN = {
     Technique.BISECTION: "its images halve the way between two others",
     Technique.PAIRS: "its images come in pairs on either side of another",
     Technique.SQUARES: "its images change part after part of one",
-    Technique.BOUNDARY: "its images are nearly the same, and the answer turns as often as not",
     Technique.UNUSUAL: "image after image is judged ADVERSARIAL",
 }
 
 
 class Response(StrEnum):
     """What becomes of a client that probes.
+
+    One that is UNUSUAL alone is named, whatever the response: its images are judged one by one anyway.
 
     Attributes:
         OFF: nobody looks.
@@ -58,7 +59,7 @@ class _Asked:
     client: str
     image: NDArray[np.uint8]
     label: int
-    adversarial: bool
+    verdict: Verdict
 
 
 class Patrol:
@@ -116,6 +117,7 @@ class Patrol:
         """Have an image looked at; returns at once."""
         prediction, verdict = answered.answer.prediction, answered.answer.verdict
         assert prediction is not None
+        assert verdict is not None
         size = answered.pixels.size
         with self._lock:
             fits = self._waiting.qsize() < WAITING and self._bytes + size <= WAITING_BYTES
@@ -125,7 +127,7 @@ class Patrol:
             self._dropped.inc()
             return
         image = np.rint(answered.pixels * 255).astype(np.uint8)
-        self._waiting.put(_Asked(self._key(answered.call), image, prediction.index, verdict is Verdict.ADVERSARIAL))
+        self._waiting.put(_Asked(self._key(answered.call), image, prediction.index, verdict))
 
     def check(self, call: Call, images: int) -> None:
         """Refuse a client that probes.
@@ -157,7 +159,7 @@ class Patrol:
     def _look_on(self) -> None:
         while (asked := self._waiting.get()) is not None:
             try:
-                for suspect in self._watch.see(asked.client, asked.image, asked.label, adversarial=asked.adversarial):
+                for suspect in self._watch.see(asked.client, asked.image, asked.label, asked.verdict):
                     self._name(suspect)
             except Exception:
                 logger.exception("an image could not be looked at for who probes")
@@ -166,7 +168,8 @@ class Patrol:
                     self._bytes -= asked.image.size
 
     def _name(self, suspect: Suspect) -> None:
-        self._named[suspect.client] = self._clock() + self._keep_seconds
+        if suspect.technique is not Technique.UNUSUAL:  # a camera out of focus feels its way nowhere
+            self._named[suspect.client] = self._clock() + self._keep_seconds
         name = suspect.client if suspect.client in self._known else ANONYMOUS
         self._suspects.labels(name, suspect.technique.value).inc()
         logger.warning(

@@ -9,6 +9,7 @@ side of an image; Square (M. Andriushchenko et al. 2020) changes one square at a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -16,54 +17,99 @@ from numpy.typing import NDArray
 
 from askance.service.probing.fingerprints import Bytes
 
-HALVINGS = 2  # in a row
-SHORTEST, BACK = 0.25, -0.8  # of a step: its root mean square, of 255; and its cosine with the one it turns back from
-HALVED = (0.35, 0.68)  # of the step before, the length of one that halves it; at the end 8 bits a pixel are coarse
-OPPOSITE, ASIDE = -0.7, 0.4  # cosines: of a pair about its middle, and of what is no pair
+HALVINGS = 3  # in a row
+SHORTEST = 1.0  # of the steps: its root mean square, of 255
+RESIDUES = (0.7, 0.5)  # of 255, root mean square: what a step that goes on, or turns back, may differ by from half of
+# the one before; rounding takes .54 and .35
+OPPOSITE, ASIDE = -0.85, 0.7  # cosines: of a pair about its middle, and of what is no pair
 ALIKE = 0.8  # of a pair's lengths, the shorter one's share of the longer
-ABOUT = (8, 12, 24, 48)  # last images that may be about the same middle
+ABOUT = (12, 48)  # last images that may be about the same middle
 INSIDE = (8, 247)  # of 255: a number whose both sides are seen
-FEWEST_INSIDE = 32  # numbers of them
-COMPARED_NUMBERS = 512  # of an image, about, for pairs
+FEWEST_INSIDE = 16  # numbers of them
+TINY = 1e-6
+COMPARED_NUMBERS = 256  # of an image, about, for pairs
 LOCAL = 0.5  # of an image's numbers that a square changes, at most
-LEAST = 3  # of 255, that a square changes a number by: less is a camera's noise
-OF_TWO_KINDS = 0.7  # of the changed numbers, those that change by one of two amounts
+LEAST, FAINT = (
+    3,
+    0.05,
+)  # of 255, that a square changes a number by, and the share of changes that are less: noise, light
+TAKEN_BACK = 16  # last images, of which one is changed
+OF_TWO_KINDS = 0.8  # of the changed numbers, those that change by one of two amounts
 
 
 class Technique(StrEnum):
     """What gives a client away.
 
-    BISECTION: its questions halve the way between two images.
+    BISECTION: its questions halve the way between two images, and are then about where the answer turns.
     PAIRS: they come in pairs on either side of an image.
     SQUARES: each changes a part of an image by one amount, and the next another part.
-    BOUNDARY: between images that are nearly the same the answer turns as often as not.
     UNUSUAL: image after image, each another one, is judged ADVERSARIAL.
     """
 
     BISECTION = "bisection"
     PAIRS = "pairs"
     SQUARES = "squares"
-    BOUNDARY = "boundary"
     UNUSUAL = "unusual"
 
 
-def bisects(images: Bytes) -> bool:
-    """Whether each of the last steps is about half as long as the one before it, and one turns back.
+class Sign(StrEnum):
+    """What an image of a family may show, after those before it.
 
-    A camera whose exposure settles does not turn back, and noise by itself only half (its cosine is -.5).
-
-    Args:
-        images: of a family, uint8 [N, D], the latest last.
+    HALVED: it ends a way that was halved to and fro.
+    TURNED: the answer is another than the last one's; looked for after such a way alone, for a camera may well look at
+        what the classifier is not sure of.
+    PAIRED: it lies opposite to another one.
+    ELSEWHERE: it changes another part than the last one.
+    FLAGGED: it is judged ADVERSARIAL; looked for in the first image of a family alone, the others are as usual as it.
     """
-    if len(images) < HALVINGS + 2:
-        return False
-    steps = np.diff(images[-HALVINGS - 2 :].astype(np.float32), axis=0)
-    lengths = np.linalg.norm(steps, axis=1)
-    shares = lengths[1:] / lengths[:-1]  # no two images in a row are the same
-    if lengths[-1] < SHORTEST * images.shape[1] ** 0.5 or shares.min() < HALVED[0] or shares.max() > HALVED[1]:
-        return False
-    cosines = (steps[1:] * steps[:-1]).sum(axis=1) / (lengths[1:] * lengths[:-1])
-    return bool(cosines.min() < BACK)
+
+    HALVED = "halved"
+    TURNED = "turned"
+    PAIRED = "paired"
+    ELSEWHERE = "elsewhere"
+    FLAGGED = "flagged"
+
+
+class Halvings:
+    """Follows the steps from one image of a family to the next, for ways that are halved.
+
+    Each step of a bisection is half the one before it, to and fro. A light that settles does not turn back, and with a
+    camera's noise no step is half of another to the last bit.
+    """
+
+    def __init__(self) -> None:
+        self._last: Bytes | None = None
+        self._step: NDArray[np.float32] | None = None
+        self._turns: list[bool] = []
+
+    def see(self, numbers: Bytes) -> bool:
+        """Whether an image, uint8 [D], ends a way that was halved to and fro, for the first time."""
+        last, before = self._last, self._step
+        self._last = numbers
+        if last is None:
+            return False
+        self._step = step = np.subtract(numbers, last, dtype=np.float32)
+        turns = None if before is None else _halves(step, before)
+        if turns is None:
+            self._turns = []
+            return False
+        was_one = _is_bisection(self._turns)
+        self._turns.append(turns)
+        return _is_bisection(self._turns) and not was_one
+
+
+def _halves(step: NDArray[np.float32], before: NDArray[np.float32]) -> bool | None:
+    """Whether a step that is half of the one before it turns back; None where it is not half of it."""
+    square_length, product = float(step @ step), float(step @ before)
+    if square_length < SHORTEST**2 * len(step):
+        return None
+    residue = square_length - abs(product) + float(before @ before) / 4
+    turns = product < 0
+    return turns if residue < RESIDUES[turns] ** 2 * len(step) else None
+
+
+def _is_bisection(turns: Sequence[bool]) -> bool:
+    return len(turns) >= HALVINGS and any(turns)
 
 
 def pairs(images: Bytes) -> bool:
@@ -72,50 +118,52 @@ def pairs(images: Bytes) -> bool:
     Two views in turn, or a light that flickers, are opposite to many.
 
     Args:
-        images: as for `bisects`.
+        images: of a family, uint8 [N, D], the latest last.
     """
+    if len(images) < ABOUT[0]:
+        return False
     numbers = images[-ABOUT[-1] :, :: -(-images.shape[1] // COMPARED_NUMBERS)].astype(np.float32)
-    middle = numbers.mean(axis=0)
+    middle = np.add.reduce(numbers) / np.float32(len(numbers))
     seen = (middle > INSIDE[0]) & (middle < INSIDE[1])
     if np.count_nonzero(seen) < FEWEST_INSIDE:
         return False
-    sides = (numbers - middle)[:, seen]
-    products = sides @ sides.T
-    counts = {count for count in (*ABOUT, len(products)) if ABOUT[0] <= count <= len(products)}
-    return any(_stands_opposite(products[-count:, -count:]) for count in counts)
+    numbers *= seen
+    return any(_stands_opposite(numbers[-count:]) for count in {ABOUT[0], len(numbers)})
 
 
-def _stands_opposite(products: NDArray[np.float32]) -> bool:
-    """The same, from the scalar products [N, N] of images, the latest last."""
-    means = products.mean(axis=1)
-    centred = products[-1] - means[-1] - means + means.mean()  # of what they are apart from their middle
-    lengths = np.sqrt(np.maximum(products.diagonal() - 2 * means + means.mean(), 1e-6))
-    cosines = centred[:-1] / (lengths[:-1] * lengths[-1])
+def _stands_opposite(numbers: NDArray[np.float32]) -> bool:
+    """The same, of some images [N, D]."""
+    sides = numbers - np.add.reduce(numbers) / np.float32(len(numbers))
+    lengths = np.sqrt(np.einsum("nd,nd->n", sides, sides) + TINY)
+    cosines = sides[:-1] @ sides[-1] / (lengths[:-1] * lengths[-1])
     nearest = int(cosines.argmin())
     if cosines[nearest] > OPPOSITE or not ALIKE < lengths[nearest] / lengths[-1] < 1 / ALIKE:
         return False
     return bool(np.count_nonzero(np.abs(cosines) > ASIDE) == 1)
 
 
-def square(images: Bytes) -> NDArray[np.bool_] | None:
+def square(images: Bytes, differing: NDArray[np.intp]) -> NDArray[np.bool_] | None:
     """The numbers that the last image changes of the one before it that is nearest, if these are a part that changes by
-    at most two amounts; else None.
+    at most two amounts, and if that one is not the last before it: who draws, or moves, takes nothing back. Else None.
 
     Args:
-        images: as for `bisects`.
+        images: of a family, uint8 [N, D], the latest last.
+        differing: how many numbers of those before it are others in the last.
     """
-    if len(images) < 2:
+    counts = differing[-TAKEN_BACK:]
+    nearest = int(counts.argmin())
+    if nearest == len(counts) - 1 or counts[nearest] > LOCAL * images.shape[1]:
         return None
-    changes = images[:-1].astype(np.int16) - images[-1]
-    nearest = np.abs(changes[(changes != 0).sum(axis=1).argmin()])
-    changed: NDArray[np.bool_] = nearest != 0
-    if not 0 < changed.mean() <= LOCAL:
+    before = images[-1 - len(counts) : -1]
+    changes = np.abs(before[nearest].astype(np.int16) - images[-1])
+    changed: NDArray[np.bool_] = changes != 0
+    amounts = np.bincount(changes[changed], minlength=LEAST + 2)
+    if amounts[:LEAST].sum() > FAINT * counts[nearest]:
         return None
-    amounts = np.bincount(nearest[changed], minlength=LEAST + 2)
     of_one = amounts[:-1] + amounts[1:]  # rounded either way
     most = int(of_one[LEAST:].argmax()) + LEAST
     others = of_one.copy()
     others[most - 1 : most + 2] = 0
-    if of_one[most] < others.max() or of_one[most] + others.max() < OF_TWO_KINDS * changed.sum():
+    if of_one[most] < others.max() or of_one[most] + others.max() < OF_TWO_KINDS * counts[nearest]:
         return None
     return changed

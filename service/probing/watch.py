@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from askance.answers import Verdict
 from askance.service.probing.evidence import Evidence
-from askance.service.probing.families import Families
-from askance.service.probing.techniques import Technique
+from askance.service.probing.families import SUSPECTED, Families
+from askance.service.probing.techniques import Sign, Technique
 
 SURE = 16.0
 """The log of the wealth that a bet must come to: by honest questions it does once in nine million, or less often."""
@@ -38,10 +39,14 @@ class Suspect:
 
 @dataclass
 class _Client:
-    """What is known of one: when it last asked, how many images, what speaks against it, and when it was named."""
+    """What is known of one: when it last asked, how many images, its last family's name, until which of its images it
+    is suspected to bisect, what speaks against it, and when it was named.
+    """
 
     seen_at: float = 0.0
     asked: int = 0
+    family: int | None = None
+    suspected_until: int = 0
     evidence: Evidence = field(default_factory=Evidence)
     named_at: dict[Technique, float] = field(default_factory=dict)
 
@@ -60,27 +65,30 @@ class Watch:
         self._families = Families(clock, keep_seconds, most_bytes)
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
-    def see(self, client: str, image: NDArray[np.uint8], label: int, *, adversarial: bool) -> list[Suspect]:
+    def see(self, client: str, image: NDArray[np.uint8], label: int, verdict: Verdict) -> list[Suspect]:
         """Look at one image; the clients that it gives away, each once in `keep_seconds` for the same technique.
 
         Args:
             client: who asks.
             image: uint8 [C, H, W].
             label: the class it was taken for.
-            adversarial: whether it was judged so.
+            verdict: what it was judged.
         """
         self._forget()
         known = self._clients.setdefault(client, _Client())
         self._clients.move_to_end(client)
         known.seen_at = self._clock()
-        family, looks = self._families.add(image, label, client)
-        if looks is None:
+        suspected = known.asked < known.suspected_until
+        family, signs = self._families.add(image, (label, verdict), client, known.family, suspected=suspected)
+        known.family = family.name
+        if signs is None:
             return []
         known.asked += 1
-        # the images of a family are as usual as its first, and say no more
-        known.evidence.see(looks or {Technique.UNUSUAL: adversarial})
-        found = [Suspect(client, technique, known.asked) for technique in _sure(known.evidence)]
-        for technique in _sure(family.evidence):
+        if signs.get(Sign.HALVED):
+            known.suspected_until = known.asked + SUSPECTED
+        known.evidence.see(signs or {Sign.FLAGGED: verdict is Verdict.ADVERSARIAL})
+        found = [Suspect(client, technique, known.asked) for technique in known.evidence.sure(SURE)]
+        for technique in family.evidence.sure(SURE):
             found += [
                 Suspect(one, technique, asked)
                 for one, asked in family.clients.items()
@@ -104,7 +112,3 @@ class Watch:
             if known.seen_at >= oldest_allowed and len(self._clients) < REMEMBERED_CLIENTS:
                 return
             del self._clients[client]
-
-
-def _sure(evidence: Evidence) -> Iterator[Technique]:
-    return (technique for technique, logged in evidence.wealth.items() if logged > SURE)
