@@ -80,6 +80,10 @@ class Prediction:
         """The predicted class's probability."""
         return self.probabilities[self.index]
 
+    def rounded(self, digits: int) -> Prediction:
+        """The same with probabilities of so many digits after the point, and without logits."""
+        return Prediction(self.index, self.label, tuple([round(one, digits) for one in self.probabilities]))
+
 
 @dataclass(frozen=True)
 class DetectorVerdict:

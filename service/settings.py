@@ -36,6 +36,18 @@ class Policy(StrEnum):
     MONITOR = "monitor"
 
 
+class Probabilities(StrEnum):
+    """What a stranger sees of the probabilities.
+
+    Attributes:
+        ROUNDED: two digits after the point.
+        FULL: all digits.
+    """
+
+    ROUNDED = "rounded"
+    FULL = "full"
+
+
 class Table(BaseModel):
     """Never changed, and nothing in it that has no name."""
 
@@ -189,11 +201,14 @@ class AccessConfig(Table):
 
     Attributes:
         anonymous: what a client without token or certificate may do; empty: nothing.
+        anonymous_probabilities: "rounded" to two digits, or "full", are those that it sees, without the role logits:
+            all digits are a slope to whoever feels his way by answers.
         reflection: whether generic gRPC clients may ask what there is to call.
         clients: those that are known, by token or certificate, and what each may do.
     """
 
     anonymous: frozenset[Role] = frozenset({Role.PREDICT})
+    anonymous_probabilities: Probabilities = Probabilities.ROUNDED
     reflection: bool = True
     clients: tuple[ClientConfig, ...] = ()
 

@@ -71,6 +71,7 @@ class Said:
     verdict: str | None = None
     p_value: float | None = None
     reasons: tuple[float, ...] | None = None
+    probabilities: tuple[float, ...] | None = None
 
 
 class Driver(ABC):
@@ -105,6 +106,7 @@ class ScreeningDriver(Driver):
             else None,
             answer.p_value if answer.HasField("p_value") else None,
             tuple(reason.p_value for reason in answer.reasons) or None,
+            tuple(answer.probabilities),
         )
 
 
@@ -124,7 +126,8 @@ class InferenceDriver(Driver):
         texts = {name: found[name][4:].decode() for name in ("label", "verdict") if name in found}
         p_value = struct.unpack("<d", found["p_value"])[0] if "p_value" in found else None
         reasons = struct.unpack("<3d", found["reasons"]) if "reasons" in found else None
-        return Said(Code.OK, "", await id_of(call), texts.get("label"), texts.get("verdict"), p_value, reasons)
+        shares = tuple(np.frombuffer(found["probabilities"], "<f4").tolist())
+        return Said(Code.OK, "", await id_of(call), texts.get("label"), texts.get("verdict"), p_value, reasons, shares)
 
 
 class RestDriver(Driver):
@@ -137,7 +140,8 @@ class RestDriver(Driver):
             return Said(code, reply.error, request_id)
         label, verdict, p_value = (reply.outputs.get(name, [None])[0] for name in ("label", "verdict", "p_value"))
         reasons = reply.outputs.get("reasons")
-        return Said(code, "", request_id, label, verdict, p_value, None if reasons is None else tuple(reasons))
+        shares = tuple(reply.outputs["probabilities"])
+        return Said(code, "", request_id, label, verdict, p_value, None if reasons is None else tuple(reasons), shares)
 
 
 async def refusal(call: Any) -> Said | None:
@@ -225,6 +229,33 @@ def test_what_is_not_disclosed_is_absent(driver: Driver) -> None:
         assert (said.p_value, said.reasons) == (None, None)
 
     run(test, anonymous=frozenset({Role.PREDICT}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "all_digits"),
+    [
+        ({"anonymous": {Role.PREDICT}}, {}, False),
+        ({"anonymous": {Role.PREDICT, Role.SCORES}}, {}, False),
+        ({"anonymous": {Role.PREDICT, Role.LOGITS}}, {}, True),
+        ({"anonymous": {Role.PREDICT}, "anonymous_probabilities": "full"}, {}, True),
+        ({"anonymous": {Role.PREDICT}}, {"authorization": f"Bearer {TOKEN}"}, True),
+    ],
+    ids=["a stranger", "with scores", "with logits", "where all digits are given", "a client that is known"],
+)
+def test_strangers_see_probabilities_to_two_digits(
+    driver: Driver, settings: dict[str, Any], headers: dict[str, str], all_digits: bool
+) -> None:
+    client = ClientConfig(name="gateway", token_sha256=DIGEST)
+    word = own_word(noise(1))
+    wanted = word.probabilities if all_digits else tuple(round(one, 2) for one in word.probabilities)
+    assert wanted != pytest.approx(word.probabilities, abs=1e-4) or all_digits
+
+    async def test(service: Running) -> None:
+        said = await driver.screen(service, noise(1), headers)
+        assert (said.code, said.label) == (Code.OK, word.label)
+        assert said.probabilities == pytest.approx(wanted, abs=1e-6)
+
+    run(test, clients=(client,), **settings)
 
 
 @pytest.mark.parametrize(

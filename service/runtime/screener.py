@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from askance import answers
 from askance.answers import Answer, Verdict
 from askance.screening.images import Pixels
 from askance.screening.preprocessing import Preprocessing
 from askance.service.answered import Answered, Observer
-from askance.service.call import Call
+from askance.service.call import ANONYMOUS, Call, Role
 from askance.service.config import ServerConfig
 from askance.service.errors import StatusError, forgetful
 from askance.service.guard.limits import RateLimit
@@ -22,8 +22,9 @@ from askance.service.probing.patrol import Patrol
 from askance.service.runtime.batcher import Outcome, Slot
 from askance.service.runtime.model import LoadedBundle, ModelVersion
 from askance.service.runtime.repository import ModelRepository
-from askance.service.settings import Policy
+from askance.service.settings import Policy, Probabilities
 
+DIGITS = 2  # after the point, of probabilities that are rounded
 SMALL_BYTES = 64 * 1024  # a tensor up to this size is validated in less time than another thread takes to wake
 
 
@@ -122,7 +123,14 @@ class Screener:
                 for observe in self._observers:
                     asyncio.get_running_loop().call_soon(observe, answered)
         call.notes |= {"bundle": version.version, "verdicts": [verdict_of(outcome) for outcome in outcomes]}
-        return version.bundle, outcomes
+        return version.bundle, outcomes if self._sees_all_digits(call) else [_rounded(outcome) for outcome in outcomes]
+
+    def _sees_all_digits(self, call: Call) -> bool:
+        return (
+            call.identity.name != ANONYMOUS
+            or Role.LOGITS in call.identity.roles
+            or self._config.access.anonymous_probabilities is Probabilities.FULL
+        )
 
     async def _screen(
         self,
@@ -161,3 +169,9 @@ class Screener:
             return image.read(preprocessing, limit)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, image.read, preprocessing, limit)
+
+
+def _rounded(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, StatusError) or outcome.prediction is None:
+        return outcome
+    return replace(outcome, prediction=outcome.prediction.rounded(DIGITS))
