@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import eagerpy as ep
 import grpc
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from askance.service.probing.watch import Watch
 from askance.writing import temporary_folder
 
 BATCH = 256
+UNEVEN, UNEVEN_STEPS = (0.3, 0.7), 12  # of the way left, where who knows divides it, and how often
 SIGMA, PAIRS = 0.01, 20  # of NES: of its noise, and how many it asks for in a step
 KINDS = (
     "fresh",
@@ -147,6 +149,32 @@ def nes(model: nn.Module, image: Tensor, epsilon: float, steps: int = 100) -> No
         current = (image + (current - epsilon / 10 * slope.sign() - image).clamp(-epsilon, epsilon)).clamp(0, 1)
 
 
+def without_pairs(model: nn.Module, image: Tensor, epsilon: float, steps: int = 100) -> None:
+    """The same by noise of one side: what a camera sends."""
+    current = image
+    for _ in range(steps):
+        noise = torch.randn(2 * PAIRS, *image.shape[1:])
+        leads = model(current + SIGMA * noise)[:, 0]
+        slope = ((leads - leads.mean())[:, None, None, None] * noise).mean(dim=0, keepdim=True)
+        current = (image + (current - epsilon / 10 * slope.sign() - image).clamp(-epsilon, epsilon)).clamp(0, 1)
+
+
+def unevenly(attack: Any) -> Any:
+    """A HopSkipJump that divides ways at uneven places, not in halves."""
+    project = attack._project
+
+    def search(is_adversarial: Callable[[Any], Any], originals: Any, perturbed: Any) -> Any:
+        low, high = 0.0, 1.0
+        for _ in range(UNEVEN_STEPS):
+            middle = low + (high - low) * float(torch.empty(()).uniform_(*UNEVEN))
+            between = project(originals, perturbed, ep.full(originals, (1,), middle))
+            low, high = (low, middle) if is_adversarial(between).item() else (middle, high)
+        return project(originals, perturbed, ep.full(originals, (1,), high))
+
+    attack._binary_search = search
+    return attack
+
+
 def attacks(epsilon: float) -> dict[str, tuple[bool, Callable[[nn.Module, Tensor, Tensor], object]]]:
     """By name: whether it goes by scores, and what attacks a model's image, with an image of another class."""
     from foolbox.attacks.boundary_attack import BoundaryAttack
@@ -167,15 +195,20 @@ def attacks(epsilon: float) -> dict[str, tuple[bool, Callable[[nn.Module, Tensor
             False,
             by_decisions(HopSkipJumpAttack(steps=20, initial_gradient_eval_steps=100)),
         ),
+        "HopSkipJump, who knows": (
+            False,
+            by_decisions(unevenly(HopSkipJumpAttack(steps=20, initial_gradient_eval_steps=40))),
+        ),
+        "NES, who knows": (True, lambda model, image, _: without_pairs(model, image, epsilon)),
         "Boundary": (False, by_decisions(BoundaryAttack(steps=1000))),
     }
 
 
-def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: int) -> Iterator[Named]:
+def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: int, most_alike: int) -> Iterator[Named]:
     """Attack a live server, by one client and by ten."""
     tokens = [secrets.token_hex(16) for _ in range(victims * len(attacks(epsilon)) * 11)]
     with temporary_folder() as folder:
-        (folder / "server.toml").write_text(_settings(tokens))
+        (folder / "server.toml").write_text(_settings(tokens, most_alike))
         options = ["--config", str(folder / "server.toml"), "--port", "0", "--metrics-port", "0"]
         with launched(["-m", "askance", "serve", str(bundle), *options]) as serving:
             unused = iter(enumerate(tokens))
@@ -202,13 +235,15 @@ def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: i
                     yield Named(name, identities, victims, len(questions), at, dict(techniques), done)
 
 
-def _settings(tokens: Sequence[str]) -> str:
+def _settings(tokens: Sequence[str], most_alike: int) -> str:
     clients = [
         f'[[access.clients]]\nname = "c{number}"\nroles = ["predict", "scores"]\n'
         f'token_sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n'
         for number, token in enumerate(tokens)
     ]
-    return "\n".join(['[log]\nlevel = "error"\n', '[probing]\nresponse = "block"\n', *clients])
+    return "\n".join(
+        ['[log]\nlevel = "error"\n', f'[probing]\nresponse = "block"\nmost_alike = {most_alike}\n', *clients]
+    )
 
 
 def _another(images: Images, row: int) -> Tensor:
@@ -313,6 +348,7 @@ def main(
     epsilon: Annotated[float, typer.Option(help="The budget of Square, NES and SPSA.")] = 0.2,
     victims: Annotated[int, typer.Option(min=1, help="Of each attack.")] = 10,
     most: Annotated[int, typer.Option(min=1, help="Questions of an attacker.")] = 500,
+    most_alike: Annotated[int, typer.Option(min=0, help="The server's setting.")] = 0,
     honest_questions: Annotated[int, typer.Option(min=0, help="Of honest clients.")] = 100_000,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE")] = None,
 ) -> None:
@@ -321,15 +357,24 @@ def main(
         loaded = load_config(config)
         splits = load_splits(loaded.data, loaded.splits, loaded.classifier.preprocessing)
         found = []
-        for one in attacked(bundle, splits["evaluate"], epsilon, victims, most):
+        for one in attacked(bundle, splits["evaluate"], epsilon, victims, most, most_alike):
             found.append(one)
             console.print(str(one), soft_wrap=True, markup=False)
-        others = honest(bundle, splits["fuse"], honest_questions)
+        others = honest(bundle, splits["fuse"], honest_questions) if honest_questions else None
     except AskanceError as error:
         say(f"benchmarks.probing: {error}")
         raise typer.Exit(2) from None
-    console.print(str(others), soft_wrap=True, markup=False)
-    write_json(json_file, {"epsilon": epsilon, "attacks": [asdict(one) for one in found], "honest": asdict(others)})
+    if others:
+        console.print(str(others), soft_wrap=True, markup=False)
+    write_json(
+        json_file,
+        {
+            "epsilon": epsilon,
+            "most_alike": most_alike,
+            "attacks": [asdict(one) for one in found],
+            "honest": others and asdict(others),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ class Server:
                 probing.throttle_rate,
                 probing.keep_seconds,
                 probing.max_bytes,
+                probing.most_alike,
                 clients,
                 self.metrics.registry,
                 limits.client_ipv6_prefix,

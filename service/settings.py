@@ -297,12 +297,16 @@ class ProbingConfig(Table):
         keep_seconds: after which one that was found is let off, and what nobody asks for any more is forgotten.
         max_bytes: of images of late; the oldest make room for the latest, so that busy servers see slow attackers no
             more.
+        most_alike: images that are nearly the same, whoever asks for them, after which who asks for more is named; 0 is
+            any number, for clients that send frames. Where they send photos, a few tens leave no attack the questions
+            that it needs, however it asks them.
     """
 
     response: Response = Response.OFF
     throttle_rate: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     keep_seconds: Seconds = Field(default=3600.0, gt=0)
     max_bytes: int = Field(default=128 * MEBIBYTE, ge=MEBIBYTE)
+    most_alike: int = Field(default=0, ge=0)
 
 
 class ReviewConfig(Table):

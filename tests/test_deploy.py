@@ -27,7 +27,7 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
 def test_every_metric_of_the_rules_is_the_servers() -> None:
     of_workers = CollectorRegistry()
     WorkerMetrics(of_workers, lambda: 0)
-    Patrol(Response.LOG, 1.0, 60.0, 2**20, (), of_patrols := CollectorRegistry()).stop()
+    Patrol(Response.LOG, 1.0, 60.0, 2**20, 0, (), of_patrols := CollectorRegistry()).stop()
     families = [*Metrics(1).registry.collect(), *of_workers.collect(), *of_patrols.collect()]
     known = {family.name for family in families}
     known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}

@@ -392,13 +392,26 @@ def test_who_asks_for_adversarial_images_is_named_and_who_asks_for_one_often_is_
     )
 
 
+def test_more_images_of_a_family_than_honest_ones_name_all_who_ask_for_them() -> None:
+    rng = np.random.default_rng(0)
+
+    def asked() -> Iterator[tuple[str, Image, int, bool]]:
+        for place in range(40):
+            client = "passer-by" if place == 3 else f"c{place % 2}"
+            yield client, moved(scene(0), rng.normal(0, 3, (1, 16, 16))), 0, False
+
+    found = named(Watch(60, 2**26, most_alike=30), asked())
+    assert found == {"c0": (Technique.ALIKE, 31), "c1": (Technique.ALIKE, 31)}
+    assert not named(Watch(60, 2**26), asked())
+
+
 def test_who_tries_again_is_not_named() -> None:
     assert not named(Watch(60, 2**26), (("c", scene(place // 50), place % 2, False) for place in range(500)))
 
 
 def test_a_client_is_named_once_in_a_while() -> None:
     clock = Clock()
-    watch = Watch(60, 2**26, clock)
+    watch = Watch(60, 2**26, clock=clock)
 
     def asks(seeds: range) -> list[Suspect]:
         return [one for seed in seeds for one in watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL)]
@@ -412,7 +425,7 @@ def test_a_client_is_named_once_in_a_while() -> None:
 
 def test_who_does_not_ask_for_long_is_forgotten() -> None:
     clock = Clock()
-    watch = Watch(60, 2**26, clock)
+    watch = Watch(60, 2**26, clock=clock)
     for seed in range(40):  # each after an hour
         clock.now += 3600
         assert watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL) == []

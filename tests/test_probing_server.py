@@ -116,7 +116,7 @@ async def _two(service: Running) -> None:
 
 def test_who_probes_is_let_off_in_the_end() -> None:
     now = 0.0
-    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, (), CollectorRegistry(), clock=lambda: now)
+    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, 0, (), CollectorRegistry(), clock=lambda: now)
     call = Call("Screen", "id", address="ipv4:10.0.0.1")
     found.check(call, 1)
     found._name(Suspect("ipv4:10.0.0.1", Technique.PAIRS, 9))
@@ -130,11 +130,31 @@ def test_who_probes_is_let_off_in_the_end() -> None:
 
 def test_whose_images_are_unusual_is_named_and_answered() -> None:
     registry = CollectorRegistry()
-    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, ("a",), registry)
+    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, 0, ("a",), registry)
     found._name(Suspect("a", Technique.UNUSUAL, 20))
     found.check(Call("Screen", "id", identity=Identity("a", frozenset())), 1)
     found.stop()
     assert registry.get_sample_value("askance_probing_clients_total", {"client": "a", "technique": "unusual"}) == 1
+
+
+def test_too_many_images_that_are_nearly_the_same_are_not_answered_where_none_are_honest() -> None:
+    rng = np.random.default_rng(0)
+
+    async def test() -> None:
+        async with running(settings=settings("block", most_alike=20)) as service:
+            for _ in range(20):
+                frame = np.clip(noise(0) + rng.normal(0, 3, noise(0).shape), 0, 255).astype(np.uint8)
+                await service.stub.Screen(request(frame), metadata=shown("alice"))
+            assert not service.value("askance_probing_clients_total", client="alice", technique="alike")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                for _ in range(20):
+                    frame = np.clip(noise(0) + rng.normal(0, 3, noise(0).shape), 0, 255).astype(np.uint8)
+                    await service.stub.Screen(request(frame), metadata=shown("alice"))
+                    await asyncio.sleep(0.01)
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert service.value("askance_probing_clients_total", client="alice", technique="alike") == 1
+
+    asyncio.run(test())
 
 
 def test_nobody_looks_unless_told() -> None:

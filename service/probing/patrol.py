@@ -32,6 +32,7 @@ SEEN = {
     Technique.BISECTION: "its images halve the way between two others",
     Technique.PAIRS: "its images come in pairs on either side of another",
     Technique.SQUARES: "its images change part after part of one",
+    Technique.ALIKE: "too many of its images are nearly the same",
     Technique.UNUSUAL: "image after image is judged ADVERSARIAL",
 }
 
@@ -70,6 +71,7 @@ class Patrol:
         throttle_rate: images a second of one that is throttled.
         keep_seconds: how long one is remembered, and what was asked.
         most_bytes: of what was asked of late.
+        most_alike: images nearly the same that honest clients ask for, all together; 0: any number.
         known: the names of clients that the settings know, which bound a label of the metrics.
         registry: gets the counts.
         ipv6_prefix: as for `network_of`.
@@ -82,6 +84,7 @@ class Patrol:
         throttle_rate: float,
         keep_seconds: float,
         most_bytes: int,
+        most_alike: int,
         known: Collection[str],
         registry: CollectorRegistry,
         ipv6_prefix: int = 64,
@@ -90,7 +93,7 @@ class Patrol:
         self._response, self._keep_seconds, self._ipv6_prefix = response, keep_seconds, ipv6_prefix
         self._clock = clock
         self._rate = RateLimit(throttle_rate, THROTTLED_BURST, clock, ipv6_prefix)
-        self._watch = Watch(keep_seconds, most_bytes, clock)
+        self._watch = Watch(keep_seconds, most_bytes, most_alike, clock)
         self._known = frozenset(known)
         self._named: dict[str, float] = {}
         self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()

@@ -43,12 +43,14 @@ class Technique(StrEnum):
     BISECTION: its questions halve the way between two images, and are then about where the answer turns.
     PAIRS: they come in pairs on either side of an image.
     SQUARES: each changes a part of an image by one amount, and the next another part.
+    ALIKE: more of them are nearly the same than any honest client's would be.
     UNUSUAL: image after image, each another one, is judged ADVERSARIAL.
     """
 
     BISECTION = "bisection"
     PAIRS = "pairs"
     SQUARES = "squares"
+    ALIKE = "alike"
     UNUSUAL = "unusual"
 
 

@@ -57,11 +57,14 @@ class Watch:
     Args:
         keep_seconds: after which what nobody asks for, and who does not ask any more, is forgotten.
         most_bytes: of images of late; the oldest are forgotten first.
+        most_alike: images of a family that honest clients ask for, all together; 0: any number.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, keep_seconds: float, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._keep_seconds = clock, keep_seconds
+    def __init__(
+        self, keep_seconds: float, most_bytes: int, most_alike: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._keep_seconds, self._most_alike = clock, keep_seconds, most_alike
         self._families = Families(clock, keep_seconds, most_bytes)
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
@@ -88,7 +91,10 @@ class Watch:
             known.suspected_until = known.asked + SUSPECTED
         known.evidence.see(signs or {Sign.FLAGGED: verdict is Verdict.ADVERSARIAL})
         found = [Suspect(client, technique, known.asked) for technique in known.evidence.sure(SURE)]
-        for technique in family.evidence.sure(SURE):
+        techniques = family.evidence.sure(SURE)
+        if 0 < self._most_alike < family.asked:
+            techniques.append(Technique.ALIKE)
+        for technique in techniques:
             found += [
                 Suspect(one, technique, asked)
                 for one, asked in family.clients.items()
