@@ -54,7 +54,7 @@ bench-starting: $(STAMP)
 bench-bounds: $(STAMP)
 	$(BIN)/python -m benchmarks.bounds $(ARGS)
 
-# What the live page costs a busy server.
+# What the live page costs a busy server, and looking for who probes.
 bench-live: $(STAMP)
 	$(BIN)/python -m benchmarks.looking $(ARGS)
 

@@ -6,6 +6,7 @@ Imports nothing heavy: what loads the servers must not compete with them for mor
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         targets: {server: HOST:PORT}, loaded in turn, slice by slice.
-        request: a serialized message, in hexadecimal.
+        messages: serialized, in hexadecimal; sent in turn.
         clients: connections, each with one request under way.
         rounds: slices on each server; one more before them warms up and is not reported.
         seconds: how long a slice lasts, at most.
@@ -39,7 +40,7 @@ class Plan:
     """
 
     targets: dict[str, str]
-    request: str
+    messages: list[str]
     clients: int
     rounds: int
     seconds: float
@@ -105,7 +106,7 @@ def connection(target: str) -> grpc.aio.Channel:
 
 
 async def _slice(name: str, calls: Sequence[Any], plan: Plan) -> Slice:
-    request = bytes.fromhex(plan.request)
+    messages = itertools.cycle([bytes.fromhex(message) for message in plan.messages])
     latencies: list[float] = []
     sent = 0
     start = time.perf_counter()
@@ -114,7 +115,7 @@ async def _slice(name: str, calls: Sequence[Any], plan: Plan) -> Slice:
         nonlocal sent
         while sent < plan.requests and (before := time.perf_counter()) - start < plan.seconds:
             sent += 1
-            await call(request, timeout=TIMEOUT)
+            await call(next(messages), timeout=TIMEOUT)
             latencies.append(time.perf_counter() - before)
 
     await asyncio.gather(*(client(call) for call in calls))

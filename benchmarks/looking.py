@@ -1,4 +1,4 @@
-"""Looking: what the live page costs a busy server, while nobody looks and while somebody does.
+"""Looking: what it costs a busy server to be looked into, by the live page, and to look for who probes.
 
 `python -m benchmarks.looking`, or `make bench-live`: LeNet in a single pass, 16 clients, over gRPC.
 """
@@ -14,7 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from askance.calibration.progress import say
 from askance.errors import AskanceError
@@ -29,6 +31,13 @@ from benchmarks.timing import Spread
 
 CLIENTS = 16
 OFF, UNSEEN, SEEN = "switched off", "while nobody looks", "while somebody looks"
+WATCHING = "while it looks for who probes"
+PAGE, PROBING = "[live]\npage = true\n", '[live]\npage = false\n[probing]\nresponse = "log"\nkeep_seconds = 5\n'
+SETTINGS = {OFF: "[live]\npage = false\n", UNSEEN: PAGE, SEEN: PAGE, WATCHING: PROBING}
+FRAMES, NOISE = (
+    13,
+    8.0,
+)  # of each image, asked for in turn, and their noise, of 255; they are forgotten when they come again
 
 
 def main(
@@ -38,7 +47,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Slices of load on each.")] = 15,
     fit_images: Annotated[int, typer.Option(min=100, help="Images that the detectors are fitted on.")] = 5000,
 ) -> None:
-    """Load a server without the live page and one with it in turn, on real images where ASKANCE_DATA names them."""
+    """Load servers without and with each in turn, on real images where ASKANCE_DATA names them."""
     try:
         write_json(json_file, measure(FULL, rounds, fit_images))
     except AskanceError as error:
@@ -47,26 +56,27 @@ def main(
 
 
 def measure(sizes: Sizes, rounds: int, fit_images: int) -> dict[str, Any]:
-    """Serve a bundle with and without the page, load both in turn, print what looking costs, return it JSON-ready."""
+    """Serve a bundle without and with each, load all in turn, print what looking costs, return it JSON-ready."""
     environment = prepare()
     console.print(str(environment), soft_wrap=True)
     fixture = fit(lenet(), fit_images, sizes.calibration_images)
     sizes = replace(sizes, rounds=1)
-    per_second: dict[str, list[float]] = {way: [] for way in (OFF, UNSEEN, SEEN)}
+    per_second: dict[str, list[float]] = {way: [] for way in SETTINGS}
     with tempfile.TemporaryDirectory(prefix="askance-bench-") as folder, ExitStack() as stack:
         bundle = Path(folder) / "bundle"
         publish_fixture(fixture, bundle)
-        request = request_of(fixture.images[0].numpy()).SerializeToString()
-        servers = {page: stack.enter_context(_serving(bundle, page=page)) for page in (False, True)}
+        messages = [request_of(frame).SerializeToString() for frame in _frames(fixture.images.numpy())]
+        servers = {given: stack.enter_context(_serving(bundle, given)) for given in set(SETTINGS.values())}
         for _ in range(rounds):
             for way, found in per_second.items():
-                server = servers[way != OFF]
-                (plan,) = plans_of(sizes, {way: server.target}, request, (CLIENTS,))
+                server = servers[SETTINGS[way]]
+                (plan,) = plans_of(sizes, {way: server.target}, messages, (CLIENTS,))
                 with _looking(server) if way == SEEN else nullcontext():
                     found.append(carry_out(plan)[0].requests_per_second)
     ratios = {
         way: asdict(Spread.of(one / off for one, off in zip(per_second[way], per_second[OFF], strict=True)))
-        for way in (UNSEEN, SEEN)
+        for way in SETTINGS
+        if way != OFF
     }
     for way, spread in ratios.items():
         console.print(f"requests/s {way}, beside {OFF}: {Spread(**spread)}")
@@ -79,10 +89,18 @@ def measure(sizes: Sizes, rounds: int, fit_images: int) -> dict[str, Any]:
     }
 
 
+def _frames(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The images again and again, each time with a camera's noise."""
+    rng = np.random.default_rng(0)
+    for _ in range(FRAMES):
+        for image in images:
+            yield np.clip(np.rint(image + rng.normal(0, NOISE, image.shape)), 0, 255).astype(np.uint8)
+
+
 @contextmanager
-def _serving(bundle: Path, *, page: bool) -> Iterator[Serving]:
-    settings = bundle.with_name(f"{page}.toml")
-    settings.write_text(f"port = 0\nmetrics_port = 0\n[live]\npage = {str(page).lower()}\n")
+def _serving(bundle: Path, given: str) -> Iterator[Serving]:
+    settings = bundle.with_name("server.toml")
+    settings.write_text(f"port = 0\nmetrics_port = 0\n{given}")
     with launched(["-m", "askance", "serve", str(bundle), "--config", str(settings), "--disclose"]) as serving:
         yield serving
 

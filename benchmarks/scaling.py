@@ -73,7 +73,7 @@ def measure(network: Network, sizes: Sizes) -> list[Scaling]:
         one = stack.enter_context(launched(["-c", PINNED, *serve, "1"]))
         several = stack.enter_context(launched(["-m", "askance", *serve, str(workers)]))
         request = request_of(fixture.images[0].numpy()).SerializeToString()
-        plans = plans_of(sizes, {ONE: one.target, ALL: several.target}, request, CLIENTS)
+        plans = plans_of(sizes, {ONE: one.target, ALL: several.target}, [request], CLIENTS)
         return [_scaling(network.name, workers, plan) for plan in plans]
 
 

@@ -83,7 +83,7 @@ def measure(fixture: Fixture, sizes: Sizes, graphs: Mapping[str, Model]) -> list
         serve = ["-m", "askance", "serve", str(bundle), "--config", str(settings), "--disclose"]
         askance = stack.enter_context(launched(serve))
         no_op = stack.enter_context(launched(["-m", "benchmarks.noop", str(fixed)]))
-        plans = plans_of(sizes, {NO_OP: no_op.target, ASKANCE: askance.target}, request, sizes.clients)
+        plans = plans_of(sizes, {NO_OP: no_op.target, ASKANCE: askance.target}, [request], sizes.clients)
         return [_measure(fixture.network.name, plan, askance) for plan in plans]
 
 
@@ -144,13 +144,13 @@ def _measure(network: str, plan: Plan, askance: Serving) -> ServingCost:
 
 
 def plans_of(
-    sizes: Sizes, targets: Mapping[str, str], request: bytes, clients: Sequence[int], method: str = SCREEN
+    sizes: Sizes, targets: Mapping[str, str], messages: Sequence[bytes], clients: Sequence[int], method: str = SCREEN
 ) -> list[Plan]:
-    """One message to the same servers in turn, by so many clients at once."""
+    """The same messages to servers in turn, by so many clients at once."""
     return [
         Plan(
             targets=dict(targets),
-            request=request.hex(),
+            messages=[message.hex() for message in messages],
             clients=count,
             rounds=sizes.rounds,
             seconds=sizes.slice_seconds,

@@ -1,6 +1,7 @@
 """By how many questions who attacks a live server is named, into docs/security.md.
 
-python tools/probing.py NAME=FILE..., of what `make bench-probing ARGS="BUNDLE CONFIG --json FILE"` wrote.
+python tools/probing.py NAME=FILE,FILE..., of what `make bench-probing ARGS="BUNDLE CONFIG --json FILE"` wrote, without
+and with `--most-alike`.
 """
 
 from __future__ import annotations
@@ -16,28 +17,34 @@ from tables import replace_section, wrapped
 from askance.calibration.markdown import table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "security.md"
-HEAD = ("attack", "clients", "named", "by so many questions, median, most", "by")
 
 
 def main(arguments: list[str]) -> None:
     """Write the section."""
-    found = {name: json.loads(Path(file).read_text()) for name, _, file in (one.partition("=") for one in arguments)}
-    rows = [row for name, one in found.items() for row in _rows(name, one)]
-    honest = [wrapped(_honest(name, one["honest"])) for name, one in found.items()]
-    replace_section(PAGE, "probing", "\n\n".join([table(HEAD, rows), "\n".join(honest)]))
+    found = {}
+    for argument in arguments:
+        name, _, files = argument.partition("=")
+        found[name] = [json.loads(Path(file).read_text()) for file in files.split(",")]
+    (settings,) = {tuple(one["most_alike"] for one in runs) for runs in found.values()}
+    head = ["attack", "clients"]
+    for most_alike in settings:
+        head += [f"`most_alike = {most_alike}`: named", "by", ""]
+    rows = [row for name, runs in found.items() for row in _rows(name, runs)]
+    honest = [wrapped(_honest(name, one["honest"])) for name, runs in found.items() for one in runs if one["honest"]]
+    replace_section(PAGE, "probing", "\n\n".join([table(head, rows), "\n".join(honest)]))
 
 
-def _rows(name: str, found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    for one in found["attacks"]:
-        unnamed = f", {one['done']} had done before" if one["done"] else ""
-        median, most = one["questions"] or ("", "")
-        yield (
-            f"{name}, {one['attack']}",
-            str(one["identities"]),
-            f"{one['named']} of {one['victims']}{unnamed}",
-            f"{median}, {most}" if one["questions"] else "",
-            ", ".join(f"`{technique}` {count}" for technique, count in one["techniques"].items()),
-        )
+def _rows(name: str, runs: list[dict[str, Any]]) -> Iterator[list[str]]:
+    for attacks in zip(*(one["attacks"] for one in runs), strict=True):
+        row = [f"{name}, {attacks[0]['attack']}", str(attacks[0]["identities"])]
+        for one in attacks:
+            done = f" ({one['done']} were done)" if one["done"] else ""
+            row += [
+                f"{one['named']} of {one['victims']}{done}",
+                "{}, {}".format(*one["questions"]) if one["questions"] else "",
+                ", ".join(f"`{technique}`" for technique in sorted(one["techniques"])),
+            ]
+        yield row
 
 
 def _honest(name: str, found: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def measure(python: Path, sizes: Sizes) -> dict[str, Any]:
             settings = Path(folder) / f"mlserver-{workers}"
             targets[one] = stack.enter_context(mlserver(python, settings, name, module, workers))
             _check(targets[one], request, expected)
-        plans = plans_of(sizes, targets, request.SerializeToString(), sizes.clients, METHOD)
+        plans = plans_of(sizes, targets, [request.SerializeToString()], sizes.clients, METHOD)
         served = [found for plan in plans for found in _served(plan)]
     for cost in served:
         beside = ", ".join(f"{figure} {ratio}" for figure, ratio in cost.ratio.items())
