@@ -43,6 +43,7 @@ from askance.output import console, write_json
 from askance.service.client import Client
 from askance.service.client_messages import Credentials, ServiceError
 from askance.service.launch import launched
+from askance.service.probing.fingerprints import thinned
 from askance.service.probing.watch import Watch
 from askance.writing import temporary_folder
 
@@ -332,7 +333,12 @@ def honest(bundle: Path, images: Images, questions: int, seed: int = 0) -> Hones
             for client, (kind, frame), answer in zip(who, sent, answers, strict=True):
                 assert answer.prediction is not None
                 assert answer.verdict is not None
-                for suspect in watch.see(f"c{client}", frame, answer.prediction.index, answer.verdict):
+                for suspect in watch.see(
+                    f"c{client}",
+                    thinned(np.divide(frame, 255, dtype=np.float32)),
+                    answer.prediction.index,
+                    answer.verdict,
+                ):
                     named[f"{kind}: {suspect.technique.value}"] += 1
             evidence = [one.evidence for one in watch._clients.values()]
             evidence += [one.evidence for one in watch._families._families.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from askance.answers import Verdict
+from askance.service.probing import lookout
 from askance.service.probing.evidence import ODDS, Evidence
 from askance.service.probing.families import OVERHEAD_BYTES, REMEMBERED, Families, near
 from askance.service.probing.fingerprints import KEPT, MOST_NUMBERS, Fingerprints, thinned
@@ -32,6 +34,10 @@ def moved(image: Image, by: NDArray[np.float64]) -> Image:
     return np.clip(np.round(image + by), 0, 255).astype(np.uint8)
 
 
+def numbers_of(image: Image) -> Image:
+    return thinned(np.divide(image, 255, dtype=np.float32))
+
+
 class Clock:
     """Seconds, by hand."""
 
@@ -46,11 +52,11 @@ class Clock:
 
 
 def prints_of(image: Image) -> Fingerprints:
-    return Fingerprints(len(thinned(image)))
+    return Fingerprints(len(numbers_of(image)))
 
 
 def common(one: Image, other: Image, prints: Fingerprints) -> float:
-    return len(np.intersect1d(prints.of(thinned(one)), prints.of(thinned(other)))) / KEPT
+    return len(np.intersect1d(prints.of(numbers_of(one)), prints.of(numbers_of(other)))) / KEPT
 
 
 @given(seed=st.integers(0, 50), channels=st.sampled_from([1, 3]), side=st.sampled_from([12, 28, 224]))
@@ -76,16 +82,16 @@ def test_a_segment_is_another_one_elsewhere_and_of_one_level_only_where_there_is
 
 def test_fingerprints_are_of_a_secret_key() -> None:
     first, second = prints_of(scene(0)), prints_of(scene(0))
-    assert len(np.intersect1d(first.of(thinned(scene(0))), second.of(thinned(scene(0))))) == 0
+    assert len(np.intersect1d(first.of(numbers_of(scene(0))), second.of(numbers_of(scene(0))))) == 0
     for numbers in (1, 4, 12, 400):  # smaller than a segment, and of one colour
         assert 0 < len(Fingerprints(numbers).of(np.full(numbers, 255, np.uint8))) <= KEPT
 
 
 def test_large_images_are_thinned() -> None:
-    assert len(thinned(scene(0, 36, 3))) == 3 * 36**2
+    assert len(numbers_of(scene(0, 36, 3))) == 3 * 36**2
     large = scene(0, 224, 3)
-    assert thinned(large).tolist() == large[:, ::7, ::7].transpose(1, 2, 0).reshape(-1).tolist()
-    assert len(thinned(large)) == 3 * 32**2 <= MOST_NUMBERS
+    assert numbers_of(large).tolist() == large[:, ::7, ::7].transpose(1, 2, 0).reshape(-1).tolist()
+    assert len(numbers_of(large)) == 3 * 32**2 <= MOST_NUMBERS
 
 
 # --- evidence ---
@@ -255,14 +261,14 @@ def test_families_are_forgotten_by_time_and_by_bytes() -> None:
     clock = Clock()
     families = Families(clock, 60, most_bytes=10 * (OVERHEAD_BYTES + 256))  # ten images of 256 numbers
     for seed in range(30):
-        _, looks = families.add(scene(seed), 0, "a")
+        _, looks = families.add(numbers_of(scene(seed)), 0, "a")
         assert looks == {}
     assert len(families) == 11  # and the last one
-    one, looks = families.add(scene(29), 0, "a")
+    one, looks = families.add(numbers_of(scene(29)), 0, "a")
     assert (one.asked, looks) == (1, None)
     assert len(families) == 10
     clock.now = 61.0
-    families.add(scene(99), 0, "a")
+    families.add(numbers_of(scene(99)), 0, "a")
     assert len(families) == 1
     assert len(families._index) <= KEPT
 
@@ -270,7 +276,7 @@ def test_families_are_forgotten_by_time_and_by_bytes() -> None:
 def test_a_family_remembers_so_many_images_and_its_last_fingerprints() -> None:
     families, rng = Families(Clock(), 60, 2**26), np.random.default_rng(0)
     for _ in range(REMEMBERED + 5):
-        found, _ = families.add(moved(scene(0, 28), rng.normal(0, 2, (1, 28, 28))), 0, "a")
+        found, _ = families.add(numbers_of(moved(scene(0, 28), rng.normal(0, 2, (1, 28, 28)))), 0, "a")
     assert len(families) == 1
     assert found.asked == REMEMBERED + 5
     assert found.size == REMEMBERED * 28**2 + OVERHEAD_BYTES
@@ -278,11 +284,19 @@ def test_a_family_remembers_so_many_images_and_its_last_fingerprints() -> None:
     assert set(families._index) == {one for prints in found.prints for one in prints.tolist()}
 
 
+def test_images_of_another_size_are_of_another_bundle() -> None:
+    families = Families(Clock(), 60, 2**26)
+    families.add(numbers_of(scene(0, 8)), 0, "a")
+    one, _ = families.add(numbers_of(scene(0, 9)), 0, "a", likely=1)
+    assert (len(families), one.asked) == (1, 1)
+    assert len(families._index) <= KEPT
+
+
 def test_images_of_one_colour_are_of_a_family_with_none_but_themselves() -> None:
     families = Families(Clock(), 60, 2**26)
     for level in (0, 100, 255):
-        families.add(np.full((1, 8, 8), level, np.uint8), 0, "a")
-    families.add(scene(0, 8), 0, "a")
+        families.add(np.full(64, level, np.uint8), 0, "a")
+    families.add(numbers_of(scene(0, 8)), 0, "a")
     assert len(families) == 4
 
 
@@ -293,7 +307,9 @@ def named(watch: Watch, questions: Iterator[tuple[str, Image, int, bool]]) -> di
     """Who is named first by what, and after how many questions of all."""
     found: dict[str, tuple[Technique, int]] = {}
     for count, (client, image, label, adversarial) in enumerate(questions, 1):
-        for suspect in watch.see(client, image, label, Verdict.ADVERSARIAL if adversarial else Verdict.CLEAN):
+        for suspect in watch.see(
+            client, numbers_of(image), label, Verdict.ADVERSARIAL if adversarial else Verdict.CLEAN
+        ):
             found.setdefault(suspect.client, (suspect.technique, count))
     return found
 
@@ -414,7 +430,7 @@ def test_a_client_is_named_once_in_a_while() -> None:
     watch = Watch(60, 2**26, clock=clock)
 
     def asks(seeds: range) -> list[Suspect]:
-        return [one for seed in seeds for one in watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL)]
+        return [one for seed in seeds for one in watch.see("c", numbers_of(scene(seed)), 0, Verdict.ADVERSARIAL)]
 
     assert asks(range(30)) == [Suspect("c", Technique.UNUSUAL, 14)]
     clock.now = 59.0
@@ -428,4 +444,18 @@ def test_who_does_not_ask_for_long_is_forgotten() -> None:
     watch = Watch(60, 2**26, clock=clock)
     for seed in range(40):  # each after an hour
         clock.now += 3600
-        assert watch.see("c", scene(seed), 0, Verdict.ADVERSARIAL) == []
+        assert watch.see("c", numbers_of(scene(seed)), 0, Verdict.ADVERSARIAL) == []
+
+
+# --- the process that looks ---
+
+
+def test_what_is_asked_and_found_travels_as_it_is() -> None:
+    asked, found = io.BytesIO(), io.BytesIO()
+    for seed in range(30):
+        numbers = numbers_of(scene(seed, 4 + seed % 3))
+        asked.write(lookout.message(lookout.Asked("a\nb", 1, Verdict.ADVERSARIAL, len(numbers)), numbers))
+    asked.seek(0)
+    lookout.main(["60", str(2**26), "0"], asked, found)
+    (line,) = found.getvalue().splitlines()
+    assert lookout.suspect_of(line) == Suspect("a\nb", Technique.UNUSUAL, 14)

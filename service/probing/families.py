@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askance.service.probing.evidence import Evidence
-from askance.service.probing.fingerprints import Bytes, Fingerprints, Hashes, thinned
+from askance.service.probing.fingerprints import Bytes, Fingerprints, Hashes
 from askance.service.probing.techniques import Halvings, Sign, pairs, square
 
 REMEMBERED = 48  # images of a family that the next one is compared with
@@ -116,7 +116,7 @@ class Families:
 
     def __init__(self, clock: Callable[[], float], keep_seconds: float, most_bytes: int) -> None:
         self._clock, self._keep_seconds, self._most_bytes = clock, keep_seconds, most_bytes
-        self._fingerprints: dict[int, Fingerprints] = {}
+        self._fingerprints: Fingerprints | None = None
         self._families: OrderedDict[int, Family] = OrderedDict()
         self._index: dict[int, int] = {}
         self._bytes, self._next = 0, 1
@@ -126,7 +126,7 @@ class Families:
 
     def add(
         self,
-        image: NDArray[np.uint8],
+        numbers: Bytes,
         answer: Hashable,
         client: str,
         likely: int | None = None,
@@ -136,17 +136,18 @@ class Families:
         """The family of an image, a new one if need be, and what it looks like in it, as `Family.add` says.
 
         Args:
-            image: uint8 [C, H, W].
+            numbers: of the image, as `thinned` has them, uint8 [D].
             answer: what its client was told, or would have been.
             client: who asks.
             likely: the name of a family that it may well be of: its client's last one.
             suspected: as `Family.add` says.
         """
         self._forget()
-        numbers = thinned(image)
-        if len(numbers) not in self._fingerprints:
-            self._fingerprints = {len(numbers): Fingerprints(len(numbers))}
-        hashes = self._fingerprints[len(numbers)].of(numbers)
+        if self._fingerprints is None or self._fingerprints.numbers != len(numbers):  # another bundle's images
+            self._fingerprints = Fingerprints(len(numbers))
+            for old in list(self._families):
+                self._remove(old)
+        hashes = self._fingerprints.of(numbers)
         name = self._match(hashes, numbers, likely)
         if name is None:
             name, self._next = self._next, self._next + 1

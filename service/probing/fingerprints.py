@@ -26,9 +26,13 @@ class Fingerprints:
 
     Args:
         numbers: of an image.
+
+    Attributes:
+        numbers: as given.
     """
 
     def __init__(self, numbers: int) -> None:
+        self.numbers = numbers
         rng = np.random.default_rng(secrets.randbits(128))
         starts = rng.choice(max(numbers - WINDOW, 0) + 1, PLACES)
         self._places = np.minimum(starts[:, None] + np.arange(WINDOW), numbers - 1)
@@ -48,9 +52,12 @@ class Fingerprints:
         return hashes[varied[:KEPT] if len(varied) else slice(KEPT)]
 
 
-def thinned(image: Bytes) -> Bytes:
-    """The numbers of an image [C, H, W] by pixel, uint8 [D]; of a large one those of each n-th row and column."""
+def thinned(pixels: NDArray[np.float32]) -> Bytes:
+    """The numbers of an image, [C, H, W] in [0, 1], by pixel, uint8 [D]; of a large one those of each n-th row and
+    column.
+    """
     step = 1
-    while image[:, ::step, ::step].size > MOST_NUMBERS:
+    while pixels[:, ::step, ::step].size > MOST_NUMBERS:
         step += 1
-    return image[:, ::step, ::step].transpose(1, 2, 0).reshape(-1)
+    numbers = pixels[:, ::step, ::step].transpose(1, 2, 0).reshape(-1)
+    return np.rint(numbers * 255).astype(np.uint8)

@@ -1,32 +1,35 @@
-"""Patrol: has all that is asked looked at, on a thread of its own once answers are on their way, and responds."""
+"""Patrol: has all that is asked looked at, in a process of its own once answers are on their way, and responds."""
 
 from __future__ import annotations
 
 import logging
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from contextlib import suppress
 from enum import StrEnum
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter
 
-from askance.answers import Verdict
 from askance.service.answered import Answered
 from askance.service.call import ANONYMOUS, Call
 from askance.service.errors import probes
 from askance.service.guard.limits import RateLimit, network_of
+from askance.service.probing import lookout
+from askance.service.probing.fingerprints import thinned
 from askance.service.probing.techniques import Technique
-from askance.service.probing.watch import Suspect, Watch
+from askance.service.probing.watch import Suspect
 
 logger = logging.getLogger(__name__)
 
 WAITING = 512
 """The most images that wait to be looked at; more are let go, and counted."""
 WAITING_BYTES = 64 * 2**20
+RESTART_SECONDS = 10.0
+"""How long a process that looks must have lasted for another one to be started at once."""
 THROTTLED_BURST = 1
 SEEN = {
     Technique.BISECTION: "its images halve the way between two others",
@@ -53,14 +56,6 @@ class Response(StrEnum):
     LOG = "log"
     THROTTLE = "throttle"
     BLOCK = "block"
-
-
-@dataclass(frozen=True)
-class _Asked:
-    client: str
-    image: NDArray[np.uint8]
-    label: int
-    verdict: Verdict
 
 
 class Patrol:
@@ -93,10 +88,10 @@ class Patrol:
         self._response, self._keep_seconds, self._ipv6_prefix = response, keep_seconds, ipv6_prefix
         self._clock = clock
         self._rate = RateLimit(throttle_rate, THROTTLED_BURST, clock, ipv6_prefix)
-        self._watch = Watch(keep_seconds, most_bytes, most_alike, clock)
+        self._arguments = [str(keep_seconds), str(most_bytes), str(most_alike)]
         self._known = frozenset(known)
         self._named: dict[str, float] = {}
-        self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
         self._suspects = Counter(
@@ -113,24 +108,21 @@ class Patrol:
             "Images that nobody had the time to look at for who probes.",
             registry=registry,
         )
-        self._thread = threading.Thread(target=self._look_on, name="askance-probing", daemon=True)
-        self._thread.start()
+        self._started_at = clock()
+        self._process, self._reader = self._start()
+        self._writer = threading.Thread(target=self._write_on, name="askance-probing", daemon=True)
+        self._writer.start()
 
     def offer(self, answered: Answered) -> None:
         """Have an image looked at; returns at once."""
-        prediction, verdict = answered.answer.prediction, answered.answer.verdict
-        assert prediction is not None
-        assert verdict is not None
-        size = answered.pixels.size
         with self._lock:
-            fits = self._waiting.qsize() < WAITING and self._bytes + size <= WAITING_BYTES
+            fits = self._waiting.qsize() < WAITING and self._bytes + answered.pixels.nbytes <= WAITING_BYTES
             if fits:
-                self._bytes += size
-        if not fits:
+                self._bytes += answered.pixels.nbytes
+        if fits:
+            self._waiting.put(answered)
+        else:
             self._dropped.inc()
-            return
-        image = np.rint(answered.pixels * 255).astype(np.uint8)
-        self._waiting.put(_Asked(self._key(answered.call), image, prediction.index, verdict))
 
     def check(self, call: Call, images: int) -> None:
         """Refuse a client that probes.
@@ -154,21 +146,65 @@ class Patrol:
     def stop(self) -> None:
         """Look at what waits, and end."""
         self._waiting.put(None)
-        self._thread.join()
+        self._writer.join()
 
     def _key(self, call: Call) -> str:
         return network_of(call.client, self._ipv6_prefix)
 
-    def _look_on(self) -> None:
-        while (asked := self._waiting.get()) is not None:
+    def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+        """A process that looks, and a thread that names whom it finds until it ends."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", lookout.__name__, *self._arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        reader = threading.Thread(target=self._read_on, args=(process,), name="askance-probing-found", daemon=True)
+        reader.start()
+        return process, reader
+
+    def _read_on(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._name(lookout.suspect_of(line))
+
+    def _write_on(self) -> None:
+        while (answered := self._waiting.get()) is not None:
             try:
-                for suspect in self._watch.see(asked.client, asked.image, asked.label, asked.verdict):
-                    self._name(suspect)
-            except Exception:
-                logger.exception("an image could not be looked at for who probes")
+                self._write(answered)
+            except OSError:  # it has ended
+                self._dropped.inc()
+                self._start_anew()
             finally:
                 with self._lock:
-                    self._bytes -= asked.image.size
+                    self._bytes -= answered.pixels.nbytes
+        self._end()
+
+    def _write(self, answered: Answered) -> None:
+        prediction, verdict = answered.answer.prediction, answered.answer.verdict
+        assert prediction is not None
+        assert verdict is not None
+        assert self._process.stdin is not None
+        numbers = thinned(answered.pixels)
+        asked = lookout.Asked(self._key(answered.call), prediction.index, verdict, len(numbers))
+        self._process.stdin.write(lookout.message(asked, numbers))
+        self._process.stdin.flush()
+
+    def _start_anew(self) -> None:
+        """Start another process, unless the last one did not last: then later."""
+        if self._clock() - self._started_at < RESTART_SECONDS:
+            return
+        logger.error(
+            "the process that looks for who probes has ended (%s): another one takes over", self._process.poll()
+        )
+        self._end()
+        self._started_at = self._clock()
+        self._process, self._reader = self._start()
+
+    def _end(self) -> None:
+        """Have the process look at what it has, and end."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._reader.join()
 
     def _name(self, suspect: Suspect) -> None:
         if suspect.technique is not Technique.UNUSUAL:  # a camera out of focus feels its way nowhere

@@ -8,12 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from askance.answers import Verdict
 from askance.service.probing.evidence import Evidence
 from askance.service.probing.families import SUSPECTED, Families
+from askance.service.probing.fingerprints import Bytes
 from askance.service.probing.techniques import Sign, Technique
 
 SURE = 16.0
@@ -68,12 +66,12 @@ class Watch:
         self._families = Families(clock, keep_seconds, most_bytes)
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
-    def see(self, client: str, image: NDArray[np.uint8], label: int, verdict: Verdict) -> list[Suspect]:
+    def see(self, client: str, numbers: Bytes, label: int, verdict: Verdict) -> list[Suspect]:
         """Look at one image; the clients that it gives away, each once in `keep_seconds` for the same technique.
 
         Args:
             client: who asks.
-            image: uint8 [C, H, W].
+            numbers: of the image, as `thinned` has them, uint8 [D].
             label: the class it was taken for.
             verdict: what it was judged.
         """
@@ -82,7 +80,7 @@ class Watch:
         self._clients.move_to_end(client)
         known.seen_at = self._clock()
         suspected = known.asked < known.suspected_until
-        family, signs = self._families.add(image, (label, verdict), client, known.family, suspected=suspected)
+        family, signs = self._families.add(numbers, (label, verdict), client, known.family, suspected=suspected)
         known.family = family.name
         if signs is None:
             return []
