@@ -158,33 +158,40 @@ def family(*images: NDArray[np.generic]) -> Image:
     return np.array([one.reshape(-1) for one in images]).astype(np.uint8)
 
 
-def halvings(*shares: float, noise: float = 0.0, length: float = 200.0) -> list[bool]:
-    """Whether each of some images on a way ends one that was halved."""
+def halvings(*shares: float, noise: float = 0.0, length: float = 200.0, target: float | None = None) -> list[bool]:
+    """Whether each of some images on a way ends one that was halved; the answer turns at the target."""
     rng = np.random.default_rng(0)
     start, way = np.full(400, 10.0), length * rng.random(400) ** 0.1
     seen = Halvings()
     return [
-        seen.see(np.rint(start + share * way + rng.normal(0, noise, 400)).clip(0, 255).astype(np.uint8))
+        seen.see(
+            np.rint(start + share * way + rng.normal(0, noise, 400)).clip(0, 255).astype(np.uint8),
+            target is not None and share > target,
+        )
         for share in shares
     ]
 
 
+TO_AND_FRO = (0, 1 / 2, 1 / 4, 3 / 8, 7 / 16)  # towards .42
+
+
 def test_a_way_that_is_halved_to_and_fro_is_seen_once() -> None:
-    assert halvings(0, 1 / 2, 1 / 4, 3 / 8) == [False, False, False, False]  # two halvings
-    assert halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16) == [False] * 4 + [True]
-    assert halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, 13 / 32) == [False] * 4 + [True, False]
-    again = (0, 1 / 2, 1 / 4, 3 / 8, 7 / 16)
-    assert sum(halvings(*again, *again)) == 2
+    assert halvings(*TO_AND_FRO[:4], target=0.42) == [False] * 4  # two halvings
+    assert halvings(*TO_AND_FRO, target=0.42) == [False] * 4 + [True]
+    assert halvings(*TO_AND_FRO, 13 / 32, target=0.42) == [False] * 4 + [True, False]
+    assert sum(halvings(*TO_AND_FRO, *TO_AND_FRO, target=0.42)) == 2
 
 
 def test_what_lights_and_cameras_do_is_no_halving() -> None:
     settling = [1 - 0.5**place for place in range(8)]
-    assert not any(halvings(*settling))  # it does not turn back
-    assert not any(halvings(*[0.6 + 0.3 * (-0.6) ** place for place in range(8)]))  # a control that hunts
-    assert not any(halvings(*[share / 8 for share in range(8)]))
-    assert not any(halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, noise=1.5))
-    assert not any(halvings(0, 1 / 2, 1 / 4, 3 / 8, 7 / 16, length=8))  # less than a camera's noise
-    assert not any(halvings(*np.random.default_rng(0).random(300), noise=1.0))
+    assert not any(halvings(*settling, target=0.9))  # it does not turn back
+    assert not any(halvings(*[0.6 + 0.3 * (-0.5) ** place for place in range(8)]))  # a control that hunts
+    assert not any(halvings(*TO_AND_FRO))  # no answer sends it back
+    assert not any(halvings(*TO_AND_FRO, target=0.3))  # the same answer sends it either way
+    assert not any(halvings(*[share / 8 for share in range(8)], target=0.5))
+    assert not any(halvings(*TO_AND_FRO, noise=1.5, target=0.42))
+    assert not any(halvings(*TO_AND_FRO, length=8, target=0.42))  # less than a camera's noise
+    assert not any(halvings(*np.random.default_rng(0).random(300), noise=1.0, target=0.5))
 
 
 @pytest.mark.parametrize("turns", [False, True])
@@ -386,8 +393,8 @@ def test_who_halves_one_way_and_then_asks_about_its_end_is_named() -> None:
     rng, image, other = np.random.default_rng(0), scene(0).astype(float), scene(1).astype(float)
 
     def asked(*, turning: float) -> Iterator[tuple[str, Image, int, bool]]:
-        for share in (0.0, 0.2, 0.1, 0.15, 0.175):
-            yield "c", moved(scene(0), share * (other - image)), 0, False
+        for share in (0.0, 0.2, 0.1, 0.15, 0.175):  # towards .17
+            yield "c", moved(scene(0), share * (other - image)), int(share > 0.17), False
         for _ in range(150):
             yield "c", moved(scene(0), rng.normal(0, 3, image.shape)), int(rng.random() < turning), False
 

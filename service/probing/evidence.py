@@ -33,7 +33,7 @@ class Odds:
 
 NOTHING = (0.0, 0.0)
 ODDS = {
-    Sign.HALVED: Odds(Technique.BISECTION, 0.00002, (0.01, 0.02)),
+    Sign.HALVED: Odds(Technique.BISECTION, 0.000003, (0.01, 0.02)),
     Sign.TURNED: Odds(Technique.BISECTION, 0.2, (0.4, 0.5)),
     Sign.PAIRED: Odds(Technique.PAIRS, 0.01, (0.2, 0.5)),
     Sign.ELSEWHERE: Odds(Technique.SQUARES, 0.01, (0.3, 0.7)),

@@ -18,7 +18,7 @@ NEAR = 0.95  # a correlation of two images that are nearly the same
 COMPARED = 4  # of a family's last images, that the next one is known by
 OVERHEAD_BYTES = 4096  # of a family, about, beside its images
 MOST_CLIENTS = 64  # of a family, that are told apart
-SUSPECTED = 256  # images after a way that was halved, of which it is looked whether answers turn
+SUSPECTED = 128  # images after a way that was halved, of which it is looked whether answers turn
 OVERLAP = 0.5  # of two squares' numbers, those that both change, at most
 
 
@@ -79,7 +79,7 @@ class Family:
         if client in self.clients or len(self.clients) < MOST_CLIENTS:
             self.clients[client] += 1
         signs: dict[Sign, bool] = {}
-        halved = self._halvings.see(numbers)
+        halved = self._halvings.see(numbers, answer)
         if self.asked > 1:
             signs = {
                 Sign.HALVED: halved,

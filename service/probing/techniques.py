@@ -9,7 +9,7 @@ side of an image; Square (M. Andriushchenko et al. 2020) changes one square at a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -75,29 +75,38 @@ class Sign(StrEnum):
 class Halvings:
     """Follows the steps from one image of a family to the next, for ways that are halved.
 
-    Each step of a bisection is half the one before it, to and fro. A light that settles does not turn back, and with a
-    camera's noise no step is half of another to the last bit.
+    Each step of a bisection is half the one before it, and goes the way that the last answer sends it: on, or back. A
+    light that settles, hunts or flickers turns where no answer does, and with a camera's noise no step is half of
+    another to the last bit.
     """
 
     def __init__(self) -> None:
         self._last: Bytes | None = None
+        self._answer: Hashable = None
         self._step: NDArray[np.float32] | None = None
-        self._turns: list[bool] = []
+        self._way = 1
+        self._run: list[tuple[Hashable, int]] = []
 
-    def see(self, numbers: Bytes) -> bool:
-        """Whether an image, uint8 [D], ends a way that was halved to and fro, for the first time."""
-        last, before = self._last, self._step
-        self._last = numbers
+    def see(self, numbers: Bytes, answer: Hashable) -> bool:
+        """Whether an image ends a way that was halved to and fro, for the first time.
+
+        Args:
+            numbers: of the image, uint8 [D].
+            answer: to it.
+        """
+        last, before, sent_by = self._last, self._step, self._answer
+        self._last, self._answer = numbers, answer
         if last is None:
             return False
         self._step = step = np.subtract(numbers, last, dtype=np.float32)
         turns = None if before is None else _halves(step, before)
         if turns is None:
-            self._turns = []
+            self._run = []
             return False
-        was_one = _is_bisection(self._turns)
-        self._turns.append(turns)
-        return _is_bisection(self._turns) and not was_one
+        was_one = _is_bisection(self._run)
+        self._way = -self._way if turns else self._way
+        self._run.append((sent_by, self._way))
+        return _is_bisection(self._run) and not was_one
 
 
 def _halves(step: NDArray[np.float32], before: NDArray[np.float32]) -> bool | None:
@@ -110,8 +119,10 @@ def _halves(step: NDArray[np.float32], before: NDArray[np.float32]) -> bool | No
     return turns if residue < RESIDUES[turns] ** 2 * len(step) else None
 
 
-def _is_bisection(turns: Sequence[bool]) -> bool:
-    return len(turns) >= HALVINGS and any(turns)
+def _is_bisection(run: Sequence[tuple[Hashable, int]]) -> bool:
+    """Whether steps went both ways, and each way by answers of its own."""
+    ways = dict(run)
+    return len(run) >= HALVINGS and len(set(ways.values())) > 1 and all(ways[answer] == way for answer, way in run)
 
 
 def pairs(images: Bytes) -> bool:
