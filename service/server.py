@@ -27,12 +27,13 @@ from askance.service.guard.reception import Reception
 from askance.service.guard.tls import Certificates
 from askance.service.live.figures import Figures
 from askance.service.live.noted import Notes
-from askance.service.live.pages import Sources
+from askance.service.live.pages import Probing, Sources
 from askance.service.observability.http import MetricsServer, bound_socket, cannot_listen
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.observability.totals import Totals
 from askance.service.ports import metrics_server, review_store
+from askance.service.probing.named import Named
 from askance.service.probing.patrol import Patrol, Response
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
 from askance.service.review.keeper import Keeper
@@ -93,6 +94,9 @@ class Peers(Protocol):
     async def totals(self) -> Totals:
         """What they have done so far, added up."""
 
+    def share(self, named: Named) -> None:
+        """Tell each of a client that probes."""
+
 
 class Server:
     """The service on one event loop: `listen`, then `deploy`, then `stop`.
@@ -125,9 +129,10 @@ class Server:
         if self._review is not None:
             self._keeper = Keeper(self._review, config.review.clean_share, self.metrics.registry)
             observers.append(self._keeper.offer)
-        self._patrol = None
+        self.patrol = None
+        """What knows the clients that probe, where one looks for them."""
         if (probing := config.probing).response is not Response.OFF:
-            self._patrol = Patrol(
+            self.patrol = Patrol(
                 probing.response,
                 probing.throttle_rate,
                 probing.keep_seconds,
@@ -136,9 +141,10 @@ class Server:
                 clients,
                 self.metrics.registry,
                 limits.client_ipv6_prefix,
+                (lambda _: None) if peers is None else peers.share,
             )
-            observers.append(self._patrol.offer)
-        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers, self._patrol)
+            observers.append(self.patrol.offer)
+        self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers, self.patrol)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)
         self.admission = Admission(METHODS, self.metrics, request_log, access, rate, self.repository.full)
@@ -180,7 +186,9 @@ class Server:
             sources = None
             if config.live.page:
                 self._figures.start()
-                sources = Sources(self._figures, self.notes.shown, self.activation_map, self._review)
+                roll = None if self.patrol is None else self.patrol.roll
+                probing = None if roll is None else Probing(roll.listed, roll.lift)
+                sources = Sources(self._figures, self.notes.shown, self.activation_map, self._review, probing)
             self._metrics_server = metrics_server(config, self.metrics.registry, self.state, self.live, sources)
         self._grpc = grpc.aio.server(
             interceptors=[
@@ -324,8 +332,8 @@ class Server:
         await asyncio.to_thread(self._figures.stop)
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.stop)
-        if self._patrol is not None:
-            await asyncio.to_thread(self._patrol.stop)
+        if self.patrol is not None:
+            await asyncio.to_thread(self.patrol.stop)
         self._watchdog.stop()
         for executor in (self._inference, self._decoders):
             executor.shutdown(cancel_futures=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import json
 import logging
 import threading
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,11 +21,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
-from service_support import Running, config, noise, running, status_of, until
+from service_support import Running, config, noise, process_serving, publish_tiny, running, status_of, until
 
-from askance.service.call import Call, Identity
+import askance
+from askance.service.call import Call, Identity, Role
 from askance.service.config import ServerConfig
 from askance.service.errors import StatusError
+from askance.service.guard.access import ClientConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.probing import patrol
 from askance.service.probing.techniques import Technique
@@ -120,6 +127,7 @@ def test_who_probes_is_let_off_in_the_end() -> None:
     call = Call("Screen", "id", address="ipv4:10.0.0.1")
     found.check(call, 1)
     found._name(Suspect("ipv4:10.0.0.1", Technique.PAIRS, 9))
+    found._name(Suspect("ipv4:10.0.0.1", Technique.UNUSUAL, 9))  # which is the lesser
     with pytest.raises(StatusError, match="looks like an attack"):
         found.check(call, 1)
     found.check(Call("Screen", "id", address="ipv4:10.0.0.2"), 1)
@@ -218,6 +226,92 @@ def test_the_process_ends_with_its_server() -> None:
     asyncio.run(test())
 
 
+def lift(url: str, said: object, **headers: str) -> tuple[int, str]:
+    """As an operator does."""
+    asked = urllib.request.Request(
+        f"{url}/live/probing/lift",
+        json.dumps(said).encode(),
+        {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_an_operator_lets_off_who_is_named() -> None:
+    digest = hashlib.sha256(b"o" * 43).hexdigest()
+    operator = ClientConfig(name="operator", token_sha256=digest, roles=frozenset({Role.ADMIN}))
+    own = settings("block")
+    access = own.access.model_copy(update={"clients": (*own.access.clients, operator)})
+    guarded = own.model_copy(update={"access": access})
+
+    async def test() -> None:
+        async with running(settings=guarded) as service:
+            await probe(service)
+            url = f"http://127.0.0.1:{service.server.ports.metrics_port}"
+            token = {"Authorization": f"Bearer {'o' * 43}"}
+            (one,) = patrol_of(service).roll.listed()
+            assert (one.client, one.as_dict()["seen"]) == ("mallory", "its images change part after part of one")
+
+            def ask(said: object, **headers: str) -> tuple[int, str]:
+                return lift(url, said, **headers)
+
+            assert (await asyncio.to_thread(ask, "mallory"))[0] == 401
+            assert (await asyncio.to_thread(ask, "mallory", **token, Sec_Fetch_Site="cross-site"))[0] == 403
+            assert await asyncio.to_thread(ask, "nobody", **token) == (404, "no such client is named\n")
+            status, text = await asyncio.to_thread(ask, 3, **token)
+            assert (status, text) == (400, "expected a client's name as JSON, a text\n")
+            assert await asyncio.to_thread(ask, "mallory", **token) == (200, "true")
+            assert patrol_of(service).roll.listed() == []
+            await service.stub.Screen(request(noise(2)), metadata=shown("mallory"))
+
+    asyncio.run(test())
+
+
+def test_workers_tell_each_other_who_probes_and_let_it_off_together(tmp_path: Path) -> None:
+    digest = hashlib.sha256(TOKENS["mallory"].encode()).hexdigest()
+    (tmp_path / "server.toml").write_text(
+        'port = 0\nmetrics_port = 0\nworkers = 2\n[probing]\nresponse = "block"\n'
+        f'[[access.clients]]\nname = "mallory"\ntoken_sha256 = "{digest}"\n'
+        f'[[access.clients]]\nname = "operator"\ntoken_sha256 = "{hashlib.sha256(b"o" * 43).hexdigest()}"\n'
+        'roles = ["admin"]\n'
+    )
+    publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")
+    with process_serving(tmp_path / "bundle", "--config", tmp_path / "server.toml") as (_, serving):
+        clients = [
+            askance.Client(serving.target, credentials=askance.Credentials(token=TOKENS["mallory"])) for _ in range(8)
+        ]  # each by a connection of its own, so that both workers have some
+        for image in itertools.islice(squares(), 60):
+            with suppress(askance.ServiceError):
+                clients[0].screen(image)
+
+        def refused() -> list[bool]:
+            return [isinstance(answer_of(client), askance.ServiceError) for client in clients]
+
+        wait_for(lambda: all(refused()))
+        url = f"http://127.0.0.1:{serving.metrics_port}"
+        assert lift(url, "mallory", Authorization=f"Bearer {'o' * 43}") == (200, "true")
+        wait_for(lambda: not any(refused()))
+        assert lift(url, "mallory", Authorization=f"Bearer {'o' * 43}")[0] == 404
+
+
+def answer_of(client: askance.Client) -> object:
+    try:
+        return client.screen(noise(5))
+    except askance.ServiceError as error:
+        return error
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if what():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come to that in a minute")
+
+
 def patrol_of(service: Running) -> patrol.Patrol:
-    assert service.server._patrol is not None
-    return service.server._patrol
+    assert service.server.patrol is not None
+    return service.server.patrol

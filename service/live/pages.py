@@ -18,6 +18,7 @@ from askance.colours import stylesheet
 from askance.service.guard.looking import Looker, RefusedError
 from askance.service.live.figures import Figures
 from askance.service.live.noted import Noted
+from askance.service.probing.named import Named
 from askance.service.review.store import Mark, ReviewStore
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ STREAM_SECONDS = 8.0
 """How long a stream of figures lasts, less than the port lets a connection live; browsers then ask for the next."""
 REVIEWED = 48
 """How many requests for review the page lists."""
+NAMED = 48
+"""How many clients that probe it lists."""
 MOST_BYTES = 1024  # of what a page sends: a mark is a word
 HEADERS = [
     (
@@ -56,6 +59,19 @@ Answer = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True)
+class Probing:
+    """Clients that probe.
+
+    Attributes:
+        listed: those who are named, the latest first.
+        lift: lets one off, and says whether it was named.
+    """
+
+    listed: Callable[[], list[Named]]
+    lift: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
 class Sources:
     """Where the page has what it shows from.
 
@@ -64,12 +80,14 @@ class Sources:
         notes: the images answered last.
         activation_map: of the bundle that answers, as JSON; None where it has none.
         review: what is kept for people; None where nothing is.
+        probing: clients that probe; None where nobody looks for them.
     """
 
     figures: Figures
     notes: Callable[[], tuple[list[Noted], list[Noted]]]
     activation_map: Callable[[], bytes | None]
     review: ReviewStore | None
+    probing: Probing | None
 
 
 class Pages:
@@ -113,9 +131,10 @@ class Pages:
         if verb == "GET" and path == "/live/map":
             return _json(self._sources.activation_map() or b"null")
         if verb == "GET" and path == "/live/review":
-            if review is None:
-                return _json(b"null")
-            return _json(orjson.dumps([one.as_dict() for one in review.listed(name, limit=REVIEWED)]))
+            kept = None if review is None else [one.as_dict() for one in review.listed(name, limit=REVIEWED)]
+            return _json(orjson.dumps(kept))
+        if verb == "POST" and path == "/live/probing/lift" and self._sources.probing is not None:
+            return self._lifted(self._sources.probing, environ, name)
         if review is not None and (found := _KEPT.fullmatch(path)):
             return self._reviewed(review, environ, verb, name, *found.groups())
         return "404 Not Found", TEXT, b"there is no such page\n"
@@ -136,6 +155,19 @@ class Pages:
             return "400 Bad Request", TEXT, f"{error}\n".encode()
         return "403 Forbidden", TEXT, b"only this page's own scripts mark requests\n"
 
+    def _lifted(self, probing: Probing, environ: WSGIEnvironment, name: str) -> Answer:
+        """A client that probes let off."""
+        if not self._looker.is_own(environ):
+            return "403 Forbidden", TEXT, b"only this page's own scripts, and no other site's, let clients off\n"
+        try:
+            client = _text_in(environ, "a client's name")
+        except ValueError as error:
+            return "400 Bad Request", TEXT, f"{error}\n".encode()
+        if not probing.lift(client):
+            return "404 Not Found", TEXT, b"no such client is named\n"
+        logger.warning("%s lets %s off, which was found to probe", name, client)
+        return _json(b"true")
+
     def _events(self) -> Iterator[bytes]:
         """Figures, one second after the other; all who look share them."""
         yield b"retry: 500\n\n"
@@ -144,15 +176,37 @@ class Pages:
             yield self._latest()
             time.sleep(EVENT_SECONDS)
 
+    def _named(self) -> list[dict[str, Any]] | None:
+        if (probing := self._sources.probing) is None:
+            return None
+        return [one.as_dict() for one in probing.listed()[:NAMED]]
+
     def _latest(self) -> bytes:
         with self._lock:
             if time.monotonic() - self._made >= EVENT_SECONDS / 2:
                 shown = self._sources.figures.now(*self._sources.notes())
-                self._event = (
-                    b"data: " + orjson.dumps(shown | {"reviewing": self._sources.review is not None}) + b"\n\n"
-                )
+                shown |= {"reviewing": self._sources.review is not None, "probing": self._named()}
+                self._event = b"data: " + orjson.dumps(shown) + b"\n\n"
                 self._made = time.monotonic()
             return self._event
+
+
+def _text_in(environ: WSGIEnvironment, what: str) -> str:
+    """The text that a page sends, as JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or int(length) > MOST_BYTES:
+        raise ValueError(f"expected {what}, of at most {MOST_BYTES} bytes")
+    try:
+        said: Any = orjson.loads(environ["wsgi.input"].read(int(length)))
+    except orjson.JSONDecodeError:
+        said = None
+    if not isinstance(said, str):
+        raise ValueError(f"expected {what} as JSON, a text")
+    return said
 
 
 def _mark_in(environ: WSGIEnvironment) -> Mark:
@@ -161,13 +215,7 @@ def _mark_in(environ: WSGIEnvironment) -> Mark:
     Raises:
         ValueError: it is none.
     """
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdecimal() or int(length) > MOST_BYTES:
-        raise ValueError("expected a mark, a word")
-    try:
-        said: Any = orjson.loads(environ["wsgi.input"].read(int(length)))
-    except orjson.JSONDecodeError:
-        raise ValueError("expected a mark as JSON") from None
+    said = _text_in(environ, "a mark")
     if said not in list(Mark):
         raise ValueError(f"expected one of {', '.join(Mark)}")
     return Mark(said)

@@ -20,6 +20,7 @@ from askance.service.errors import probes
 from askance.service.guard.limits import RateLimit, network_of
 from askance.service.probing import lookout
 from askance.service.probing.fingerprints import thinned
+from askance.service.probing.named import SEEN, Named, Roll
 from askance.service.probing.techniques import Technique
 from askance.service.probing.watch import Suspect
 
@@ -31,13 +32,6 @@ WAITING_BYTES = 64 * 2**20
 RESTART_SECONDS = 10.0
 """How long a process that looks must have lasted for another one to be started at once."""
 THROTTLED_BURST = 1
-SEEN = {
-    Technique.BISECTION: "its images halve the way between two others",
-    Technique.PAIRS: "its images come in pairs on either side of another",
-    Technique.SQUARES: "its images change part after part of one",
-    Technique.ALIKE: "too many of its images are nearly the same",
-    Technique.UNUSUAL: "image after image is judged ADVERSARIAL",
-}
 
 
 class Response(StrEnum):
@@ -70,7 +64,11 @@ class Patrol:
         known: the names of clients that the settings know, which bound a label of the metrics.
         registry: gets the counts.
         ipv6_prefix: as for `network_of`.
+        share: tells other processes of the same server of one that is named.
         clock: seconds, monotonic.
+
+    Attributes:
+        roll: those who are named.
     """
 
     def __init__(
@@ -83,14 +81,14 @@ class Patrol:
         known: Collection[str],
         registry: CollectorRegistry,
         ipv6_prefix: int = 64,
+        share: Callable[[Named], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._response, self._keep_seconds, self._ipv6_prefix = response, keep_seconds, ipv6_prefix
-        self._clock = clock
+        self._response, self._ipv6_prefix, self._share, self._clock = response, ipv6_prefix, share, clock
+        self.roll = Roll(keep_seconds, clock)
         self._rate = RateLimit(throttle_rate, THROTTLED_BURST, clock, ipv6_prefix)
         self._arguments = [str(keep_seconds), str(most_bytes), str(most_alike)]
         self._known = frozenset(known)
-        self._named: dict[str, float] = {}
         self._waiting: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -130,18 +128,15 @@ class Patrol:
         Raises:
             StatusError: PERMISSION_DENIED where such are blocked, RESOURCE_EXHAUSTED where it is too fast for one.
         """
-        if not self._named or self._response is Response.LOG:
+        if self._response is Response.LOG:
             return
         client = self._key(call)
-        until = self._named.get(client)
-        if until is None:
+        named = self.roll.find(client)
+        if named is None or not named.feels_its_way:
             return
-        if until < self._clock():
-            self._named.pop(client, None)
-        elif self._response is Response.BLOCK:
+        if self._response is Response.BLOCK:
             raise probes()
-        else:
-            self._rate.take(client, images)
+        self._rate.take(client, images)
 
     def stop(self) -> None:
         """Look at what waits, and end."""
@@ -207,14 +202,15 @@ class Patrol:
         self._reader.join()
 
     def _name(self, suspect: Suspect) -> None:
-        if suspect.technique is not Technique.UNUSUAL:  # a camera out of focus feels its way nowhere
-            self._named[suspect.client] = self._clock() + self._keep_seconds
-        name = suspect.client if suspect.client in self._known else ANONYMOUS
-        self._suspects.labels(name, suspect.technique.value).inc()
+        named = Named(suspect.client, suspect.technique, suspect.asked, time.time())
+        self.roll.add(named)
+        self._share(named)
+        name = named.client if named.client in self._known else ANONYMOUS
+        self._suspects.labels(name, named.technique.value).inc()
         logger.warning(
             "%s probes: %s, after %d images",
-            suspect.client,
-            SEEN[suspect.technique],
-            suspect.asked,
-            extra={"client": name, "technique": suspect.technique.value, "asked": suspect.asked},
+            named.client,
+            SEEN[named.technique],
+            named.asked,
+            extra={"client": name, "technique": named.technique.value, "asked": named.asked},
         )

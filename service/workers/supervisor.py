@@ -27,10 +27,12 @@ from askance.service.cpus import available
 from askance.service.launch import Serving, announce
 from askance.service.live.figures import Figures
 from askance.service.live.noted import together
-from askance.service.live.pages import Sources
+from askance.service.live.pages import Probing, Sources
 from askance.service.observability import log, stderr
 from askance.service.observability.shared import SharedMetrics, WorkerMetrics
 from askance.service.ports import held, metrics_server, review_store
+from askance.service.probing.named import Named
+from askance.service.probing.patrol import Response
 from askance.service.signals import end_after, obeyed
 from askance.service.watchdog import HUNG_STALLS
 from askance.service.workers.line import Line, LineClosedError
@@ -156,7 +158,18 @@ class Supervisor:
             lambda: together(self._asked("notes")),
             lambda: next(iter(self._asked("activation map")), None),
             review_store(self._config.review),
+            None if self._config.probing.response is Response.OFF else Probing(self._named, self._lift),
         )
+
+    def _named(self) -> list[Named]:
+        """The clients that probe, the latest first; each worker knows them all, unless it has just come."""
+        found = {one.client: one for roll in self._asked("named") for one in roll}
+        return sorted(found.values(), key=lambda one: -one.at)
+
+    def _lift(self, client: str) -> bool:
+        was_named = client in {one.client for one in self._named()}
+        self._tell("lift", client)
+        return was_named
 
     def _start(self, slot: int, deaths: int) -> None:
         ours, theirs = self._spawning.Pipe()
@@ -175,6 +188,7 @@ class Supervisor:
                 "failed": lambda why: setattr(worker, "failure", why),
                 "reload": lambda: self._everywhere("reload"),
                 "unload": lambda version: self._everywhere("unload", version),
+                "name": lambda named: self._tell("name", named),
                 "totals": lambda: list(self._registry.collect()),
             }
         )
@@ -260,9 +274,9 @@ class Supervisor:
     def _all_serve(self) -> bool:
         return len(self._serving()) == self._config.workers
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, *details: object) -> None:
         for worker in list(self._workers.values()):
-            worker.line.begin(what)
+            worker.line.begin(what, *details)
 
     def _asked(self, question: str) -> list[Any]:
         """What those that serve say; those that say nothing are left out."""

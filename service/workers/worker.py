@@ -17,17 +17,18 @@ from askance.errors import AskanceError
 from askance.service.config import ServerConfig
 from askance.service.observability.shared import count_in, of_now
 from askance.service.observability.totals import Totals
+from askance.service.probing.named import Named
 from askance.service.process import Life, opener, run
 from askance.service.protocols import INFERENCES
 from askance.service.signals import HANGUPS, end_after
-from askance.service.workers.line import Line
+from askance.service.workers.line import Answers, Line
 
 
 def work(connection: Connection[Any, Any], slot: int, folder: Path, bundle_path: Path, config: ServerConfig) -> None:
     """Serve in this process, until the supervisor at the other end says to stop, or is gone.
 
     Args:
-        connection: to the supervisor, which answers "serves", "failed", "reload", "unload" and "totals".
+        connection: to the supervisor, which answers "serves", "failed", "reload", "unload", "name" and "totals".
         slot: which worker this is; no other process of the server has that number now.
         folder: where it counts.
         bundle_path: the bundle's directory.
@@ -64,8 +65,11 @@ def _obeying(line: Line, folder: Path, life: Life) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         life.stop()
 
+    roll = None if server.patrol is None else server.patrol.roll
+    probing: Answers = {} if roll is None else {"named": roll.listed, "name": roll.add, "lift": roll.lift}
     line.listen(
         {
+            **probing,
             "state": server.state,
             "live": server.live,
             "now": lambda: of_now(server.metrics.registry),
@@ -94,6 +98,9 @@ class _Peers:
 
     async def unload(self, version: str) -> None:
         await asyncio.to_thread(self._line.ask, "unload", version)
+
+    def share(self, named: Named) -> None:
+        self._line.begin("name", named)
 
     async def totals(self) -> Totals:
         return Totals(await asyncio.to_thread(self._line.ask, "totals"), INFERENCES)

@@ -8,7 +8,7 @@ const percent = (share, digits = 1) => (share === null ? "none" : `${(100 * shar
 const milliseconds = (value) => (value === null ? "none" : `${value.toPrecision(3)} ms`);
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 const MARKS = ["false-alarm", "attack", "unsure"];
-let drawMap = null, served = null, reviewed = -1, latest = [], newest = null;
+let drawMap = null, served = null, reviewed = -1, named = null, latest = [], newest = null;
 
 function table(id, caption, head, rows) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell, i) => (i || tag === "th" ? make(tag, tag === "th" ? {scope: "col"} : {}, cell) : make("th", {scope: "row"}, cell))));
@@ -52,9 +52,24 @@ function last(now) {
   put("last", ...now.flagged.map((one) => make("li", {class: one.verdict}, ...said(one), why(one))));
 }
 
+const post = (path, word) => fetch(path, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(word)});
+
 async function mark(id, word) {
-  await fetch(`live/review/${id}/mark`, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(word)});
+  await post(`live/review/${id}/mark`, word);
   reviewed = -1;
+}
+
+function probing(now) {
+  by("probing").hidden = now.probing === null;
+  const shown = JSON.stringify(now.probing);
+  if (now.probing === null || shown === named) return; // what is about to be pressed stays where it is
+  named = shown;
+  by("none-named").hidden = now.probing.length > 0;
+  put("named", ...now.probing.map((one) => {
+    const button = make("button", {type: "button"}, "let off");
+    button.addEventListener("click", () => post("live/probing/lift", one.client));
+    return make("li", {class: "ADVERSARIAL"}, make("b", {}, one.client), make("div", {}, `${one.seen}, after ${count(one.asked)} images, ${clock(one.at)}`), button);
+  }));
 }
 
 async function review(now) {
@@ -101,6 +116,7 @@ function show(now) {
   table("stages", "Times by stage, last minute", ["stage", "mean"], now.stages.map((one) => [one.name, milliseconds(one.milliseconds)]));
   map(now);
   review(now);
+  probing(now);
 }
 
 const stream = new EventSource("live/events");
