@@ -203,6 +203,13 @@ def noise(seed: int, preprocessing: Preprocessing = GREY) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, preprocessing.shape, np.uint8)
 
 
+def frames(count: int) -> Iterator[NDArray[np.uint8]]:
+    """What a camera sends of one scene."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield np.clip(noise(0) + rng.normal(0, 3, noise(0).shape), 0, 255).astype(np.uint8)
+
+
 def untypical() -> NDArray[np.uint8]:
     """An image that drives one hidden neuron as no noise does, uint8 [1, 8, 8]: a map of its layer flags it."""
     weights = parts()[0].get_submodule("hidden").weight

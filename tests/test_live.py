@@ -28,7 +28,7 @@ from prometheus_client import Metric
 from pydantic import ValidationError
 from review_support import answered
 from scipy.stats import betabinom
-from service_support import config, http_get, noise, process_serving, publish_tiny, running, untypical
+from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, untypical
 from torch import Tensor
 
 import askance
@@ -469,3 +469,24 @@ def test_a_mark_comes_from_this_page_alone(guarded: Guarded) -> None:
     for word in ("unsure", "attack"):
         assert post(json.dumps(word).encode()) == 200
         assert marks()[which] == word
+
+
+def test_who_probes_is_on_the_page_and_is_let_off_there(browser: Browser, tmp_path: Path) -> None:
+    publish_tiny(tmp_path / "bundle", TINY)
+    (tmp_path / "s.toml").write_text(
+        'port = 0\nmetrics_port = 0\n[probing]\nresponse = "block"\nmost_alike = 20\n'  # as of photos
+    )
+    with process_serving(tmp_path / "bundle", "--config", tmp_path / "s.toml") as (_, serving):
+        client, page = askance.Client(serving.target), browser.new_page()
+        for frame in frames(21):
+            client.screen(frame)
+        page.goto(f"http://127.0.0.1:{serving.metrics_port}/", wait_until="domcontentloaded")
+        named = page.locator("#named li")
+        expect(named).to_contain_text("too many of its images are nearly the same, after 21 images")
+        assert Axe().run(page).violations_count == 0
+        with pytest.raises(askance.ServiceError, match="looks like an attack"):
+            client.screen(noise(1))
+        named.get_by_role("button", name="let off").click()
+        expect(page.locator("#none-named")).to_be_visible()
+        assert isinstance(client.screen(noise(1)), Answer)
+        page.close()

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
-from service_support import Running, config, noise, process_serving, publish_tiny, running, status_of, until
+from service_support import Running, config, frames, noise, process_serving, publish_tiny, running, status_of, until
 
 import askance
 from askance.service.call import Call, Identity, Role
@@ -143,13 +143,6 @@ def test_whose_images_are_unusual_is_named_and_answered() -> None:
     found.check(Call("Screen", "id", identity=Identity("a", frozenset())), 1)
     found.stop()
     assert registry.get_sample_value("askance_probing_clients_total", {"client": "a", "technique": "unusual"}) == 1
-
-
-def frames(count: int) -> Iterator[NDArray[np.uint8]]:
-    """What a camera sends of one scene."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        yield np.clip(noise(0) + rng.normal(0, 3, noise(0).shape), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("count", [20, 21])

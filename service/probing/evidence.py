@@ -36,7 +36,7 @@ ODDS = {
     Sign.HALVED: Odds(Technique.BISECTION, 0.000003, (0.01, 0.02)),
     Sign.TURNED: Odds(Technique.BISECTION, 0.2, (0.4, 0.5)),
     Sign.PAIRED: Odds(Technique.PAIRS, 0.01, (0.2, 0.5)),
-    Sign.ELSEWHERE: Odds(Technique.SQUARES, 0.01, (0.3, 0.7)),
+    Sign.ELSEWHERE: Odds(Technique.SQUARES, 0.03, (0.3, 0.7)),
     Sign.FLAGGED: Odds(Technique.UNUSUAL, 0.25, (0.5, 0.9)),
 }
 
