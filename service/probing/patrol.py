@@ -149,7 +149,9 @@ class Patrol:
     def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread]:
         """A process that looks, and a thread that names whom it finds until it ends."""
         process = subprocess.Popen(
-            [sys.executable, "-m", lookout.__name__, *self._arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", "-m", lookout.__name__, *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         reader = threading.Thread(target=self._read_on, args=(process,), name="askance-probing-found", daemon=True)
         reader.start()
