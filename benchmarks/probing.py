@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import askance
-from askance.answers import Answer
+from askance.answers import Answer, Verdict
 from askance.aware.black_box import NOTICED, Server, by_decision, by_score
 from askance.calibration.attacks import SPSA, Square
 from askance.calibration.attacks._foolbox import perturb_of
@@ -48,6 +48,7 @@ from askance.service.probing.watch import Watch
 from askance.writing import temporary_folder
 
 BATCH = 256
+LOOKED_AT = 250  # images, among which victims are
 UNEVEN, UNEVEN_STEPS = (0.3, 0.7), 12  # of the way left, where who knows divides it, and how often
 SIGMA, PAIRS = 0.01, 20  # of NES: of its noise, and how many it asks for in a step
 KINDS = (
@@ -208,6 +209,7 @@ def attacks(epsilon: float) -> dict[str, tuple[bool, Callable[[nn.Module, Tensor
 def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: int, most_alike: int) -> Iterator[Named]:
     """Attack a live server, by one client and by ten."""
     tokens = [secrets.token_hex(16) for _ in range(victims * len(attacks(epsilon)) * 11)]
+    right, clean = _rows(bundle, images)
     with temporary_folder() as folder:
         (folder / "server.toml").write_text(_settings(tokens, most_alike))
         options = ["--config", str(folder / "server.toml"), "--port", "0", "--metrics-port", "0"]
@@ -216,11 +218,12 @@ def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: i
             for identities in (1, 10):
                 for place, (name, (by_scores, attack)) in enumerate(attacks(epsilon).items()):
                     questions, techniques, done = [], Counter[str](), 0
-                    chosen = range(place * victims, (place + 1) * victims)
+                    chosen = right[place * victims : (place + 1) * victims]
                     for row in track(chosen, f"{name}, {identities} clients"):
                         ours = [next(unused) for _ in range(identities)]
                         clients = [Client(serving.target, credentials=Credentials(token=token)) for _, token in ours]
-                        label, other = int(images.y[row]), _another(images, row)
+                        label = int(images.y[row])
+                        other = images[next([one] for one, found in clean.items() if found != label)].pixels()
                         wanted = by_score if by_scores else by_decision
                         model = Asking(clients, lambda answer, w=wanted, y=label: w(answer, y), most)  # type: ignore[misc]
                         torch.manual_seed(row)
@@ -247,10 +250,14 @@ def _settings(tokens: Sequence[str], most_alike: int) -> str:
     )
 
 
-def _another(images: Images, row: int) -> Tensor:
-    """The first image of another class."""
-    (others,) = torch.nonzero(images.y != images.y[row], as_tuple=True)
-    return images[others[:1]].pixels()
+def _rows(bundle: Path, images: Images) -> tuple[list[int], dict[int, int]]:
+    """Which of the first images the classifier gets right: victims; and the classes of those judged CLEAN, by row."""
+    some = images[:LOOKED_AT]
+    with askance.open(bundle) as screen:
+        answers = screen(list(some.x.numpy()))
+    found = [answer.prediction.index if answer.prediction else -1 for answer in answers]
+    right = [row for row, label in enumerate(some.y.tolist()) if found[row] == label]
+    return right, {row: found[row] for row, answer in enumerate(answers) if answer.verdict is Verdict.CLEAN}
 
 
 def _named(metrics_port: int, clients: set[str]) -> str | None:
