@@ -223,12 +223,12 @@ def attacked(bundle: Path, images: Images, epsilon: float, victims: int, most: i
                         ours = [next(unused) for _ in range(identities)]
                         clients = [Client(serving.target, credentials=Credentials(token=token)) for _, token in ours]
                         label = int(images.y[row])
-                        other = images[next([one] for one, found in clean.items() if found != label)].pixels()
+                        start = next(one for one, found in clean.items() if found != label)
                         wanted = by_score if by_scores else by_decision
                         model = Asking(clients, lambda answer, w=wanted, y=label: w(answer, y), most)  # type: ignore[misc]
                         torch.manual_seed(row)
                         try:
-                            attack(model, images[row : row + 1].pixels(), other)
+                            attack(model, images[row : row + 1].pixels(), images[start : start + 1].pixels())
                             done += 1
                         except RefusedError:
                             if (how := _named(serving.metrics_port, {f"c{number}" for number, _ in ours})) is None:
