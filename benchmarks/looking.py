@@ -34,10 +34,8 @@ OFF, UNSEEN, SEEN = "switched off", "while nobody looks", "while somebody looks"
 WATCHING = "while it looks for who probes"
 PAGE, PROBING = "[live]\npage = true\n", '[live]\npage = false\n[probing]\nresponse = "log"\nkeep_seconds = 5\n'
 SETTINGS = {OFF: "[live]\npage = false\n", UNSEEN: PAGE, SEEN: PAGE, WATCHING: PROBING}
-FRAMES, NOISE = (
-    13,
-    8.0,
-)  # of each image, asked for in turn, and their noise, of 255; they are forgotten when they come again
+FRAMES = 13  # of each image, asked for in turn; they are forgotten when they come again
+NOISE = 8.0  # of a frame, of 255
 
 
 def main(

@@ -140,24 +140,14 @@ class Asking(Server):
             raise
 
 
-def nes(model: nn.Module, image: Tensor, epsilon: float, steps: int = 100) -> None:
-    """NES, antithetic, by the sign of the gradient (Ilyas et al. 2018)."""
+def nes(model: nn.Module, image: Tensor, epsilon: float, *, in_pairs: bool = True, steps: int = 100) -> None:
+    """NES, by the sign of the gradient (Ilyas et al. 2018); antithetic, or by noise that a camera sends, too."""
     current = image
     for _ in range(steps):
-        noise = torch.randn(PAIRS, *image.shape[1:])
-        both = torch.stack([noise, -noise], dim=1).flatten(0, 1)
-        leads = model(current + SIGMA * both)[:, 0]
-        slope = ((leads - leads.mean())[:, None, None, None] * both).mean(dim=0, keepdim=True)
-        current = (image + (current - epsilon / 10 * slope.sign() - image).clamp(-epsilon, epsilon)).clamp(0, 1)
-
-
-def without_pairs(model: nn.Module, image: Tensor, epsilon: float, steps: int = 100) -> None:
-    """The same by noise of one side: what a camera sends."""
-    current = image
-    for _ in range(steps):
-        noise = torch.randn(2 * PAIRS, *image.shape[1:])
-        leads = model(current + SIGMA * noise)[:, 0]
-        slope = ((leads - leads.mean())[:, None, None, None] * noise).mean(dim=0, keepdim=True)
+        noise = torch.randn(PAIRS if in_pairs else 2 * PAIRS, *image.shape[1:])
+        asked = torch.stack([noise, -noise], dim=1).flatten(0, 1) if in_pairs else noise
+        leads = model(current + SIGMA * asked)[:, 0]
+        slope = ((leads - leads.mean())[:, None, None, None] * asked).mean(dim=0, keepdim=True)
         current = (image + (current - epsilon / 10 * slope.sign() - image).clamp(-epsilon, epsilon)).clamp(0, 1)
 
 
@@ -201,7 +191,7 @@ def attacks(epsilon: float) -> dict[str, tuple[bool, Callable[[nn.Module, Tensor
             False,
             by_decisions(unevenly(HopSkipJumpAttack(steps=20, initial_gradient_eval_steps=40))),
         ),
-        "NES, who knows": (True, lambda model, image, _: without_pairs(model, image, epsilon)),
+        "NES, who knows": (True, lambda model, image, _: nes(model, image, epsilon, in_pairs=False)),
         "Boundary": (False, by_decisions(BoundaryAttack(steps=1000))),
     }
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -306,6 +307,12 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition; the test's own time limit is the limit."""
     while not condition():
         await asyncio.sleep(0.002)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """The same, on a thread of the test's own."""
+    while not condition():
+        time.sleep(0.01)
 
 
 async def status_of(call: Any) -> tuple[grpc.StatusCode, str]:

@@ -28,7 +28,7 @@ from prometheus_client import Metric
 from pydantic import ValidationError
 from review_support import answered
 from scipy.stats import betabinom
-from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, untypical
+from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, untypical, wait_for
 from torch import Tensor
 
 import askance
@@ -289,6 +289,7 @@ def test_workers_show_as_one(tmp_path: Path) -> None:
         assert shown["state"] == "serving"
         assert shown["flagged"][0]["verdict"] == told.verdict
         assert sum(shown["clients"][0]["verdicts"].values()) == 9
+        wait_for(lambda: json.loads(got(f"{url}/live/review")[1]))  # a thread of its own keeps it
         kept = json.loads(got(f"{url}/live/review")[1])
         assert [one["verdict"] for one in kept][:1] == [told.verdict]
 

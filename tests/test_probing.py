@@ -163,13 +163,9 @@ def halvings(*shares: float, noise: float = 0.0, length: float = 200.0, target: 
     rng = np.random.default_rng(0)
     start, way = np.full(400, 10.0), length * rng.random(400) ** 0.1
     seen = Halvings()
-    return [
-        seen.see(
-            np.rint(start + share * way + rng.normal(0, noise, 400)).clip(0, 255).astype(np.uint8),
-            target is not None and share > target,
-        )
-        for share in shares
-    ]
+    images = family(*(np.rint(start + share * way + rng.normal(0, noise, 400)).clip(0, 255) for share in shares))
+    answers = [None, *(target is not None and share > target for share in shares)]
+    return [seen.see(images[:count], answers[count - 1]) for count in range(1, len(images) + 1)]
 
 
 TO_AND_FRO = (0, 1 / 2, 1 / 4, 3 / 8, 7 / 16)  # towards .42

@@ -8,10 +8,9 @@ import itertools
 import json
 import logging
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
-from service_support import Running, config, frames, noise, process_serving, publish_tiny, running, status_of, until
+from service_support import (
+    Running,
+    config,
+    frames,
+    noise,
+    process_serving,
+    publish_tiny,
+    running,
+    status_of,
+    until,
+    wait_for,
+)
 
 import askance
 from askance.service.call import Call, Identity, Role
@@ -294,14 +304,6 @@ def answer_of(client: askance.Client) -> object:
         return client.screen(noise(5))
     except askance.ServiceError as error:
         return error
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if what():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not come to that in a minute")
 
 
 def patrol_of(service: Running) -> patrol.Patrol:

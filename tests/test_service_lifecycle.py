@@ -33,6 +33,7 @@ from service_support import (
     tiny_screen,
     tiny_served,
     until,
+    wait_for,
 )
 
 from askance.answers import Answer
@@ -313,11 +314,6 @@ def process_of(body: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
             yield process, serving
         finally:
             process.kill()
-
-
-def wait_for(condition: Any) -> None:
-    while not condition():
-        threading.Event().wait(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -21,8 +21,9 @@ from service_support import (
     running,
     tiny_served,
     until,
+    wait_for,
 )
-from test_service_lifecycle import TESTS, process_of, script, wait_for
+from test_service_lifecycle import TESTS, process_of, script
 
 from askance.service.client import Client
 from askance.service.client_messages import request_of

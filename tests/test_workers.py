@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parsed
-from service_support import AT_ONCE_TOML, SERVE, http_get, noise, process_serving, publish_tiny
+from service_support import AT_ONCE_TOML, SERVE, http_get, noise, process_serving, publish_tiny, wait_for
 
 from askance.errors import AskanceError, ConfigError
 from askance.service import cpus
@@ -36,12 +36,6 @@ from askance.service.workers.line import Line, LineClosedError
 TINY = "service_support:TinyClassifier"
 PORTS = ("--port", "0", "--metrics-port", "0")
 WORKERS = 2
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """The test's own time limit is the limit."""
-    while not condition():
-        time.sleep(0.01)
 
 
 class Seen:

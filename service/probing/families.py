@@ -79,7 +79,7 @@ class Family:
         if client in self.clients or len(self.clients) < MOST_CLIENTS:
             self.clients[client] += 1
         signs: dict[Sign, bool] = {}
-        halved = self._halvings.see(numbers, answer)
+        halved = self._halvings.see(self._images, self._answer)
         if self.asked > 1:
             signs = {
                 Sign.HALVED: halved,

@@ -60,6 +60,9 @@ class Roll:
         self._lock = threading.Lock()
         self._named: OrderedDict[str, tuple[float, Named]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._named)
+
     def add(self, named: Named) -> None:
         """Put a client on it, or keep it on; what it is refused for is not forgotten for something less."""
         with self._lock:

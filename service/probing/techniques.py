@@ -29,10 +29,8 @@ FEWEST_INSIDE = 16  # numbers of them
 TINY = 1e-6
 COMPARED_NUMBERS = 256  # of an image, about, for pairs
 LOCAL = 0.5  # of an image's numbers that a square changes, at most
-LEAST, FAINT = (
-    3,
-    0.05,
-)  # of 255, that a square changes a number by, and the share of changes that are less: noise, light
+LEAST = 3  # of 255, that a square changes a number by: less is noise, or light
+FAINT = 0.05  # of the changed numbers, those that change by less, at most
 TAKEN_BACK = 16  # last images, of which one is changed
 OF_TWO_KINDS = 0.8  # of the changed numbers, those that change by one of two amounts
 
@@ -81,25 +79,20 @@ class Halvings:
     """
 
     def __init__(self) -> None:
-        self._last: Bytes | None = None
-        self._answer: Hashable = None
-        self._step: NDArray[np.float32] | None = None
         self._way = 1
         self._run: list[tuple[Hashable, int]] = []
 
-    def see(self, numbers: Bytes, answer: Hashable) -> bool:
-        """Whether an image ends a way that was halved to and fro, for the first time.
+    def see(self, images: Bytes, sent_by: Hashable) -> bool:
+        """Whether the last image ends a way that was halved to and fro, for the first time.
 
         Args:
-            numbers: of the image, uint8 [D].
-            answer: to it.
+            images: of a family, uint8 [N, D], the latest last; another one at each call.
+            sent_by: the answer to the one before it.
         """
-        last, before, sent_by = self._last, self._step, self._answer
-        self._last, self._answer = numbers, answer
-        if last is None:
+        if len(images) < 3:
             return False
-        self._step = step = np.subtract(numbers, last, dtype=np.float32)
-        turns = None if before is None else _halves(step, before)
+        before, step = np.subtract(images[-2:], images[-3:-1], dtype=np.float32)
+        turns = _halves(step, before)
         if turns is None:
             self._run = []
             return False
