@@ -24,6 +24,7 @@ from askance.service.settings import (
     MetricsConfig,
     ModelConfig,
     ProbingConfig,
+    ReplicasConfig,
     ReviewConfig,
     RolloutConfig,
     ShutdownConfig,
@@ -31,6 +32,16 @@ from askance.service.settings import (
     VerdictsConfig,
 )
 
+FILES = (
+    ("rollout", "candidate"),
+    ("bundles", "require_signature"),
+    ("review", "folder"),
+    ("replicas", "password_file"),
+    ("replicas", "ca"),
+)
+"""Settings that name files, by their tables: those that are not absolute are beside the settings' own file."""
+SECRET = {"token_sha256", "store"}
+"""Settings whose value is not shown: where the hash of a token is to stand, the token itself may."""
 ELSEWHERE_CUTOFF = 0.8  # how alike a misspelt setting must be to one of another table
 
 
@@ -46,7 +57,7 @@ class ServerConfig(Table):
         workers: how many processes screen, each with a classifier and limits of its own; "auto" (or 0) takes as many as
             there are CPUs. Linux alone spreads connections over them.
         bundles, model, inference, limits, connections, verdicts, access: tables.
-        metrics, live, probing, review, rollout, log, shutdown: tables.
+        metrics, live, probing, replicas, review, rollout, log, shutdown: tables.
         tls: where the certificates are; None serves in the clear.
     """
 
@@ -66,6 +77,7 @@ class ServerConfig(Table):
     metrics: MetricsConfig = MetricsConfig()
     live: LiveConfig = LiveConfig()
     probing: ProbingConfig = ProbingConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
     review: ReviewConfig = ReviewConfig()
     tls: TlsConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
@@ -124,7 +136,7 @@ def _look_beside(folder: Path, content: dict[str, Any]) -> None:
     for table in (content, content.get("metrics")):
         if isinstance(table, dict) and isinstance(tls := table.get("tls"), dict):
             table["tls"] = {key: str(folder / name) if isinstance(name, str) else name for key, name in tls.items()}
-    for table_name, name in (("rollout", "candidate"), ("bundles", "require_signature"), ("review", "folder")):
+    for table_name, name in FILES:
         settings = content.get(table_name)
         if isinstance(settings, dict) and isinstance(settings.get(name), str):
             content[table_name] = settings | {name: str(folder / settings[name])}
@@ -141,8 +153,7 @@ def _explained(error: ValidationError, path: Path | None, given: Mapping[str, An
         return f"{source}the setting {name!r} is missing"
     if (unknown := unknown_choice(first)) is not None:
         return f"{source}{name}: {unknown}"
-    # where the token itself may stand, nothing of it is shown
-    secret = isinstance(first["input"], dict) or "token_sha256" in first["loc"]
+    secret = isinstance(first["input"], dict) or not SECRET.isdisjoint(first["loc"])
     got = "" if secret else f", got {first['input']!r}"
     said = first["msg"].removeprefix("Value error, ")
     return f"{source}{name}: {said[:1].lower()}{said[1:]}{got}"

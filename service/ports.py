@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from askance.errors import ConfigError, extra_needed, one_line
 from askance.service.call import Role
 from askance.service.config import ServerConfig
 from askance.service.guard.access import Access, token_check
@@ -15,7 +18,8 @@ from askance.service.guard.tls import Certificates
 from askance.service.live.pages import Pages, Sources
 from askance.service.observability.http import MetricsServer, bound_socket
 from askance.service.review.store import DAY, ReviewStore
-from askance.service.settings import ReviewConfig
+from askance.service.settings import ReplicasConfig, ReviewConfig
+from askance.service.store import Store
 
 
 def metrics_server(
@@ -53,6 +57,30 @@ def review_store(config: ReviewConfig) -> ReviewStore | None:
     if config.folder is None:
         return None
     return ReviewStore(config.folder, config.max_bytes, config.keep_days * DAY)
+
+
+def replicas_store(config: ReplicasConfig) -> Store | None:
+    """Where servers meet; None where each is alone. Whether it is there is not asked.
+
+    Raises:
+        ConfigError: the extra is not installed, or the password cannot be read.
+    """
+    if config.store is None:
+        return None
+    if importlib.util.find_spec("redis") is None:
+        raise ConfigError(f"replicas.store: {extra_needed('redis', 'replicas')}")
+    return Store(
+        config.store, _password(config.password_file), None if config.ca is None else str(config.ca), config.name
+    )
+
+
+def _password(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"replicas.password_file: {path} cannot be read: {one_line(error)}") from None
 
 
 def held(setting: str, host: str, port: int) -> socket.socket:

@@ -32,15 +32,15 @@ from askance.service.observability.http import MetricsServer, bound_socket, cann
 from askance.service.observability.metrics import Metrics
 from askance.service.observability.requests import RequestLog
 from askance.service.observability.totals import Totals
-from askance.service.ports import metrics_server, review_store
+from askance.service.ports import metrics_server, replicas_store, review_store
 from askance.service.probing.named import Named
-from askance.service.probing.patrol import Patrol, Response
+from askance.service.probing.patrol import Patrol
 from askance.service.protocols import INFERENCES, METHODS, PROTOCOLS, SERVICES, Parts
 from askance.service.review.keeper import Keeper
 from askance.service.runtime.model import LoadedBundle
 from askance.service.runtime.repository import ModelRepository
 from askance.service.runtime.screener import Screener
-from askance.service.settings import ConnectionsConfig
+from askance.service.settings import ConnectionsConfig, Response
 from askance.service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -133,15 +133,12 @@ class Server:
         """What knows the clients that probe, where one looks for them."""
         if (probing := config.probing).response is not Response.OFF:
             self.patrol = Patrol(
-                probing.response,
-                probing.throttle_rate,
-                probing.keep_seconds,
-                probing.max_bytes,
-                probing.most_alike,
+                probing,
                 clients,
                 self.metrics.registry,
                 limits.client_ipv6_prefix,
                 (lambda _: None) if peers is None else peers.share,
+                replicas_store(config.replicas),
             )
             observers.append(self.patrol.offer)
         self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers, self.patrol)
@@ -186,8 +183,8 @@ class Server:
             sources = None
             if config.live.page:
                 self._figures.start()
-                roll = None if self.patrol is None else self.patrol.roll
-                probing = None if roll is None else Probing(roll.listed, roll.lift)
+                patrol = self.patrol
+                probing = None if patrol is None else Probing(patrol.roll.listed, patrol.let_off)
                 sources = Sources(self._figures, self.notes.shown, self.activation_map, self._review, probing)
             self._metrics_server = metrics_server(config, self.metrics.registry, self.state, self.live, sources)
         self._grpc = grpc.aio.server(

@@ -6,6 +6,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,7 +17,7 @@ from askance.service.guard.reception import COPIES
 from askance.service.guard.tls import TlsConfig
 from askance.service.observability.log import LogFormat, LogLevel
 from askance.service.observability.pooled import POOL_REQUESTS, POOL_SECONDS
-from askance.service.probing.patrol import Response
+from askance.service.store import SCHEMES
 
 PILLOW_LIMIT = 89_478_485  # Pillow itself objects to images of more pixels
 MEBIBYTE = 1024 * 1024
@@ -287,6 +288,24 @@ class LiveConfig(Table):
     page: bool = True
 
 
+class Response(StrEnum):
+    """What becomes of a client that probes.
+
+    One whose images are unusual, and no more, is named, whatever the response: they are judged one by one anyway.
+
+    Attributes:
+        OFF: nobody looks.
+        LOG: it is named, in the log and the metrics.
+        THROTTLE: the same, and it is answered slowly.
+        BLOCK: the same, and it is not answered.
+    """
+
+    OFF = "off"
+    LOG = "log"
+    THROTTLE = "throttle"
+    BLOCK = "block"
+
+
 class ProbingConfig(Table):
     """Clients that probe: whose images, one after the other, feel their way to one that is let through.
 
@@ -307,6 +326,36 @@ class ProbingConfig(Table):
     keep_seconds: Seconds = Field(default=3600.0, gt=0)
     max_bytes: int = Field(default=128 * MEBIBYTE, ge=MEBIBYTE)
     most_alike: int = Field(default=0, ge=0)
+
+
+class ReplicasConfig(Table):
+    """What servers behind one balancer know together: the clients that probe, by what all of them are asked.
+
+    Attributes:
+        store: a Redis or Valkey, such as "rediss://store.example:6379/0"; None: each server knows what it is asked
+            itself. While the store is away that is so, too: no request waits for it.
+        password_file: a file that holds the store's password.
+        ca: the authority that the store's certificate is of, a PEM file; None: one that this machine trusts.
+        name: what keys in the store begin with; servers of one name are one.
+    """
+
+    store: str | None = None
+    password_file: Path | None = None
+    ca: Path | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = "askance"
+
+    @field_validator("store")
+    @classmethod
+    def _known(cls, store: str | None) -> str | None:
+        if store is None:
+            return None
+        if not store.startswith(SCHEMES):
+            raise ValueError(f"expected an address that begins with {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}")
+        if urlsplit(store).password is not None:
+            raise ValueError(
+                "a password stands in it: put it into a file, and the file's name into replicas.password_file"
+            )
+        return store
 
 
 class ReviewConfig(Table):

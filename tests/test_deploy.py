@@ -16,8 +16,10 @@ from askance.service.errors import REASONS
 from askance.service.guard.admission import Kind
 from askance.service.observability.metrics import RELOADS, SUSPICIONS, Metrics
 from askance.service.observability.shared import WorkerMetrics
-from askance.service.probing.patrol import Patrol, Response
+from askance.service.probing.patrol import Patrol
 from askance.service.protocols import METHODS
+from askance.service.settings import ProbingConfig, Response
+from askance.service.store import Store
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -27,7 +29,8 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text())
 def test_every_metric_of_the_rules_is_the_servers() -> None:
     of_workers = CollectorRegistry()
     WorkerMetrics(of_workers, lambda: 0)
-    Patrol(Response.LOG, 1.0, 60.0, 2**20, 0, (), of_patrols := CollectorRegistry()).stop()
+    nowhere = Store("redis://127.0.0.1:1", None, None, "askance")
+    Patrol(ProbingConfig(response=Response.LOG), (), of_patrols := CollectorRegistry(), store=nowhere).stop()
     families = [*Metrics(1).registry.collect(), *of_workers.collect(), *of_patrols.collect()]
     known = {family.name for family in families}
     known |= {f"{name}{suffix}" for name in known for suffix in ("_total", "_bucket", "_count", "_sum")}

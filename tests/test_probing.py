@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from askance.service.probing import lookout
 from askance.service.probing.evidence import ODDS, Evidence
 from askance.service.probing.families import OVERHEAD_BYTES, REMEMBERED, Families, near
 from askance.service.probing.fingerprints import KEPT, MOST_NUMBERS, Fingerprints, thinned
+from askance.service.probing.lines import Asked, Found, Options, line, read
+from askance.service.probing.named import Named
 from askance.service.probing.techniques import RESIDUES, Halvings, Sign, Technique, pairs, square
 from askance.service.probing.watch import Suspect, Watch
 
@@ -454,11 +458,15 @@ def test_who_does_not_ask_for_long_is_forgotten() -> None:
 
 
 def test_what_is_asked_and_found_travels_as_it_is() -> None:
-    asked, found = io.BytesIO(), io.BytesIO()
+    asked, found = io.BytesIO(line(Options(60.0, 2**26))), io.BytesIO()
+    asked.seek(0, io.SEEK_END)
     for seed in range(30):
         numbers = numbers_of(scene(seed, 4 + seed % 3))
-        asked.write(lookout.message(lookout.Asked("a\nb", 1, Verdict.ADVERSARIAL, len(numbers)), numbers))
+        asked.write(line(Asked("a\nb", 1, Verdict.ADVERSARIAL, len(numbers))) + numbers.tobytes())
     asked.seek(0)
-    lookout.main(["60", str(2**26), "0"], asked, found)
-    (line,) = found.getvalue().splitlines()
-    assert lookout.suspect_of(line) == Suspect("a\nb", Technique.UNUSUAL, 14)
+    lookout.main(asked, found)
+    (text,) = found.getvalue().splitlines()
+    said = read(text)
+    assert isinstance(said, Found)
+    assert replace(said.named, at=0.0) == Named("a\nb", Technique.UNUSUAL, 14, at=0.0)
+    assert abs(said.named.at - time.time()) < 60

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ from askance.service.errors import StatusError
 from askance.service.guard.access import ClientConfig
 from askance.service.pb.askance.v1 import screening_pb2 as pb
 from askance.service.probing import patrol
+from askance.service.probing.named import Named
 from askance.service.probing.techniques import Technique
-from askance.service.probing.watch import Suspect
+from askance.service.settings import ProbingConfig, Response
 
 TOKENS = {"mallory": "m" * 43, "alice": "a" * 43}
 
@@ -133,11 +135,12 @@ async def _two(service: Running) -> None:
 
 def test_who_probes_is_let_off_in_the_end() -> None:
     now = 0.0
-    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, 0, (), CollectorRegistry(), clock=lambda: now)
+    blocking = ProbingConfig(response=Response.BLOCK, keep_seconds=60)
+    found = patrol.Patrol(blocking, (), CollectorRegistry(), clock=lambda: now)
     call = Call("Screen", "id", address="ipv4:10.0.0.1")
     found.check(call, 1)
-    found._name(Suspect("ipv4:10.0.0.1", Technique.PAIRS, 9))
-    found._name(Suspect("ipv4:10.0.0.1", Technique.UNUSUAL, 9))  # which is the lesser
+    found._name(Named("ipv4:10.0.0.1", Technique.PAIRS, 9, at=0.0))
+    found._name(Named("ipv4:10.0.0.1", Technique.UNUSUAL, 9, at=0.0))  # which is the lesser
     with pytest.raises(StatusError, match="looks like an attack"):
         found.check(call, 1)
     found.check(Call("Screen", "id", address="ipv4:10.0.0.2"), 1)
@@ -148,8 +151,8 @@ def test_who_probes_is_let_off_in_the_end() -> None:
 
 def test_whose_images_are_unusual_is_named_and_answered() -> None:
     registry = CollectorRegistry()
-    found = patrol.Patrol(patrol.Response.BLOCK, 1.0, 60.0, 2**20, 0, ("a",), registry)
-    found._name(Suspect("a", Technique.UNUSUAL, 20))
+    found = patrol.Patrol(ProbingConfig(response=Response.BLOCK), ("a",), registry)
+    found._name(Named("a", Technique.UNUSUAL, 20, at=time.time()))
     found.check(Call("Screen", "id", identity=Identity("a", frozenset())), 1)
     found.stop()
     assert registry.get_sample_value("askance_probing_clients_total", {"client": "a", "technique": "unusual"}) == 1
@@ -185,7 +188,7 @@ def test_what_comes_too_fast_is_let_go_and_counted(monkeypatch: pytest.MonkeyPat
             looking.wait(60)
 
         monkeypatch.setattr(patrol, "WAITING", 2)
-        monkeypatch.setattr(patrol.Patrol, "_write", wait)
+        monkeypatch.setattr(patrol.Patrol, "_tell", wait)
         async with running(settings=settings("log")) as service:
             for seed in range(6):
                 await service.stub.Screen(request(noise(seed)))

@@ -27,6 +27,9 @@ def test_the_shipped_file_holds_every_default() -> None:
         "rest_port =",
         "require_signature =",
         "folder =",
+        "store =",
+        "password_file =",
+        "ca =",
         "token_sha256 =",
         "[metrics.tls]",
     )
@@ -36,6 +39,7 @@ def test_the_shipped_file_holds_every_default() -> None:
         "rollout": {"candidate"},
         "bundles": {"require_signature"},
         "review": {"folder"},
+        "replicas": {"store", "password_file", "ca"},
         "metrics": {"token_sha256", "tls"},
     }
     for name, field in ServerConfig.model_fields.items():

@@ -1,76 +1,100 @@
 """Lookout: a process of its own that looks for who probes, so that no answer waits for Python's one thread at a time.
 
-`python -m askance.service.probing.lookout KEEP_SECONDS MOST_BYTES MOST_ALIKE`: for each image a line of JSON on stdin,
-an `Asked`, with the image's numbers behind it; for each client that is found a line on stdout, a `Suspect`. It ends
-with its stdin.
+`python -m askance.service.probing.lookout` reads `lines` of stdin: `Options`, then for each image an `Asked` with its
+numbers behind it, or a `LetOff`; it writes lines to stdout, a `Found` for each client that it finds, and whatever other
+servers say. It ends with its stdin.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass
-from typing import BinaryIO
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from askance.answers import Verdict
 from askance.service.probing.fingerprints import Bytes
-from askance.service.probing.techniques import Technique
-from askance.service.probing.watch import Suspect, Watch
+from askance.service.probing.lines import Asked, Found, LetOff, Options, Said, line, read
+from askance.service.probing.named import Named
+from askance.service.probing.watch import Watch
 
 NICE = 10  # answers come first
+Say = Callable[[Said], None]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """An image that was answered.
+class Looks(Protocol):
+    """What looks at images."""
 
-    Attributes:
-        client: who asked.
-        label: the class it was taken for.
-        verdict: what it was judged.
-        numbers: how many there are of it.
+    def see(self, asked: Asked, numbers: Bytes) -> None:
+        """Look at one, or have it looked at."""
+
+    def let_off(self, client: str) -> None:
+        """Tell others of a client that is let off."""
+
+    def stop(self) -> None:
+        """End."""
+
+
+class Alone:
+    """Looks at what one server is asked.
+
+    Args:
+        options: how.
+        say: is told whom it finds.
     """
 
-    client: str
-    label: int
-    verdict: Verdict
-    numbers: int
+    def __init__(self, options: Options, say: Say) -> None:
+        self._watch = Watch(options.keep_seconds, options.most_bytes, options.most_alike)
+        self._say = say
+
+    def see(self, asked: Asked, numbers: Bytes) -> None:
+        """Look at an image."""
+        for suspect in self._watch.see(asked.client, numbers, asked.label, asked.verdict):
+            self._say(Found(Named(**asdict(suspect), at=time.time())))
+
+    def let_off(self, client: str) -> None:
+        """There is nobody to tell."""
+
+    def stop(self) -> None:
+        """Nothing is to be ended."""
 
 
-def message(asked: Asked, numbers: Bytes) -> bytes:
-    """What the process reads of an image."""
-    return json.dumps(asdict(asked)).encode() + b"\n" + numbers.tobytes()
-
-
-def main(arguments: list[str], asked: BinaryIO, found: BinaryIO) -> None:
+def main(told: BinaryIO, says: BinaryIO) -> None:
     """Look at what is asked until there is no more."""
-    keep_seconds, most_bytes, most_alike = arguments
-    watch = Watch(float(keep_seconds), int(most_bytes), int(most_alike))
-    for line in asked:
-        one = _asked_of(line)
-        numbers = np.frombuffer(asked.read(one.numbers), np.uint8)
-        for suspect in watch.see(one.client, numbers, one.label, one.verdict):
-            found.write(json.dumps(asdict(suspect)).encode() + b"\n")
-            found.flush()
+    options = read(told.readline())
+    assert isinstance(options, Options)
+    lock = threading.Lock()
+
+    def say(said: Said) -> None:
+        with lock:
+            says.write(line(said))
+            says.flush()
+
+    looks = _looks(options, say)
+    for text in told:
+        said = read(text)
+        if isinstance(said, Asked):
+            looks.see(said, np.frombuffer(told.read(said.numbers), np.uint8))
+        elif isinstance(said, LetOff):
+            looks.let_off(said.client)
+    looks.stop()
 
 
-def _asked_of(line: bytes) -> Asked:
-    said = json.loads(line)
-    return Asked(said["client"], said["label"], Verdict(said["verdict"]), said["numbers"])
+def _looks(options: Options, say: Say) -> Looks:
+    if options.store is None:
+        return Alone(options, say)
+    from askance.service.probing.fellows import Fellows  # needs redis, as a server alone does not
 
-
-def suspect_of(line: bytes) -> Suspect:
-    """What a line that the process wrote says."""
-    said = json.loads(line)
-    return Suspect(said["client"], Technique(said["technique"]), said["asked"])
+    return Fellows(options, options.store, say)
 
 
 if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM):  # which go to the server, too: it closes stdin once it is done
         signal.signal(ending, signal.SIG_IGN)
     os.nice(NICE)
-    main(sys.argv[1:], sys.stdin.buffer, sys.stdout.buffer)
+    main(sys.stdin.buffer, sys.stdout.buffer)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from askance.service.probing.techniques import Technique
@@ -52,13 +52,13 @@ class Roll:
 
     Args:
         keep_seconds: after which one is let off.
-        clock: seconds, monotonic.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, keep_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keep_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self._keep_seconds, self._clock = keep_seconds, clock
         self._lock = threading.Lock()
-        self._named: OrderedDict[str, tuple[float, Named]] = OrderedDict()
+        self._named: OrderedDict[str, Named] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._named)
@@ -67,9 +67,9 @@ class Roll:
         """Put a client on it, or keep it on; what it is refused for is not forgotten for something less."""
         with self._lock:
             known = self._named.pop(named.client, None)
-            if known is not None and known[1].feels_its_way and not named.feels_its_way:
-                named = known[1]
-            self._named[named.client] = (self._clock() + self._keep_seconds, named)
+            if known is not None and known.feels_its_way and not named.feels_its_way:
+                named = replace(known, at=named.at)
+            self._named[named.client] = named
             while len(self._named) > MOST_NAMED:
                 self._named.popitem(last=False)
 
@@ -78,8 +78,8 @@ class Roll:
         if client not in self._named:  # as all but few
             return None
         with self._lock:
-            until, named = self._named.get(client, (0.0, None))
-            if named is not None and until < self._clock():
+            named = self._named.get(client)
+            if named is not None and self._is_over(named):
                 del self._named[client]
                 return None
             return named
@@ -87,10 +87,12 @@ class Roll:
     def listed(self) -> list[Named]:
         """All of them, the latest first."""
         with self._lock:
-            now = self._clock()
-            return [named for until, named in reversed(self._named.values()) if until >= now]
+            return [named for named in reversed(self._named.values()) if not self._is_over(named)]
 
     def lift(self, client: str) -> bool:
         """Let one off; whether it was on it."""
         with self._lock:
             return self._named.pop(client, None) is not None
+
+    def _is_over(self, named: Named) -> bool:
+        return named.at + self._keep_seconds < self._clock()

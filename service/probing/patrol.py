@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from askance.service.answered import Answered
 from askance.service.call import ANONYMOUS, Call
@@ -20,9 +19,11 @@ from askance.service.errors import probes
 from askance.service.guard.limits import RateLimit, network_of
 from askance.service.probing import lookout
 from askance.service.probing.fingerprints import thinned
+from askance.service.probing.lines import Asked, Away, Found, Known, LetOff, Options, line, read
 from askance.service.probing.named import SEEN, Named, Roll
 from askance.service.probing.techniques import Technique
-from askance.service.probing.watch import Suspect
+from askance.service.settings import ProbingConfig, Response
+from askance.service.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -34,38 +35,17 @@ RESTART_SECONDS = 10.0
 THROTTLED_BURST = 1
 
 
-class Response(StrEnum):
-    """What becomes of a client that probes.
-
-    One that is UNUSUAL alone is named, whatever the response: its images are judged one by one anyway.
-
-    Attributes:
-        OFF: nobody looks.
-        LOG: it is named, in the log and the metrics.
-        THROTTLE: the same, and it is answered slowly.
-        BLOCK: the same, and it is not answered.
-    """
-
-    OFF = "off"
-    LOG = "log"
-    THROTTLE = "throttle"
-    BLOCK = "block"
-
-
 class Patrol:
     """Looks at what was answered.
 
     Args:
-        response: what becomes of those who probe.
-        throttle_rate: images a second of one that is throttled.
-        keep_seconds: how long one is remembered, and what was asked.
-        most_bytes: of what was asked of late.
-        most_alike: images nearly the same that honest clients ask for, all together; 0: any number.
+        config: what becomes of those who probe, and how one looks for them.
         known: the names of clients that the settings know, which bound a label of the metrics.
         registry: gets the counts.
         ipv6_prefix: as for `network_of`.
         share: tells other processes of the same server of one that is named.
-        clock: seconds, monotonic.
+        store: where other servers are told, and tell; None where there are none.
+        clock: seconds since 1970.
 
     Attributes:
         roll: those who are named.
@@ -73,23 +53,20 @@ class Patrol:
 
     def __init__(
         self,
-        response: Response,
-        throttle_rate: float,
-        keep_seconds: float,
-        most_bytes: int,
-        most_alike: int,
+        config: ProbingConfig,
         known: Collection[str],
         registry: CollectorRegistry,
         ipv6_prefix: int = 64,
         share: Callable[[Named], None] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
+        store: Store | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._response, self._ipv6_prefix, self._share, self._clock = response, ipv6_prefix, share, clock
-        self.roll = Roll(keep_seconds, clock)
-        self._rate = RateLimit(throttle_rate, THROTTLED_BURST, clock, ipv6_prefix)
-        self._arguments = [str(keep_seconds), str(most_bytes), str(most_alike)]
+        self._response, self._ipv6_prefix, self._share = config.response, ipv6_prefix, share
+        self.roll = Roll(config.keep_seconds, clock)
+        self._rate = RateLimit(config.throttle_rate, THROTTLED_BURST, ipv6_prefix=ipv6_prefix)
+        self._options = Options(config.keep_seconds, config.max_bytes, config.most_alike, store)
         self._known = frozenset(known)
-        self._waiting: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Answered | LetOff | None] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
         self._suspects = Counter(
@@ -106,7 +83,15 @@ class Patrol:
             "Images that nobody had the time to look at for who probes.",
             registry=registry,
         )
-        self._started_at = clock()
+        self._apart: Gauge | None = None
+        if store is not None:
+            self._apart = Gauge(
+                "askance_replicas_apart",
+                "Whether the store that servers share is away: each looks alone for who probes.",
+                registry=registry,
+            )
+            self._apart.set(1)  # until it is told otherwise
+        self._started_at = time.monotonic()
         self._process, self._reader = self._start()
         self._writer = threading.Thread(target=self._write_on, name="askance-probing", daemon=True)
         self._writer.start()
@@ -138,6 +123,11 @@ class Patrol:
             raise probes()
         self._rate.take(client, images)
 
+    def let_off(self, client: str) -> bool:
+        """Let a client off, here and at the other servers; whether it was named."""
+        self._waiting.put(LetOff(client))
+        return self.roll.lift(client)
+
     def stop(self) -> None:
         """Look at what waits, and end."""
         self._waiting.put(None)
@@ -147,52 +137,66 @@ class Patrol:
         return network_of(call.client, self._ipv6_prefix)
 
     def _start(self) -> tuple[subprocess.Popen[bytes], threading.Thread]:
-        """A process that looks, and a thread that names whom it finds until it ends."""
+        """A process that looks, and a thread that hears what it says until it ends."""
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", lookout.__name__, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-P", "-m", lookout.__name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        assert process.stdin is not None
+        with suppress(OSError):  # as for all that it is told
+            process.stdin.write(line(self._options))
+            process.stdin.flush()
         reader = threading.Thread(target=self._read_on, args=(process,), name="askance-probing-found", daemon=True)
         reader.start()
         return process, reader
 
     def _read_on(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._name(lookout.suspect_of(line))
+        for text in process.stdout:
+            said = read(text)
+            if isinstance(said, Found):
+                self._name(said.named)
+            elif isinstance(said, Known):
+                self.roll.add(said.named)
+            elif isinstance(said, LetOff):
+                self.roll.lift(said.client)
+            elif isinstance(said, Away):
+                self._stands_apart(said.why)
 
     def _write_on(self) -> None:
-        while (answered := self._waiting.get()) is not None:
+        while (told := self._waiting.get()) is not None:
             try:
-                self._write(answered)
+                self._tell(told)
             except OSError:  # it has ended
-                self._dropped.inc()
+                self._dropped.inc(isinstance(told, Answered))
                 self._start_anew()
             finally:
-                with self._lock:
-                    self._bytes -= answered.pixels.nbytes
+                if isinstance(told, Answered):
+                    with self._lock:
+                        self._bytes -= told.pixels.nbytes
         self._end()
 
-    def _write(self, answered: Answered) -> None:
-        prediction, verdict = answered.answer.prediction, answered.answer.verdict
-        assert prediction is not None
-        assert verdict is not None
+    def _tell(self, told: Answered | LetOff) -> None:
         assert self._process.stdin is not None
-        numbers = thinned(answered.pixels)
-        asked = lookout.Asked(self._key(answered.call), prediction.index, verdict, len(numbers))
-        self._process.stdin.write(lookout.message(asked, numbers))
+        if isinstance(told, LetOff):
+            self._process.stdin.write(line(told))
+        else:
+            prediction, verdict = told.answer.prediction, told.answer.verdict
+            assert prediction is not None
+            assert verdict is not None
+            numbers = thinned(told.pixels)
+            asked = Asked(self._key(told.call), prediction.index, verdict, len(numbers))
+            self._process.stdin.write(line(asked) + numbers.tobytes())
         self._process.stdin.flush()
 
     def _start_anew(self) -> None:
         """Start another process, unless the last one did not last: then later."""
-        if self._clock() - self._started_at < RESTART_SECONDS:
+        if time.monotonic() - self._started_at < RESTART_SECONDS:
             return
         logger.error(
             "the process that looks for who probes has ended (%s): another one takes over", self._process.poll()
         )
         self._end()
-        self._started_at = self._clock()
+        self._started_at = time.monotonic()
         self._process, self._reader = self._start()
 
     def _end(self) -> None:
@@ -203,8 +207,15 @@ class Patrol:
         self._process.wait()
         self._reader.join()
 
-    def _name(self, suspect: Suspect) -> None:
-        named = Named(suspect.client, suspect.technique, suspect.asked, time.time())
+    def _stands_apart(self, why: str | None) -> None:
+        assert self._apart is not None
+        self._apart.set(why is not None)
+        if why is None:
+            logger.info("the store of the replicas is there: they look together for who probes")
+        else:
+            logger.warning("the store of the replicas is away (%s): each looks alone for who probes", why)
+
+    def _name(self, named: Named) -> None:
         self.roll.add(named)
         self._share(named)
         name = named.client if named.client in self._known else ANONYMOUS

@@ -32,7 +32,7 @@ from askance.service.observability import log, stderr
 from askance.service.observability.shared import SharedMetrics, WorkerMetrics
 from askance.service.ports import held, metrics_server, review_store
 from askance.service.probing.named import Named
-from askance.service.probing.patrol import Response
+from askance.service.settings import Response
 from askance.service.signals import end_after, obeyed
 from askance.service.watchdog import HUNG_STALLS
 from askance.service.workers.line import Line, LineClosedError

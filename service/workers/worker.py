@@ -65,8 +65,9 @@ def _obeying(line: Line, folder: Path, life: Life) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         life.stop()
 
-    roll = None if server.patrol is None else server.patrol.roll
-    probing: Answers = {} if roll is None else {"named": roll.listed, "name": roll.add, "lift": roll.lift}
+    probing: Answers = {}
+    if (patrol := server.patrol) is not None:
+        probing = {"named": patrol.roll.listed, "name": patrol.roll.add, "lift": patrol.let_off}
     line.listen(
         {
             **probing,
