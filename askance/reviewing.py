@@ -65,6 +65,10 @@ def list_requests(
     mark: Annotated[
         str | None, typer.Option(help=f"Only those with it: {', '.join(MARKS)}.", metavar="MARK", callback=_mark)
     ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(metavar="CLIENT", help="Only that one's: its name, or an anonymous one's address or network."),
+    ] = None,
     unmarked: Annotated[bool, typer.Option("--unmarked", help="Only those that nobody has looked at.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="The most.")] = 50,
     json: JsonOption = None,
@@ -77,7 +81,7 @@ def list_requests(
 
     with _opened(folder) as store:
         given = None if mark is None else Mark(mark)
-        found = store.listed(_who(), verdict=verdict, mark=given, unmarked=unmarked, limit=limit)
+        found = store.listed(_who(), verdict=verdict, mark=given, unmarked=unmarked, client=client, limit=limit)
     with also_as_json(json, {"requests": [one.as_dict() for one in found]}):
         table = Table("id", "when", "client", "prediction", "verdict", "p-value", "mark")
         for one in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from askance.answers import Answer, DetectorVerdict, Prediction, Screening, Verdict
 from askance.service.answered import Answered
 from askance.service.call import Call, Identity, Role
+from askance.service.review.store import Kept
 
 
 def answered(verdict: Verdict, label: str = "ant", client: str = "camera", p: float = 0.5) -> Answered:
@@ -22,3 +24,24 @@ def answered(verdict: Verdict, label: str = "ant", client: str = "camera", p: fl
     call = Call("Screen", "r", identity=Identity(client, frozenset({Role.PREDICT})))
     answer = Answer(Prediction(0, label, (0.9, 0.1)), verdict, screening)
     return Answered(call, answer, None, np.zeros((1, 2, 2), np.float32), ("ant", "bee"))
+
+
+def kept(name: str, at: float | None = None, size: int = 10, **changes: Any) -> Kept:
+    """A request of a camera's, as it is kept."""
+    values: dict[str, Any] = {
+        "id": name,
+        "at": time.time() if at is None else at,
+        "client": "camera",
+        "address": "ipv4:10.0.0.1",
+        "request_id": "r",
+        "bundle": "b" * 64,
+        "label": "ant",
+        "probability": 0.9,
+        "verdict": "SUSPECT",
+        "p_value": 0.03,
+        "words": ("one", "two"),
+        "why": "flagged",
+        "media": "image/png",
+        "bytes": size,
+    }
+    return Kept(**values | changes)

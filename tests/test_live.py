@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect
 from prometheus_client import Metric
 from pydantic import ValidationError
-from review_support import answered
+from review_support import answered, kept
 from scipy.stats import betabinom
 from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, untypical, wait_for
 from torch import Tensor
@@ -42,6 +43,7 @@ from askance.service.live.bands import CONFIDENCE, band
 from askance.service.live.figures import Figures
 from askance.service.live.noted import FLAGGED, LATEST, PACE_SECONDS, Notes, together
 from askance.service.observability.metrics import BundleDescription, Metrics
+from askance.service.review.store import ReviewStore
 
 TOKEN, DIGEST = new_token()
 OTHER, OTHER_DIGEST = new_token()
@@ -475,8 +477,11 @@ def test_a_mark_comes_from_this_page_alone(guarded: Guarded) -> None:
 def test_who_probes_is_on_the_page_and_is_let_off_there(browser: Browser, tmp_path: Path) -> None:
     publish_tiny(tmp_path / "bundle", TINY)
     (tmp_path / "s.toml").write_text(
-        'port = 0\nmetrics_port = 0\n[probing]\nresponse = "block"\nmost_alike = 20\n'  # as of photos
+        'port = 0\nmetrics_port = 0\n[review]\nfolder = "kept"\nclean_share = 1\n'
+        '[probing]\nresponse = "block"\nmost_alike = 20\n'  # as of photos
     )
+    with closing(ReviewStore(tmp_path / "kept")) as store:
+        store.keep(kept("of-another"), b"")
     with process_serving(tmp_path / "bundle", "--config", tmp_path / "s.toml") as (_, serving):
         client, page = askance.Client(serving.target), browser.new_page()
         for frame in frames(21):
@@ -487,6 +492,12 @@ def test_who_probes_is_on_the_page_and_is_let_off_there(browser: Browser, tmp_pa
         assert Axe().run(page).violations_count == 0
         with pytest.raises(askance.ServiceError, match="looks like an attack"):
             client.screen(noise(1))
+        expect(page.locator("#kept > li")).to_have_count(22)
+        named.get_by_role("button", name="what is kept of it").click()
+        expect(page.locator("#whom")).to_have_text("Only those of ipv4:127.0.0.1.")
+        expect(page.locator("#kept > li")).to_have_count(21)
+        page.get_by_role("button", name="all clients").click()
+        expect(page.locator("#of-whom")).to_be_hidden()
         named.get_by_role("button", name="let off").click()
         expect(page.locator("#none-named")).to_be_visible()
         assert isinstance(client.screen(noise(1)), Answer)

@@ -12,7 +12,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client import CollectorRegistry
-from review_support import answered
+from review_support import answered, kept
 from service_support import config, noise, running, until, untypical
 
 from askance.__main__ import run
@@ -33,24 +32,24 @@ from askance.service.review.keeper import WAITING, Keeper
 from askance.service.review.store import ARRAY, FILE, Kept, Mark, ReviewStore, encoded
 
 
-def kept(name: str, at: float | None = None, size: int = 10, **changes: Any) -> Kept:
-    values: dict[str, Any] = {
-        "id": name,
-        "at": time.time() if at is None else at,
-        "client": "camera",
-        "address": "ipv4:10.0.0.1",
-        "request_id": "r",
-        "bundle": "b" * 64,
-        "label": "ant",
-        "probability": 0.9,
-        "verdict": "SUSPECT",
-        "p_value": 0.03,
-        "words": ("one", "two"),
-        "why": "flagged",
-        "media": "image/png",
-        "bytes": size,
-    }
-    return Kept(**values | changes)
+@pytest.mark.parametrize(
+    ("client", "found"),
+    [
+        ("camera", ["a"]),
+        ("ipv4:10.0.0.1", ["b"]),  # not the camera's, which has a name
+        ("ipv6:2001:db8::/64", ["c", "d"]),
+        ("ipv6:2001:db8::1", ["c"]),
+        ("ipv6:2001:db8:0:1::/64", []),
+        ("ipv4:10.0.0.0/99", []),
+        ("anonymous", []),
+    ],
+)
+def test_a_client_is_asked_for_by_what_it_is_named_for(client: str, found: list[str], tmp_path: Path) -> None:
+    store = ReviewStore(tmp_path / "kept")
+    store.keep(kept("a"), b"")
+    for name, address in (("b", "ipv4:10.0.0.1"), ("c", "ipv6:2001:db8::1"), ("d", "ipv6:2001:db8::2")):
+        store.keep(kept(name, client="anonymous", address=address), b"")
+    assert sorted(one.id for one in store.listed("me", client=client)) == found
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import orjson
 
@@ -131,8 +132,9 @@ class Pages:
         if verb == "GET" and path == "/live/map":
             return _json(self._sources.activation_map() or b"null")
         if verb == "GET" and path == "/live/review":
-            kept = None if review is None else [one.as_dict() for one in review.listed(name, limit=REVIEWED)]
-            return _json(orjson.dumps(kept))
+            (client,) = parse_qs(environ.get("QUERY_STRING", "")).get("client", [None])[:1]
+            kept = None if review is None else review.listed(name, client=client, limit=REVIEWED)
+            return _json(orjson.dumps(kept and [one.as_dict() for one in kept]))
         if verb == "POST" and path == "/live/probing/lift" and self._sources.probing is not None:
             return self._lifted(self._sources.probing, environ, name)
         if review is not None and (found := _KEPT.fullmatch(path)):

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from askance.errors import AskanceError
+from askance.service.call import ANONYMOUS
+from askance.service.guard.limits import network_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,7 @@ class ReviewStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))  # images of clients': nobody else's to read
             self._database = sqlite3.connect(file, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._database.create_function("is_of", 3, _is_of, deterministic=True)
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise AskanceError(f"{file} is of another askance (version {version}, here {VERSION}): use that one")
@@ -188,7 +191,14 @@ class ReviewStore:
             database.executemany(f"DELETE FROM {table} WHERE id = ?", [(name,) for name in names])
 
     def listed(
-        self, who: str, *, verdict: str | None = None, mark: Mark | None = None, unmarked: bool = False, limit: int = -1
+        self,
+        who: str,
+        *,
+        verdict: str | None = None,
+        mark: Mark | None = None,
+        unmarked: bool = False,
+        client: str | None = None,
+        limit: int = -1,
     ) -> list[Kept]:
         """The requests that are kept, the latest first.
 
@@ -197,10 +207,11 @@ class ReviewStore:
             verdict: only those.
             mark: only those with it.
             unmarked: only those without any.
+            client: only that one's: its name; or an anonymous one's address, or IPv6 network, as "ipv6:2001::/64".
             limit: the most; -1 is all.
         """
-        wanted = {"verdict": verdict, "mark": mark}
-        where = [f"{column} = ?" for column, value in wanted.items() if value is not None]
+        wanted = {"verdict = ?": verdict, "mark = ?": mark, "is_of(client, address, ?)": client}
+        where = [condition for condition, value in wanted.items() if value is not None]
         where += ["mark IS NULL"] if unmarked else []
         found = self._rows(
             f"{'WHERE ' + ' AND '.join(where) if where else ''} ORDER BY at DESC LIMIT ?",
@@ -296,6 +307,14 @@ class ReviewStore:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+
+
+def _is_of(name: str, address: str, client: str) -> bool:
+    """Whether a request is a client's, whom the one or the other says."""
+    if name != ANONYMOUS:
+        return name == client
+    prefix = client.rpartition("/")[2]
+    return client in {address, network_of(address, int(prefix) if prefix.isdecimal() else 128)}
 
 
 def encoded(file: bytes | memoryview | None, pixels: NDArray[np.float32]) -> tuple[str, bytes]:

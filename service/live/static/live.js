@@ -8,7 +8,7 @@ const percent = (share, digits = 1) => (share === null ? "none" : `${(100 * shar
 const milliseconds = (value) => (value === null ? "none" : `${value.toPrecision(3)} ms`);
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 const MARKS = ["false-alarm", "attack", "unsure"];
-let drawMap = null, served = null, reviewed = -1, named = null, latest = [], newest = null;
+let drawMap = null, served = null, reviewed = -1, reviewing = null, named = null, latest = [], newest = null;
 
 function table(id, caption, head, rows) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell, i) => (i || tag === "th" ? make(tag, tag === "th" ? {scope: "col"} : {}, cell) : make("th", {scope: "row"}, cell))));
@@ -68,15 +68,26 @@ function probing(now) {
   put("named", ...now.probing.map((one) => {
     const button = make("button", {type: "button"}, "let off");
     button.addEventListener("click", () => post("live/probing/lift", one.client));
-    return make("li", {class: "ADVERSARIAL"}, make("b", {}, one.client), make("div", {}, `${one.seen}, after ${count(one.asked)} images, ${clock(one.at)}`), button);
+    const kept = make("button", {type: "button"}, "what is kept of it");
+    kept.hidden = !now.reviewing;
+    kept.addEventListener("click", () => reviewOf(one.client, now));
+    return make("li", {class: "ADVERSARIAL"}, make("b", {}, one.client), make("div", {}, `${one.seen}, after ${count(one.asked)} images, ${clock(one.at)}`), button, kept);
   }));
+}
+
+async function reviewOf(client, now) {
+  [reviewing, reviewed] = [client, -1];
+  await review(now);
+  by("review").scrollIntoView();
 }
 
 async function review(now) {
   by("review").hidden = !now.reviewing;
   if (!now.reviewing || reviewed === now.kept) return;
   reviewed = now.kept;
-  const kept = await (await fetch("live/review")).json();
+  by("of-whom").hidden = reviewing === null;
+  by("whom").textContent = `Only those of ${reviewing}.`;
+  const kept = await (await fetch(`live/review${reviewing === null ? "" : `?client=${encodeURIComponent(reviewing)}`}`)).json();
   put("kept", ...kept.map((one) => make("li", {class: one.verdict},
     make("img", {src: `live/review/${one.id}/image`, alt: `request ${one.request_id}`, loading: "lazy", width: 96, height: 96}),
     ...said(one, one.why === "sample" ? ", drawn by chance" : ""),
@@ -118,6 +129,8 @@ function show(now) {
   review(now);
   probing(now);
 }
+
+by("of-all").addEventListener("click", () => [reviewing, reviewed] = [null, -1]);
 
 const stream = new EventSource("live/events");
 stream.addEventListener("message", (event) => show(JSON.parse(event.data)));
