@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +28,7 @@ def train(
             "--permuted-labels", help="Learn permuted labels, by heart, and keep the weights of each epoch alone."
         ),
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
 ) -> None:
     """Train one of the example classifiers and write its weights where CONFIG says."""
     from askance.calibration.config import load_config
@@ -36,13 +39,15 @@ def train(
     if permuted_labels:
         if checkpoints is None:
             raise typer.BadParameter("--permuted-labels: name a folder for the weights, --checkpoints FOLDER")
-        learned = memorise(load_config(config), checkpoints)
+        with _kept_when_interrupted():
+            learned = memorise(load_config(config), checkpoints, resume=resume)
         console.print(
             f"learned {learned['learned']:.2%} of {learned['train_images']} permuted labels; accuracy "
             f"{learned['accuracy']:.2%} on {learned['test_images']} unseen images; weights in {checkpoints}"
         )
         return
-    result = train_classifier(load_config(config), overwrite=overwrite, checkpoints=checkpoints)
+    with _kept_when_interrupted():
+        result = train_classifier(load_config(config), overwrite=overwrite, checkpoints=checkpoints, resume=resume)
     console.print(
         f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
         f"on {result['test_images']} unseen ones; weights in {result['weights']}"
@@ -65,13 +70,8 @@ def harden(
     from askance.output import also_as_json, console
 
     loaded = load_config(config)
-    try:
+    with _kept_when_interrupted():
         found = harden_classifier(loaded, out, resume=resume)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"askance: finished epochs are kept: go on with askance harden {config} --out {out} --resume", err=True
-        )
-        raise
     with also_as_json(json, found.model_dump(mode="json")):
         if found.before is not None:
             _say_strength("before", found.before)
@@ -82,6 +82,15 @@ def harden(
             soft_wrap=True,
             markup=False,
         )
+
+
+@contextmanager
+def _kept_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("askance: finished epochs are kept: go on with the same command and --resume", err=True)
+        raise
 
 
 def _say_strength(which: str, found: Strength) -> None:

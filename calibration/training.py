@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from askance.calibration.config import Config, TrainingConfig
 from askance.calibration.data import load_splits
 from askance.calibration.images import Images
 from askance.calibration.progress import say, track
+from askance.calibration.unfinished import Unfinished, unfinished
 from askance.classifiers import build_classifier
 from askance.detectors.output import select_output
 from askance.errors import ConfigError
@@ -37,7 +39,8 @@ def fit_classifier(
     preprocessing: Preprocessing,
     images: Images,
     config: TrainingConfig,
-    after_epoch: Callable[[int], None] | None = None,
+    work: Unfinished | None = None,
+    checkpoints: Path | None = None,
 ) -> nn.Module:
     """Train in place: SGD with momentum at a constant rate, cross-entropy, batches shuffled by the seed.
 
@@ -46,17 +49,25 @@ def fit_classifier(
         preprocessing: in front of it.
         images: to learn.
         config: how.
-        after_epoch: called after each with its number, and with 0 before the first.
+        work: keeps what is finished, and has what to go on with.
+        checkpoints: a folder that keeps the weights of each epoch, from before the first (epoch-000.safetensors) on.
 
     Returns:
         The classifier, in eval mode.
     """
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=config.learning_rate, momentum=config.momentum)
+    done = 0
+    if work is not None and (state := work.state) is not None:
+        classifier.load_state_dict(state["classifier"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["shuffling"])
+        torch.set_rng_state(state["dropout"])
+        done = state["epoch"]
+    elif checkpoints is not None:
+        _check_in(classifier, checkpoints, 0)
     classifier.train()
-    if after_epoch is not None:
-        after_epoch(0)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(done + 1, config.epochs + 1):
         order = torch.randperm(len(images), generator=generator)
         total = torch.zeros(())
         for rows in track(order.split(config.batch_size), f"epoch {epoch}/{config.epochs}"):
@@ -67,8 +78,18 @@ def fit_classifier(
             optimizer.step()
             total += loss.detach() * len(batch)
         say(f"epoch {epoch}/{config.epochs}: training loss {float(total) / len(images):.4f}")
-        if after_epoch is not None:
-            after_epoch(epoch)
+        if checkpoints is not None:
+            _check_in(classifier, checkpoints, epoch)
+        if work is not None:
+            work.keep(
+                {
+                    "classifier": classifier.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "shuffling": generator.get_state(),
+                    "dropout": torch.get_rng_state(),
+                    "epoch": epoch,
+                }
+            )
     return classifier.eval()
 
 
@@ -78,20 +99,25 @@ def train(
     *,
     overwrite: bool = False,
     checkpoints: Path | None = None,
+    resume: bool = False,
 ) -> dict[str, float | int | str]:
     """Train the config's classifier on its `train` split and write the weights to `classifier.weights`.
+
+    What is finished is kept in `<weights>.partial` after each epoch until they are written.
 
     Args:
         config: of the calibration.
         splits: already loaded; else they are loaded.
         overwrite: replace weights that are there.
-        checkpoints: a folder that keeps the weights of each epoch, from before the first (epoch-000.safetensors) on.
+        checkpoints: as for `fit_classifier`.
+        resume: go on with what is kept.
 
     Returns:
         {"train_images", "test_images" (all that calibrate, fuse and evaluate), "accuracy" on them, "weights"}.
 
     Raises:
         ConfigError: no split is to be trained on, or the weights are not a .safetensors path, or are there already.
+        CalibrationError: unfinished work is there that is not to be gone on with, or cannot.
         DataError: the data cannot be used.
         FileError: the weights cannot be written; found out before any training, where it can be.
     """
@@ -106,9 +132,13 @@ def train(
         raise ConfigError(f"{path} exists: training would replace these weights; add --overwrite if that is meant")
     preprocessing = config.classifier.preprocessing
     splits = load_splits(config.data, config.splits, preprocessing) if splits is None else splits
-    with begun(config) as classifier, reserved(path, len(saved(classifier))) as write:
-        keep = None if checkpoints is None else _keeping(classifier, checkpoints)
-        fit_classifier(classifier, preprocessing, splits["train"], config.training, keep)
+    images = splits["train"]
+    with (
+        begun(config) as classifier,
+        reserved(path, len(saved(classifier))) as write,
+        unfinished(path, _identity(config, images), resume=resume) as work,
+    ):
+        fit_classifier(classifier, preprocessing, images, config.training, work, checkpoints)
         write(saved(classifier))
     unseen = unseen_images(splits)
     return {
@@ -119,7 +149,9 @@ def train(
     }
 
 
-def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None = None) -> dict[str, float | int]:
+def memorise(
+    config: Config, checkpoints: Path, splits: dict[str, Images] | None = None, *, resume: bool = False
+) -> dict[str, float | int]:
     """Train the config's classifier on its `train` split with the labels permuted, and keep each epoch's weights alone.
 
     There is nothing to learn but the images by heart: what such a network's layers know is what training does not give
@@ -127,14 +159,16 @@ def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None
 
     Args:
         config: of the calibration.
-        checkpoints: the folder that keeps them, as `train` does.
+        checkpoints: the folder that keeps them, as `train` does; what is finished is kept in `<checkpoints>.partial`.
         splits: already loaded; else they are loaded.
+        resume: go on with what is kept.
 
     Returns:
         {"train_images", "learned" (the share whose permuted label it has learned), "test_images", "accuracy" on these}.
 
     Raises:
         ConfigError: no split is to be trained on.
+        CalibrationError: unfinished work is there that is not to be gone on with, or cannot.
         DataError: the data cannot be used.
         FileError: the weights cannot be written.
     """
@@ -145,8 +179,9 @@ def memorise(config: Config, checkpoints: Path, splits: dict[str, Images] | None
     images = splits["train"]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.training.seed))
     permuted = Images(images.x, images.y[order], images.classes)
-    with begun(config) as classifier:
-        fit_classifier(classifier, preprocessing, permuted, config.training, _keeping(classifier, checkpoints))
+    identity = _identity(config, permuted)
+    with begun(config) as classifier, unfinished(checkpoints, identity, resume=resume) as work:
+        fit_classifier(classifier, preprocessing, permuted, config.training, work, checkpoints)
     unseen = unseen_images(splits)
     return {
         "train_images": len(permuted),
@@ -166,13 +201,18 @@ def begun(config: Config) -> Iterator[nn.Module]:
         )
 
 
-def _keeping(classifier: nn.Module, folder: Path) -> Callable[[int], None]:
-    """Keeps a classifier's weights of each epoch."""
+def _check_in(classifier: nn.Module, folder: Path, epoch: int) -> None:
+    """Keep a classifier's weights of an epoch."""
+    write_whole(folder / f"epoch-{epoch:03}.safetensors", saved(classifier))
 
-    def keep(epoch: int) -> None:
-        write_whole(folder / f"epoch-{epoch:03}.safetensors", saved(classifier))
 
-    return keep
+def _identity(config: Config, images: Images) -> dict[str, Any]:
+    """What a training depends on."""
+    return {
+        "classifier": config.classifier.model_dump(mode="json", exclude={"weights"}),
+        "training": config.training.model_dump(mode="json"),
+        "images": images.digest(),
+    }
 
 
 def unseen_images(splits: dict[str, Images]) -> Images:

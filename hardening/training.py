@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from askance.calibration.config import Config, HardeningConfig
 from askance.calibration.data import load_splits, named
-from askance.calibration.digests import json_digest
 from askance.calibration.images import Images
 from askance.calibration.inputs import (
     CalibrationInputs,
@@ -27,16 +24,15 @@ from askance.calibration.inputs import (
     word_vectors,
 )
 from askance.calibration.progress import say, track
-from askance.calibration.stages import alone_in
 from askance.calibration.suite import Target
 from askance.calibration.training import begun, nothing_to_learn, saved, unseen_images
+from askance.calibration.unfinished import unfinished
 from askance.detectors import Tap
 from askance.errors import CalibrationError, ConfigError
 from askance.hardening.losses import loss_of
 from askance.hardening.strength import Strength, strength
-from askance.writing import SECRET, reserved, write_whole
+from askance.writing import reserved
 
-STATE = "state.pt"
 SEEDS = 1_000_003  # that far are those of epochs of one training from those of another's
 
 
@@ -134,26 +130,20 @@ def harden(config: Config, out: Path, *, resume: bool = False) -> Hardened:
     unseen = splits["held_out"] if "held_out" in splits else unseen_images(splits)
     before = None if options.start == "anew" else strength(target, unseen, options.epsilon, layers)
     classifier = target.build().classifier
-    with alone_in(out.with_name(out.name + ".partial")) as folder, reserved(out, len(saved(classifier))) as write:
+    identity = {
+        "options": options.model_dump(mode="json"),
+        "classifier": target.identity(),
+        "images": splits["train"].digest(),
+        "seed": config.training.seed,
+    }
+    with unfinished(out, identity, resume=resume) as work, reserved(out, len(saved(classifier))) as write:
         course = _Course.of(classifier, options)
-        identity = json_digest(
-            {
-                "options": options.model_dump(mode="json"),
-                "classifier": target.identity(),
-                "images": splits["train"].digest(),
-                "seed": config.training.seed,
-            }
-        )
-        kept = _kept(folder / STATE, identity, resume=resume)
-        if kept is not None:
-            course.go_on(kept)
+        if work.state is not None:
+            course.go_on(work.state)
         for _ in _train(course, options, splits["train"], target, layers, config.training.seed):
-            content = io.BytesIO()
-            torch.save(course.state() | {"identity": identity}, content)
-            write_whole(folder / STATE, content.getvalue(), SECRET)
+            work.keep(course.state())
         hardened = course.average.module.cpu().eval()
         write(saved(hardened))
-        shutil.rmtree(folder, ignore_errors=True)
     weights: dict[str, Tensor] = dict(hardened.state_dict())
     return Hardened(
         train_images=len(splits["train"]),
@@ -184,30 +174,6 @@ def _anew(config: Config) -> CalibrationInputs:
     inputs = CalibrationInputs.of(config, classifier.eval(), weights, splits, names)
     check_classifier(inputs)
     return replace(inputs, word_vectors=word_vectors(inputs))
-
-
-def _kept(path: Path, identity: str, *, resume: bool) -> dict[str, Any] | None:
-    """What is kept of a training that was begun.
-
-    Raises:
-        CalibrationError: it is not to be gone on with, or is another one's.
-    """
-    if not path.exists():
-        return None
-    if not resume:
-        raise CalibrationError(
-            f"{path.parent} holds unfinished work: add --resume to continue it, or remove it to start over"
-        )
-    try:
-        kept: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception:  # whatever torch says of a damaged file
-        say(f"{path} is damaged: the training begins anew")
-        return None
-    if kept["identity"] != identity:
-        raise CalibrationError(
-            f"{path.parent} was begun with another classifier, data or options: remove it to start over"
-        )
-    return kept
 
 
 def _train(
