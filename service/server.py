@@ -141,6 +141,8 @@ class Server:
                 replicas_store(config.replicas),
             )
             observers.append(self.patrol.offer)
+        elif config.replicas.store is not None:
+            logger.warning('replicas.store: there is nothing to share, for probing.response is "off"')
         self.screener = Screener(config, self.metrics, self._decoders, self.repository, rate, observers, self.patrol)
         request_log = RequestLog(self.metrics)
         access = Access(config.access.clients, config.access.anonymous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from service_support import frames, http_get, noise, process_serving, publish_tiny, wait_for
+from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, wait_for
 
 import askance
 from askance.answers import Verdict
@@ -329,3 +330,13 @@ def test_a_password_that_cannot_be_read_and_an_extra_that_is_missing_are_told_of
     ):
         replicas_store(set_up)
     assert replicas_store(ReplicasConfig()) is None
+
+
+def test_a_store_without_anything_to_share_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with running(settings=config(store="redis://here")):
+            pass
+
+    with caplog.at_level("WARNING", "askance"):
+        asyncio.run(test())
+    assert 'replicas.store: there is nothing to share, for probing.response is "off"' in caplog.messages
