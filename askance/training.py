@@ -39,14 +39,15 @@ def train(
     if permuted_labels:
         if checkpoints is None:
             raise typer.BadParameter("--permuted-labels: name a folder for the weights, --checkpoints FOLDER")
-        with _kept_when_interrupted():
+        with _kept_when_interrupted(f"train {config} --permuted-labels --checkpoints {checkpoints}"):
             learned = memorise(load_config(config), checkpoints, resume=resume)
         console.print(
             f"learned {learned['learned']:.2%} of {learned['train_images']} permuted labels; accuracy "
             f"{learned['accuracy']:.2%} on {learned['test_images']} unseen images; weights in {checkpoints}"
         )
         return
-    with _kept_when_interrupted():
+    again = f"train {config}{' --overwrite' if overwrite else ''}"
+    with _kept_when_interrupted(again if checkpoints is None else f"{again} --checkpoints {checkpoints}"):
         result = train_classifier(load_config(config), overwrite=overwrite, checkpoints=checkpoints, resume=resume)
     console.print(
         f"trained on {result['train_images']} images; accuracy {result['accuracy']:.2%} "
@@ -70,7 +71,7 @@ def harden(
     from askance.output import also_as_json, console
 
     loaded = load_config(config)
-    with _kept_when_interrupted():
+    with _kept_when_interrupted(f"harden {config} --out {out}"):
         found = harden_classifier(loaded, out, resume=resume)
     with also_as_json(json, found.model_dump(mode="json")):
         if found.before is not None:
@@ -85,11 +86,11 @@ def harden(
 
 
 @contextmanager
-def _kept_when_interrupted() -> Iterator[None]:
+def _kept_when_interrupted(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("askance: finished epochs are kept: go on with the same command and --resume", err=True)
+        typer.echo(f"askance: finished epochs are kept: go on with askance {command} --resume", err=True)
         raise
 
 

@@ -8,11 +8,9 @@ let off, is another stream, which all read.
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,6 @@ from askance.service.probing.fingerprints import Bytes
 from askance.service.probing.lines import Asked, Away, Found, Known, LetOff, Options, line, read
 from askance.service.probing.lookout import Alone, Say
 from askance.service.probing.named import MOST_NAMED, Named
-from askance.service.probing.watch import Watch
 from askance.service.store import Store
 
 BEAT_SECONDS = 0.5
@@ -138,14 +135,13 @@ class Fellows:
 
     def _lead(self, connection: Redis) -> Iterator[bytes]:
         """Look, until this is to end; by which entry of the stream, beat by beat."""
-        options = self._options
-        watch = Watch(options.keep_seconds, options.most_bytes, options.most_alike)
+        looks = Alone(self._options, self._say)
         kept: Any = connection.get(self._store.key("seen"))
         seen: bytes = kept or b"0-0"
         last = b"0-0"
         while not self._stopping.is_set():
             for entry, fields in _entries(connection, self._asked, last):
-                last, found = entry, _looked_at(watch, fields)
+                last, found = entry, _found(looks, fields)
                 if _order(last) <= _order(seen):  # looked at by whoever led before, and said
                     continue
                 for named in found:
@@ -167,14 +163,13 @@ def _entries(connection: Redis, stream: str, last: bytes) -> list[tuple[bytes, d
     return [entry for _, entries in (read_on or ()) for entry in entries]
 
 
-def _looked_at(watch: Watch, fields: dict[bytes, bytes]) -> list[Named]:
+def _found(looks: Alone, fields: dict[bytes, bytes]) -> list[Named]:
     """Whom an entry gives away; nobody by one that is not ours."""
     with suppress(ValueError):
         asked = read(fields.get(b"asked", b""))
         numbers = np.frombuffer(fields.get(b"image", b""), np.uint8)
         if isinstance(asked, Asked) and 0 < numbers.size == asked.numbers:
-            suspects = watch.see(asked.client, numbers, asked.label, asked.verdict)
-            return [Named(**asdict(one), at=time.time()) for one in suspects]
+            return looks.found(asked, numbers)
     return []
 
 

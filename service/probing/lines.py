@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from askance.answers import Verdict
 from askance.service.probing.named import Named
@@ -85,7 +85,7 @@ class Away:
 
 
 Said = Options | Asked | LetOff | Found | Known | Away
-_SAID: TypeAdapter[Said] = TypeAdapter(Said)
+_SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="kind")])
 
 
 def line(said: Said) -> bytes:

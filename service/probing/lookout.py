@@ -54,8 +54,13 @@ class Alone:
 
     def see(self, asked: Asked, numbers: Bytes) -> None:
         """Look at an image."""
-        for suspect in self._watch.see(asked.client, numbers, asked.label, asked.verdict):
-            self._say(Found(Named(**asdict(suspect), at=time.time())))
+        for named in self.found(asked, numbers):
+            self._say(Found(named))
+
+    def found(self, asked: Asked, numbers: Bytes) -> list[Named]:
+        """Whom an image gives away."""
+        suspects = self._watch.see(asked.client, numbers, asked.label, asked.verdict)
+        return [Named(**asdict(one), at=time.time()) for one in suspects]
 
     def let_off(self, client: str) -> None:
         """There is nobody to tell."""
