@@ -122,6 +122,7 @@ def resnet44() -> Network:
             Constellation.kind: ConstellationOptions(
                 displacement_layers=("layer1", "layer3.0", "layer3"),
                 noise_views=8,  # as in configs/cifar10.toml
+                seed=0,
             ),
         },
     )

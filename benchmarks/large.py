@@ -126,7 +126,7 @@ def _noise(classifier: nn.Module, count: int) -> Images:
 def _detectors(classifier: nn.Module, images: Images) -> dict[str, Detector]:
     taps = taps_for(layers_of(classifier, INPUT, images[:2].pixels()))
     options: dict[str, dict[str, Any]] = {
-        "library_network": {"library_layers": taps.parts, "rows": 125, "sampled_neurons": 2048},
+        "library_network": {"library_layers": taps.parts, "rows": 125, "sampled_neurons": 2048, "seed": 0},
         "introspection": {"hidden_layers": taps.hidden},
     }
     if taps.mapped:

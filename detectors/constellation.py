@@ -15,6 +15,7 @@ from torch import Tensor
 from askance.detectors.detector import ExplainedByOptions, Inputs
 from askance.detectors.ranks import around, p_value, yardstick
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
+from askance.detectors.tensors import generator
 from askance.detectors.views import add_noise, median_filter, reduce_bits
 from askance.errors import DataError
 from askance.screening.kinds.constellation import ConstellationOptions
@@ -47,8 +48,8 @@ class Constellation(ExplainedByOptions[ConstellationOptions]):
 
     def __init__(self, options: ConstellationOptions, shape: tuple[int, int, int] | None = None) -> None:
         super().__init__(options)
-        generator = torch.Generator().manual_seed(options.seed)
-        noise = torch.empty(0) if shape is None else torch.randn(options.noise_views, *shape, generator=generator)
+        drawn = generator(options.seed)
+        noise = torch.empty(0) if shape is None else torch.randn(options.noise_views, *shape, generator=drawn)
         self.register_buffer("patterns", options.noise * noise)
         self.register_buffer("yardsticks", torch.empty(0))
 

@@ -20,7 +20,7 @@ from askance.detectors.library_size import thresholds_for
 from askance.detectors.ranks import TIE
 from askance.detectors.short_list import ShortList, is_large
 from askance.detectors.tap import EMPTY_STREAM, Capture, CaptureStream
-from askance.detectors.tensors import rounded
+from askance.detectors.tensors import generator, rounded
 from askance.errors import BundleError, DataError, LayerError
 from askance.screening.kinds.library_network import LibraryNetworkOptions
 from askance.screening.options import Options
@@ -81,7 +81,9 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
         """
         if not self.options.sizes:
             return
-        thresholds = thresholds_for(self.options.sizes, sample, of, self.options.sampled_neurons, self.options.seed)
+        # by other neurons than those that nobody is to know: the thresholds are, and are found again on --resume
+        seed = 0 if self.options.seed is None else self.options.seed
+        thresholds = thresholds_for(self.options.sizes, sample, of, self.options.sampled_neurons, seed)
         self.options = self.options.model_copy(update={"thresholds": thresholds, "rows": None, "library_layers": None})
         for library, threshold in zip(self.layer_libraries().values(), thresholds.values(), strict=True):
             library.threshold = threshold
@@ -94,14 +96,14 @@ class LibraryNetwork(ExplainedByOptions[LibraryNetworkOptions]):
             DataError: the stream is empty.
             LayerError: a layer is zero for every input.
         """
-        generator = torch.Generator().manual_seed(self.options.seed)
+        drawn = generator(self.options.seed)
         libraries = self.layer_libraries()
         started, fired = False, dict.fromkeys(libraries, False)
         for capture in stream:
             for layer, library in libraries.items():
                 activation = capture.flat(layer)
                 if not started:
-                    library.begin(activation, self.options.sampled_neurons, generator)
+                    library.begin(activation, self.options.sampled_neurons, drawn)
                 patterns = library.patterns(activation)
                 if library.rows.numel() == 0:
                     library.rows = patterns.new_empty(0, patterns.shape[1])

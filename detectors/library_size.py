@@ -30,7 +30,8 @@ def thresholds_for(
         sizes: the rows wanted, by layer.
         sample: Captures of a sample of the inputs, walked once.
         of: N, how many inputs the libraries will be built on; None: the sample's own.
-        sampled_neurons, seed: as in LibraryNetworkOptions: the same neurons are chosen.
+        sampled_neurons: as in LibraryNetworkOptions.
+        seed: by which they are chosen.
 
     Returns:
         {layer: theta in [-1, 1]}.

@@ -1,10 +1,17 @@
-"""Tensors: as safetensors wants them, and what gradients do not get through by themselves."""
+"""Tensors: as safetensors wants them, what draws them, and what gradients do not get through by themselves."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+
+
+def generator(seed: int | None) -> torch.Generator:
+    """What draws at random by a seed; None: by one of the operating system's, which is kept nowhere."""
+    return torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -391,6 +391,8 @@ class TestCommand:
         assert command(["evaluate", str(digits_run.bundle.path), str(digits_run.config_path), *options]) == 2
         assert line in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
+    @pytest.mark.acceptance
+    @pytest.mark.lasting
     def test_on_digits(self, digits_run: DigitsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         figures = tmp_path / "aware.json"
         options = ["--effort", "quick", "--epsilon", "0.2", "--victims", "30", "--json", str(figures)]

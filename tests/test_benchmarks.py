@@ -148,6 +148,8 @@ def test_a_quick_run_of_workers_gives_a_ratio(tmp_path: Path) -> None:
         assert min(numbers([row["one"], row["all"], row["ratio"]])) > 0
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_quick_run_of_growth_gives_every_curve(tmp_path: Path) -> None:
     _, found = quick("benchmarks.growth", tmp_path / "growth.json")
     assert set(found["curves"]) == {"rows", "rows of long libraries", "width", "classes", "components", "batch"}

@@ -111,14 +111,18 @@ def test_what_it_refuses() -> None:
 
 
 def test_noise_is_seeded_and_in_the_state() -> None:
-    options = ConstellationOptions(displacement_layers=("a",), noise_views=500, noise=0.02)
+    options = ConstellationOptions(displacement_layers=("a",), noise_views=500, noise=0.02, seed=0)
     first = Constellation(options, (1, 8, 8))
     assert float(first.patterns.std()) == pytest.approx(0.02, rel=0.02)
     assert torch.equal(first.patterns, Constellation(options, (1, 8, 8)).patterns)
     other = Constellation(options.model_copy(update={"seed": 1}), (1, 8, 8))
     assert not torch.equal(first.patterns, other.patterns)
+    unknown = options.model_copy(update={"seed": None})
+    drawn = [Constellation(unknown, (1, 8, 8)).patterns for _ in range(2)]
+    assert not torch.equal(*drawn)
+    assert not any(torch.equal(one, first.patterns) for one in drawn)
     images = torch.rand(2, 1, 8, 8)
-    restored = Constellation(options).restore(first.state_dict())
+    restored = Constellation(unknown).restore(first.state_dict())
     assert torch.equal(restored.views(images), first.views(images))
     assert first.views(images).shape == (2, 502, 1, 8, 8)
 

@@ -294,6 +294,7 @@ def test_an_output_that_nobody_can_read(
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 @pytest.mark.parametrize(("redirection", "outcome"), OUTPUTS.items(), ids=OUTPUTS)
 def test_a_calibration_publishes_whatever_becomes_of_its_output(
     quick: Path, tmp_path: Path, redirection: str, outcome: tuple[int, str]
@@ -308,6 +309,7 @@ def test_a_calibration_publishes_whatever_becomes_of_its_output(
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&{gone}"])
 def test_progress_that_nobody_can_read_stops_no_work(quick: Path, tmp_path: Path, redirection: str) -> None:
     code, shown, _ = piped(["calibrate", quick, "--out", tmp_path / "bundle"], redirection)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from calibration_support import CONFIGS, DigitsRun
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import LASTING
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -156,7 +157,12 @@ def test_a_damaged_state_begins_anew(digits_run: DigitsRun, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("start", "method"),
-    [("weights", "adversarial"), ("weights", "trades"), ("weights", "consistent"), ("anew", "adversarial")],
+    [
+        ("weights", "trades"),
+        ("weights", "consistent"),
+        pytest.param("weights", "adversarial", marks=LASTING),
+        pytest.param("anew", "adversarial", marks=LASTING),
+    ],
 )
 def test_digits_that_are_hardened_stand_more(start: str, method: str, digits_run: DigitsRun, tmp_path: Path) -> None:
     options = {"epochs": 12 if start == "weights" else 25, "method": method, "start": start, "trades_weight": 2.0}

@@ -20,7 +20,7 @@ LAYERS = ("conv1", "conv2", "fc1", "fc2")
 
 
 def of_rows(rows: int | dict[str, int], *layers: str, sampled_neurons: int | None = None) -> LibraryNetwork:
-    options = {"rows": rows, "library_layers": layers or None, "sampled_neurons": sampled_neurons}
+    options = {"rows": rows, "library_layers": layers or None, "sampled_neurons": sampled_neurons, "seed": 0}
     return LibraryNetwork(LibraryNetworkOptions.model_validate(options))
 
 

@@ -110,7 +110,7 @@ def test_a_victim_is_calibrated_by_the_rule_and_nothing_else(tmp_path: Path) -> 
     }
     wanted = inputs.settings.detectors.wanted()
     assert list(wanted) == ["library_network", "introspection", "self_organizing_map", "constellation"]
-    assert wanted["constellation"] == ConstellationOptions(displacement_layers=("conv1", "conv2"))
+    assert wanted["constellation"] == ConstellationOptions(displacement_layers=("conv1", "conv2"), seed=0)
     assert inputs.settings.evaluation.ladder
     assert len(inputs.settings.evaluation.attacks) == len(suite(0.1, 64))
     assert (tmp_path / "digits_train.npz").exists()

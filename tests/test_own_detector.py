@@ -13,7 +13,7 @@ from wheel_support import Users, build_wheel, new_users
 from askance.detectors import Bundle
 from askance.screening.manifest import PackageEntry
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.lasting]
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 

@@ -9,6 +9,7 @@ from statistics import fmean
 import pytest
 import torch
 from calibration_support import CONFIGS, DigitsRun
+from marks import LASTING
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -189,7 +190,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("number", PAPERS)
+@pytest.mark.parametrize("number", [pytest.param(one, marks=() if one == "001" else LASTING) for one in PAPERS])
 def test_the_figures_of_a_paper(
     number: str,
     digits_run: DigitsRun,

@@ -35,6 +35,15 @@ MODEL_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 Attempt = Callable[[Running], Awaitable[None]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_what_is_new() -> Iterator[None]:
+    """What was there before is neither collected nor counted: it is most of what there is, and takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def alive() -> Counter[str]:
     """How many there are of what a call is made of, gRPC's own part of it too, and of what was raised on its way."""
     names = Counter(type(one).__name__ for one in gc.get_objects())

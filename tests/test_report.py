@@ -15,6 +15,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from calibration_support import CONFIGS, DigitsRun
+from marks import LASTING
 from playwright.sync_api import Browser, Page
 
 import askance
@@ -228,10 +229,7 @@ def test_every_axis_names_its_unit(digits_run: DigitsRun) -> None:
 
 VIEWS = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
 SMALLER = {"fit": 600, "held_out": 400, "calibrate": 250, "fuse": 250, "evaluate": 300}  # images
-REAL = [
-    pytest.param(name, marks=[pytest.mark.data, pytest.mark.acceptance, pytest.mark.lasting])
-    for name in ("mnist", "cifar10")
-]
+REAL = [pytest.param(name, marks=[pytest.mark.data, *LASTING]) for name in ("mnist", "cifar10")]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +279,7 @@ def scrolled(browser: Browser, file: Path, view: tuple[int, Any]) -> Iterator[tu
     page.close()
 
 
-@pytest.fixture(params=VIEWS, ids=lambda of: f"{of[0]}-{of[1]}")
+@pytest.fixture(scope="module", params=VIEWS, ids=lambda of: f"{of[0]}-{of[1]}")
 def opened(request: pytest.FixtureRequest, browser: Browser, digits_run: DigitsRun) -> Iterator[tuple[Page, list[str]]]:
     """The digits' report."""
     with scrolled(browser, digits_run.bundle.path / PAGE, request.param) as shown:

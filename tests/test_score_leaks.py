@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf.json_format import MessageToDict
+from marks import LASTING
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import spearmanr
@@ -226,12 +228,19 @@ def test_without_a_pool_verdicts_and_buckets_can_be_read_off(candidate: bool) ->
     assert len(found) > 10
 
 
-@pytest.mark.parametrize("policy", Policy)
-@pytest.mark.parametrize("candidate", [False, True], ids=["alone", "with a candidate"])
+@pytest.mark.parametrize(
+    ("policy", "candidate"),
+    [
+        pytest.param(policy, candidate, marks=() if candidate and policy is Policy.BLOCK else LASTING)
+        for policy, candidate in product(Policy, (False, True))
+    ],
+)
 def test_no_series_tells_how_an_image_was_judged(policy: Policy, candidate: bool) -> None:
     assert attacked(policy.value, POOLED, metrics, candidate).found() == {}
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 @pytest.mark.parametrize("policy", Policy)
 def test_model_statistics_tell_nothing_of_how_an_image_was_judged(policy: Policy) -> None:
     assert attacked(policy.value, POOLED, statistics).found() == {}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import LASTING
 from service_support import (
     SERVE,
     Valve,
@@ -177,7 +178,10 @@ def test_a_stopping_server_does_not_wait_for_a_reader() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
-@pytest.mark.parametrize("redirection", [">&-", "> /dev/full", "> >(true)"])
+@pytest.mark.parametrize(
+    "redirection",
+    [">&-", *(pytest.param(one, marks=LASTING) for one in ("> /dev/full", "> >(true)"))],
+)
 def test_a_server_serves_whatever_becomes_of_its_output(tmp_path: Path, number: int, redirection: str) -> None:
     """The line that says where goes to the log, where standard output takes none."""
     publish_tiny(tmp_path / "bundle", "service_support:TinyClassifier")

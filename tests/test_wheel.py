@@ -63,6 +63,8 @@ def test_it_claims_one_name_and_brings_everything(wheel: Path) -> None:
     assert not [name for name in names if "digits_cnn" in name or "/tests/" in name]
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 def test_every_command_starts_beside_packages_of_the_same_name(users: Users) -> None:
     where = users.run("-c", "import askance; print(askance.__file__)")
     assert where.stdout.startswith(str(users.interpreter.parent.parent)), where.stderr
@@ -151,6 +153,7 @@ def judge(folder: Path) -> list[str]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_users_file_is_checked_strictly(users: Users, tmp_path: Path) -> None:
     """mypy strict finds our types in the face and in what a package of one's own derives from, and finds a mistake."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"

@@ -247,6 +247,8 @@ def test_all_load_anew_when_one_is_asked_to(tmp_path: Path) -> None:
         wait_for(lambda: told() == {first})
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_worker_that_comes_back_to_another_bundle_makes_all_load_it(tmp_path: Path) -> None:
     first = publish_tiny(tmp_path / "1", TINY)
     second = publish_tiny(tmp_path / "2", TINY, shift=0.5)
@@ -325,6 +327,8 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:
             assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.acceptance
+@pytest.mark.lasting
 def test_a_second_server_does_not_share_the_port(tmp_path: Path) -> None:
     publish_tiny(tmp_path / "B", TINY)
     with served(tmp_path / "B", "--rest-port", "0") as seen:

@@ -22,7 +22,7 @@ from askance.service.guard.access import new_token
 from askance.service.pb.inference import inference_pb2 as oip
 from benchmarks.worst_messages import worst_messages
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.lasting]
 SIZE = 16 * MEBIBYTE - 1024  # what a message may be, nearly
 AT_A_TIME = 4
 TOKEN, DIGEST = new_token()

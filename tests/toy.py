@@ -189,7 +189,9 @@ def train_digits() -> Trained:
 
 def new_constellation() -> Constellation:
     """A constellation of three noisy views, a rounded and a filtered one."""
-    options = ConstellationOptions(displacement_layers=("relu2", "fc1"), noise_views=3, noise=0.05, bit_depths=(2,))
+    options = ConstellationOptions(
+        displacement_layers=("relu2", "fc1"), noise_views=3, noise=0.05, bit_depths=(2,), seed=0
+    )
     return Constellation(options, (1, 8, 8))
 
 

@@ -239,7 +239,7 @@ def across(made: Reproduction) -> str:
     seen = study.stream(own.layers, made.clean[:COMPARED])
     first = next(iter(seen))
     widths = {layer: first.flat(layer).shape[1] for layer in own.layers}
-    generator = torch.Generator().manual_seed(own.options.seed)
+    generator = torch.Generator().manual_seed(own.options.seed or 0)
     for count in ACROSS:
         say(f"libraries across layers, {count} neurons of each")
         draws = {

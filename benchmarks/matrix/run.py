@@ -29,7 +29,7 @@ ATTACKED = 150
 
 
 def inputs_for(victim: Victim, folder: Path) -> CalibrationInputs:
-    """A calibration of the victim: every default by the rule of `askance init`.
+    """A calibration of the victim: every default by the rule of `askance init`, but for seeds that it keeps to itself.
 
     Args:
         victim: whose weights are made.
@@ -47,7 +47,11 @@ def inputs_for(victim: Victim, folder: Path) -> CalibrationInputs:
     evaluation = EvaluationConfig.model_validate(
         {"attacks": rows, "attacked_images": ATTACKED, "controls": "all", "baselines": tuple(BASELINES)}
     )
-    return replace(inputs, settings=inputs.settings.model_copy(update={"evaluation": evaluation}))
+    wanted = inputs.settings.detectors.wanted()
+    seeded = {kind: one.model_copy(update={"seed": 0}) for kind, one in wanted.items() if hasattr(one, "seed")}
+    detectors = inputs.settings.detectors.model_copy(update=seeded)
+    settings = inputs.settings.model_copy(update={"evaluation": evaluation, "detectors": detectors})
+    return replace(inputs, settings=settings)
 
 
 def calibrated(victim: Victim, folder: Path) -> Bundle:

@@ -19,7 +19,8 @@ class ConstellationOptions(ExplainingOptions):
         noise: standard deviation of the noise, in pixel values.
         bit_depths: one view for each, rounded to so many bits a channel.
         median_sizes: one view for each, median-filtered by a square of so many pixels.
-        seed: of the noise, which is drawn once and kept (secret) in the bundle.
+        seed: of the noise, which is drawn once and kept (secret) in the bundle; None: one of the operating system's,
+            which nobody knows: the manifest names what is named here.
     """
 
     kind: ClassVar[str] = "constellation"
@@ -29,7 +30,7 @@ class ConstellationOptions(ExplainingOptions):
     noise: float = Field(default=0.02, gt=0)
     bit_depths: tuple[int, ...] = (4,)
     median_sizes: tuple[int, ...] = (2,)
-    seed: int = 0
+    seed: int | None = None
 
     @field_validator("noise_views")
     @classmethod

@@ -24,7 +24,8 @@ class LibraryNetworkOptions(ExplainingOptions):
         softmax: softmax P before correlating, as the author's code does and the paper does not.
         sampled_neurons: if set, each library sees only this many randomly chosen neurons of its layer ("sparse
             sampling", the paper's section 3.3): it bounds memory and look-up and hides the reference points.
-        seed: of the sampling; it travels only in the bundle.
+        seed: of the sampling, which is done once and kept (secret) in the bundle; None: one of the operating system's,
+            which nobody knows: the manifest names what is named here.
     """
 
     kind: ClassVar[str] = "library_network"
@@ -35,7 +36,7 @@ class LibraryNetworkOptions(ExplainingOptions):
     neighbors: int = Field(default=3, ge=1)
     softmax: bool = False
     sampled_neurons: int | None = Field(default=None, ge=1)
-    seed: int = 0
+    seed: int | None = None
 
     @model_validator(mode="after")
     def _one_way_to_say_how_large(self) -> Self:

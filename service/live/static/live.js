@@ -8,7 +8,26 @@ const percent = (share, digits = 1) => (share === null ? "none" : `${(100 * shar
 const milliseconds = (value) => (value === null ? "none" : `${value.toPrecision(3)} ms`);
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 const MARKS = ["false-alarm", "attack", "unsure"];
-let drawMap = null, served = null, reviewed = -1, reviewing = null, named = null, latest = [], newest = null;
+const listed = {last: new Map(), named: new Map(), kept: new Map()};
+let drawMap = null, served = null, reviewed = -1, reviewing = null, latest = [], turn = 0;
+
+// What is shown already stays the same element in its place: what is being read stays open, and pressed where it is.
+function list(id, items, name, draw) {
+  const before = listed[id], now = new Map();
+  for (const one of items) {
+    let called = name(one);
+    while (now.has(called)) called += " again";
+    now.set(called, before.get(called) ?? draw(one));
+  }
+  for (const [called, element] of before) if (!now.has(called)) element.remove();
+  let next = by(id).firstElementChild;
+  for (const element of now.values()) {
+    if (element === next) next = next.nextElementSibling;
+    else by(id).insertBefore(element, next);
+  }
+  listed[id] = now;
+  return [...now.values()];
+}
 
 function table(id, caption, head, rows) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell, i) => (i || tag === "th" ? make(tag, tag === "th" ? {scope: "col"} : {}, cell) : make("th", {scope: "row"}, cell))));
@@ -46,10 +65,7 @@ const why = (one) => make("details", {}, make("summary", {}, "what each detector
 
 function last(now) {
   by("none-flagged").hidden = now.flagged.length > 0;
-  const first = now.flagged.length ? now.flagged[0].at : null;
-  if (first === newest) return; // what is being read stays open
-  newest = first;
-  put("last", ...now.flagged.map((one) => make("li", {class: one.verdict}, ...said(one), why(one))));
+  list("last", now.flagged, JSON.stringify, (one) => make("li", {class: one.verdict}, ...said(one), why(one)));
 }
 
 const post = (path, word) => fetch(path, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(word)});
@@ -61,18 +77,16 @@ async function mark(id, word) {
 
 function probing(now) {
   by("probing").hidden = now.probing === null;
-  const shown = JSON.stringify(now.probing);
-  if (now.probing === null || shown === named) return; // what is about to be pressed stays where it is
-  named = shown;
+  if (now.probing === null) return;
   by("none-named").hidden = now.probing.length > 0;
-  put("named", ...now.probing.map((one) => {
+  list("named", now.probing, JSON.stringify, (one) => {
     const button = make("button", {type: "button"}, "let off");
     button.addEventListener("click", () => post("live/probing/lift", one.client));
     const kept = make("button", {type: "button"}, "what is kept of it");
     kept.hidden = !now.reviewing;
     kept.addEventListener("click", () => reviewOf(one.client, now));
     return make("li", {class: "ADVERSARIAL"}, make("b", {}, one.client), make("div", {}, `${one.seen}, after ${count(one.asked)} images, ${clock(one.at)}`), button, kept);
-  }));
+  });
 }
 
 async function reviewOf(client, now) {
@@ -81,21 +95,28 @@ async function reviewOf(client, now) {
   by("review").scrollIntoView();
 }
 
+function waiting(one) {
+  return make("li", {class: one.verdict},
+    make("img", {src: `live/review/${one.id}/image`, alt: `request ${one.request_id}`, loading: "lazy", width: 96, height: 96}),
+    ...said(one, one.why === "sample" ? ", drawn by chance" : ""),
+    make("div", {}, ...MARKS.map((word) => {
+      const button = make("button", {type: "button", value: word}, word.replace("-", " "));
+      button.addEventListener("click", () => mark(one.id, word));
+      return button;
+    })), why(one));
+}
+
 async function review(now) {
   by("review").hidden = !now.reviewing;
   if (!now.reviewing || reviewed === now.kept) return;
   reviewed = now.kept;
   by("of-whom").hidden = reviewing === null;
   by("whom").textContent = `Only those of ${reviewing}.`;
+  const mine = ++turn;
   const kept = await (await fetch(`live/review${reviewing === null ? "" : `?client=${encodeURIComponent(reviewing)}`}`)).json();
-  put("kept", ...kept.map((one) => make("li", {class: one.verdict},
-    make("img", {src: `live/review/${one.id}/image`, alt: `request ${one.request_id}`, loading: "lazy", width: 96, height: 96}),
-    ...said(one, one.why === "sample" ? ", drawn by chance" : ""),
-    make("div", {}, ...MARKS.map((word) => {
-      const button = make("button", {type: "button", "aria-pressed": one.mark === word}, word.replace("-", " "));
-      button.addEventListener("click", () => mark(one.id, word));
-      return button;
-    })), why(one))));
+  if (mine !== turn) return; // asked again meanwhile, perhaps of another client
+  const shown = list("kept", kept, (one) => one.id, waiting);
+  kept.forEach((one, i) => shown[i].querySelectorAll("button").forEach((button) => button.setAttribute("aria-pressed", button.value === one.mark)));
 }
 
 async function map(now) {
