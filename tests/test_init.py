@@ -59,7 +59,6 @@ def test_the_config_is_what_calibrate_takes(
         "neighbors": 3,
         "softmax": False,
         "sampled_neurons": 2048,
-        "seed": 0,
     }
     assert wanted["introspection"].model_dump()["hidden_layers"] == ("relu3", "fc2")
     assert wanted["self_organizing_map"].model_dump()["side"] == 14

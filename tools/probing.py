@@ -1,7 +1,7 @@
 """By how many questions who attacks a live server is named, into docs/security.md.
 
 python tools/probing.py NAME=FILE,FILE..., of what `make bench-probing ARGS="BUNDLE CONFIG --json FILE"` wrote, without
-and with `--most-alike`.
+and with `--most-alike`; and what it wrote with `--renew`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "security.md"
 
 def main(arguments: list[str]) -> None:
     """Write the section."""
-    found = {}
+    found, renewed = dict[str, list[dict[str, Any]]](), list[list[str]]()
     for argument in arguments:
         name, _, files = argument.partition("=")
-        found[name] = [json.loads(Path(file).read_text()) for file in files.split(",")]
+        runs = [json.loads(Path(file).read_text()) for file in files.split(",")]
+        found[name] = [one for one in runs if not one["renew"]]
+        renewed += [row for one in runs if one["renew"] for row in _renewed(name, one)]
     (settings,) = {tuple(one["most_alike"] for one in runs) for runs in found.values()}
     head = ["attack", "clients"]
     for most_alike in settings:
@@ -32,6 +34,13 @@ def main(arguments: list[str]) -> None:
     rows = [row for name, runs in found.items() for row in _rows(name, runs)]
     honest = [wrapped(_honest(name, one["honest"])) for name, runs in found.items() for one in runs if one["honest"]]
     replace_section(PAGE, "probing", "\n\n".join([table(head, rows), "\n".join(honest)]))
+    replace_section(PAGE, "renewing", table(["attack", "`most_alike`", "had it", "questions", "accounts"], renewed))
+
+
+def _renewed(name: str, run: dict[str, Any]) -> Iterator[list[str]]:
+    for one in run["attacks"]:
+        spent = ["{}, {}".format(*one[what]) if one[what] else "" for what in ("questions", "accounts")]
+        yield [f"{name}, {one['attack']}", str(run["most_alike"]), f"{one['done']} of {one['victims']}", *spent]
 
 
 def _rows(name: str, runs: list[dict[str, Any]]) -> Iterator[list[str]]:
