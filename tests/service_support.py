@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import subprocess
 import threading
 import time
@@ -313,6 +314,12 @@ def wait_for(condition: Callable[[], object]) -> None:
     """The same, on a thread of the test's own."""
     while not condition():
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """One of this machine that nobody listens on, for a program that takes none itself."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return int(bound.getsockname()[1])
 
 
 async def status_of(call: Any) -> tuple[grpc.StatusCode, str]:

@@ -20,7 +20,7 @@ import trustme
 import yaml
 from prometheus_client import CollectorRegistry
 from service_support import config as settings
-from service_support import http_get, process_serving, publish_tiny, running, until
+from service_support import free_port, http_get, process_serving, publish_tiny, running, until
 from tls_support import Pems
 
 from askance.errors import ConfigError
@@ -174,11 +174,6 @@ def test_a_client_that_dribbles_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Prometheus itself
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from service_support import config, frames, http_get, noise, process_serving, publish_tiny, running, wait_for
+from service_support import config, frames, free_port, http_get, noise, process_serving, publish_tiny, running, wait_for
 
 import askance
 from askance.answers import Verdict
@@ -41,8 +41,7 @@ class Redis:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            self.port = taken.getsockname()[1]
+        self.port = free_port()
         self.start()
 
     def start(self) -> None:

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from service_support import wait_for
 from torch import Tensor
 from toy import Trained
 
@@ -136,18 +136,11 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     pids.mkdir()
     killed = subprocess.Popen([sys.executable, str(script), str(pids)])
-    wait_until(lambda: any(pids.iterdir()))
+    wait_for(lambda: any(pids.iterdir()))
     killed.kill()
     killed.wait()
     begun = [int(file.name) for file in pids.iterdir()]
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in begun))
-
-
-def wait_until(so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in begun))
 
 
 def test_a_killed_run_keeps_the_pieces_it_made(
